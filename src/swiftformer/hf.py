@@ -1,0 +1,438 @@
+"""SwiftFormer on transformers' base classes: the names, arguments, outputs and state-dict keys of `transformers`.
+
+Code written for `transformers.SwiftFormer*` runs after changing the import. What is new is the numeric form
+(`global_query_weighting`, `normalize_query_key`), both heads' logits, the backbone and `from_variant`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2CLS
+from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutputWithNoAttention,
+    ImageClassifierOutputWithNoAttention,
+)
+from transformers.utils import ModelOutput
+
+from swiftformer.attention import EfficientAdditiveAttention
+from swiftformer.model import Activation, ConvBranch, Encoder, EncoderBlock, PatchEmbedding
+from swiftformer.variants import get_variant
+
+# Written in place of `depths` where stock transformers would load the weights and compute something else: its
+# configuration class then stops with an error that shows this sentence. The depths go to `stage_depths`.
+STOCK_REFUSAL = "stock transformers computes another function from these weights; load them with the swiftformer package"
+
+
+@strict
+class SwiftFormerConfig(BackboneConfigMixin, PreTrainedConfig):
+    """Configuration of a SwiftFormer model. Arguments and defaults are those of `transformers.SwiftFormerConfig`.
+
+    Args:
+        image_size: nominal input size in pixels; any size runs.
+        num_channels: channels of the input image.
+        depths: blocks per stage, at least one each.
+        embed_dims: channels per stage; as many as `depths`.
+        mlp_ratio: expansion of conv encoders and MLPs.
+        downsamples: whether a downsampling layer stands behind each stage. The one behind the last stage is ignored;
+            a change of width always brings one.
+        hidden_act: activation of conv encoders, local representations and MLPs (the stem keeps its ReLU).
+        down_patch_size: kernel size of the downsampling convolutions, in pixels.
+        down_stride: their stride.
+        down_pad: their padding.
+        drop_path_rate: stochastic depth of the last block, in [0, 1); grows linearly with depth, and acts, as in the
+            authors' code, on the attention and MLP branches of the SwiftFormer encoders only.
+        drop_mlp_rate: dropout inside the MLPs.
+        drop_conv_encoder_rate: element-wise dropout on the branch of the conv encoders.
+        use_layer_scale: scales on the attention and MLP branches.
+        layer_scale_init_value: their initial value.
+        batch_norm_eps: epsilon of every BatchNorm.
+        global_query_weighting: `"uniform"` (March 2023, transformers hub checkpoints) or `"l2"` (July 2023, timm).
+        normalize_query_key: L2-normalise queries and keys; False only in the March 2023 Core ML build.
+        distillation: whether the classifier has a second head, averaged with the first one at inference.
+        out_features, out_indices: stages that the backbone returns, of `stem`, `stage1`, `stage2`, ...
+
+    Raises:
+        ValueError: lengths or ranges that do not fit together.
+    """
+
+    model_type: ClassVar[str] = "swiftformer"
+
+    image_size: int | list[int] | tuple[int, int] = 224
+    num_channels: int = 3
+    depths: list[int] | tuple[int, ...] = (3, 3, 6, 4)
+    embed_dims: list[int] | tuple[int, ...] = (48, 56, 112, 220)
+    mlp_ratio: int | float = 4
+    downsamples: list[bool] | tuple[bool, ...] = (True, True, True, True)
+    hidden_act: str = "gelu"
+    down_patch_size: int | list[int] | tuple[int, int] = 3
+    down_stride: int = 2
+    down_pad: int = 1
+    drop_path_rate: float | int = 0.0
+    drop_mlp_rate: float | int = 0.0
+    drop_conv_encoder_rate: float | int = 0.0
+    use_layer_scale: bool = True
+    layer_scale_init_value: float = 1e-5
+    batch_norm_eps: float = 1e-5
+    global_query_weighting: str = "uniform"
+    normalize_query_key: bool = True
+    distillation: bool = True
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        stage_depths = kwargs.pop("stage_depths", None)
+        if isinstance(self.depths, str) and stage_depths is not None:
+            self.depths = stage_depths
+        self._check()
+        self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, len(self.depths) + 1)]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+
+    def _check(self) -> None:
+        if len(self.depths) != len(self.embed_dims):
+            raise ValueError(
+                f"depths and embed_dims must have one entry per stage: found {len(self.depths)} depths "
+                f"{list(self.depths)} and {len(self.embed_dims)} embed_dims {list(self.embed_dims)}"
+            )
+        if not self.depths or any(depth < 1 for depth in self.depths):
+            raise ValueError(f"expected at least one stage with depths of at least 1, found {list(self.depths)}")
+        if any(dim < 1 for dim in self.embed_dims) or self.embed_dims[0] < 2:
+            raise ValueError(f"expected positive embed_dims, the first at least 2, found {list(self.embed_dims)}")
+        if len(self.downsamples) < len(self.depths) - 1:
+            raise ValueError(
+                f"downsamples must have an entry for each of the {len(self.depths) - 1} steps between stages, "
+                f"found {len(self.downsamples)}"
+            )
+        if self.hidden_act not in ACT2CLS:
+            raise ValueError(f"unknown hidden_act {self.hidden_act!r}: expected one of {', '.join(sorted(ACT2CLS))}")
+        if self.global_query_weighting not in ("uniform", "l2"):
+            raise ValueError(
+                f"global_query_weighting must be 'uniform' (March 2023) or 'l2' (July 2023), "
+                f"found {self.global_query_weighting!r}"
+            )
+        for name in ("drop_path_rate", "drop_mlp_rate", "drop_conv_encoder_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), found {getattr(self, name)}")
+
+    @classmethod
+    def from_variant(cls, name: str, **kwargs: Any) -> Self:
+        """Configuration of a named variant in the July 2023 form. Keyword arguments override any field.
+
+        Raises:
+            ValueError: `name` is not one of `xs`, `s`, `l1`, `l3`.
+        """
+        variant = get_variant(name)
+        if "id2label" not in kwargs:
+            kwargs.setdefault("num_labels", 1000)
+        defaults = {"depths": variant.depths, "embed_dims": variant.embed_dims, "global_query_weighting": "l2"}
+        return cls(**(defaults | kwargs))
+
+    @property
+    def form(self) -> str:
+        """The numeric form: `"uniform"`, `"uniform-unnormalized"` or `"l2"` (`"l2-unnormalized"` was never released)."""
+        return self.global_query_weighting + ("" if self.normalize_query_key else "-unnormalized")
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether `transformers.SwiftFormer*` computes the same function from the same weights."""
+        return self.form == "uniform" and self.distillation and self.hidden_act == "gelu"
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        text = super().to_json_string(use_diff=use_diff)
+        if self.is_stock:
+            return text
+        fields = json.loads(text)
+        fields["stage_depths"] = list(self.depths)
+        fields["depths"] = f"{self.form}: {STOCK_REFUSAL}"
+        return json.dumps(fields, indent=2, sort_keys=True) + "\n"
+
+
+class SwiftFormerPreTrainedModel(PreTrainedModel):
+    """Weight initialisation, and what transformers needs to know to load, split and checkpoint the model."""
+
+    config: SwiftFormerConfig
+    config_class = SwiftFormerConfig
+    base_model_prefix = "swiftformer"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["ConvEncoder", "EncoderBlock"]
+
+    @classmethod
+    def from_variant(cls, name: str, **kwargs: Any) -> Self:
+        """A model of a named variant with random weights, in the July 2023 form.
+
+        Args:
+            name: `xs`, `s`, `l1` or `l3`.
+            kwargs: fields of `SwiftFormerConfig`, such as `num_labels=10` or `drop_path_rate=0.1`.
+
+        Raises:
+            ValueError: unknown variant, or fields that do not fit together.
+        """
+        return cls(SwiftFormerConfig.from_variant(name, **kwargs))
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, ConvBranch):
+            init.ones_(module.layer_scale)
+        elif isinstance(module, EfficientAdditiveAttention):
+            init.normal_(module.w_g)
+        elif isinstance(module, EncoderBlock) and module.use_layer_scale:
+            init.constant_(module.layer_scale_1, self.config.layer_scale_init_value)
+            init.constant_(module.layer_scale_2, self.config.layer_scale_init_value)
+
+
+class SwiftFormerModel(SwiftFormerPreTrainedModel):
+    """Stem and stages without a head. Keys: `patch_embed.*`, `encoder.network.*`."""
+
+    def __init__(self, config: SwiftFormerConfig) -> None:
+        super().__init__(config)
+        activation: Activation = ACT2CLS[config.hidden_act]
+        self.patch_embed = PatchEmbedding(config.num_channels, config.embed_dims[0], config.batch_norm_eps)
+        self.encoder = Encoder(config, activation)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> tuple | BaseModelOutputWithNoAttention:
+        """Compute the feature maps.
+
+        Args:
+            pixel_values: `(B, num_channels, H, W)`, normalised, any H and W from 32 pixels.
+            output_hidden_states: return the stem's output and that of each stage and downsampling layer as well.
+            return_dict: False for a plain tuple.
+
+        Returns:
+            `last_hidden_state` `(B, embed_dims[-1], H/32, W/32)`, rounded up; `hidden_states`, 8 for four stages.
+
+        Raises:
+            ValueError: no `pixel_values`, or not four-dimensional, or another number of channels.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if return_dict is None:
+            return_dict = self.config.return_dict
+        hidden_states = self.encoder(self.patch_embed(self._checked(pixel_values)))
+        all_hidden_states = hidden_states if output_hidden_states else None
+        if not return_dict:
+            return (hidden_states[-1],) if all_hidden_states is None else (hidden_states[-1], all_hidden_states)
+        return BaseModelOutputWithNoAttention(last_hidden_state=hidden_states[-1], hidden_states=all_hidden_states)
+
+    def _checked(self, pixel_values: Tensor | None) -> Tensor:
+        if pixel_values is None:
+            raise ValueError("You have to specify pixel_values")
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"expected pixel_values of shape (batch, {self.config.num_channels}, height, width), "
+                f"found {tuple(pixel_values.shape)}"
+            )
+        return pixel_values
+
+
+class SwiftFormerForImageClassification(SwiftFormerPreTrainedModel):
+    """SwiftFormer with its classification heads: BatchNorm, global average, and the mean of two linear layers."""
+
+    def __init__(self, config: SwiftFormerConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.swiftformer = SwiftFormerModel(config)
+        self.norm = nn.BatchNorm2d(config.embed_dims[-1], eps=config.batch_norm_eps)
+        self._make_heads()
+        self.post_init()
+
+    def _make_heads(self) -> None:
+        def head() -> nn.Module:
+            return nn.Linear(self.config.embed_dims[-1], self.num_labels) if self.num_labels > 0 else nn.Identity()
+
+        self.head = head()
+        self.dist_head = head() if self.config.distillation else None
+
+    def reset_classifier(self, num_labels: int, id2label: dict[int, str] | None = None) -> None:
+        """Replace both heads by new ones for `num_labels` classes, on the same device and in the same dtype.
+
+        Args:
+            num_labels: number of classes; 0 makes the model return the pooled features `(B, embed_dims[-1])`.
+            id2label: class names by index.
+
+        Raises:
+            ValueError: `id2label` has another length than `num_labels`.
+        """
+        if num_labels < 0 or (id2label is not None and len(id2label) != num_labels):
+            raise ValueError(f"expected {num_labels} class names, found {len(id2label or {})}")
+        self.config.id2label = id2label or {i: f"LABEL_{i}" for i in range(num_labels)}
+        self.config.label2id = {label: i for i, label in self.config.id2label.items()}
+        self.num_labels = num_labels
+        like = self.norm.weight
+        self._make_heads()
+        for module in (self.head, self.dist_head):
+            if module is not None:
+                module.to(device=like.device, dtype=like.dtype).train(self.training)
+                self._init_weights(module)
+
+    def heads(self, last_hidden_state: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Class and distillation logits, each `(B, num_labels)`, of feature maps `(B, embed_dims[-1], h, w)`."""
+        pooled = self.norm(last_hidden_state).mean(dim=(2, 3))
+        return self.head(pooled), self.dist_head(pooled) if self.dist_head is not None else None
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> tuple | ImageClassifierOutputWithNoAttention:
+        """Classify images.
+
+        Args:
+            pixel_values: `(B, num_channels, H, W)`, normalised.
+            labels: `(B,)` class indices; `(B,)` values for one label (mean-square loss); `(B, num_labels)` in {0, 1}
+                for several labels per image (`config.problem_type` decides where the shape does not).
+            output_hidden_states: return the feature maps as well.
+            return_dict: False for a plain tuple `(loss?, logits, hidden_states?)`.
+
+        Returns:
+            `logits` `(B, num_labels)`, the mean of both heads; `loss` if labels were given; `hidden_states` on request.
+        """
+        loss, logits, _, _, outputs = self._classify(pixel_values, labels, output_hidden_states)
+        if not (self.config.return_dict if return_dict is None else return_dict):
+            return tuple(v for v in (loss, logits, outputs.hidden_states) if v is not None)
+        return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+    def _classify(
+        self, pixel_values: Tensor | None, labels: Tensor | None, output_hidden_states: bool | None
+    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, BaseModelOutputWithNoAttention]:
+        outputs = self.swiftformer(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
+        cls_logits, distillation_logits = self.heads(outputs.last_hidden_state)
+        logits = cls_logits if distillation_logits is None else (cls_logits + distillation_logits) / 2
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        return loss, logits, cls_logits, distillation_logits, outputs
+
+
+@dataclass
+class SwiftFormerForImageClassificationWithTeacherOutput(ModelOutput):
+    """Output of `SwiftFormerForImageClassificationWithTeacher`, in the style of DeiT's.
+
+    Attributes:
+        loss: of the mean logits, if labels were given.
+        logits: mean of both heads, `(B, num_labels)`.
+        cls_logits: class head, `(B, num_labels)`.
+        distillation_logits: distillation head, `(B, num_labels)`; None where the model has none.
+        hidden_states: feature maps, on request.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    cls_logits: Tensor | None = None
+    distillation_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class SwiftFormerForImageClassificationWithTeacher(SwiftFormerForImageClassification):
+    """The same model and weights, returning the logits of each head as well: what distillation trains on."""
+
+    def forward(  # type: ignore[override]
+        self,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> tuple | SwiftFormerForImageClassificationWithTeacherOutput:
+        """As `SwiftFormerForImageClassification.forward`, with both heads' logits in the output."""
+        loss, logits, cls_logits, distillation_logits, outputs = self._classify(
+            pixel_values, labels, output_hidden_states
+        )
+        output = SwiftFormerForImageClassificationWithTeacherOutput(
+            loss=loss,
+            logits=logits,
+            cls_logits=cls_logits,
+            distillation_logits=distillation_logits,
+            hidden_states=outputs.hidden_states,
+        )
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+
+class SwiftFormerBackbone(BackboneMixin, SwiftFormerPreTrainedModel):
+    """Feature maps of the stages, for detection and segmentation models that take a `backbone_config`.
+
+    Stages are `stem` (stride 4), `stage1` (4), `stage2` (8), `stage3` (16), `stage4` (32). Each returned stage goes
+    through its own BatchNorm, as in the authors' dense-prediction code; `stem` is returned as it is.
+    """
+
+    has_attentions = False
+
+    def __init__(self, config: SwiftFormerConfig) -> None:
+        super().__init__(config)
+        self.swiftformer = SwiftFormerModel(config)
+        self.num_features = [config.embed_dims[0], *config.embed_dims]
+        self.hidden_states_norms = nn.ModuleDict(
+            {
+                stage: nn.BatchNorm2d(channels, eps=config.batch_norm_eps)
+                for stage, channels in zip(self.out_features, self.channels, strict=True)
+                if stage != "stem"
+            }
+        )
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> tuple | BackboneOutput:
+        """Compute the feature maps of the stages in `config.out_features`.
+
+        Args:
+            pixel_values: `(B, num_channels, H, W)`, normalised.
+            output_hidden_states: return all 8 feature maps of the encoder as well.
+            return_dict: False for a plain tuple `(feature_maps, hidden_states?)`.
+
+        Returns:
+            `feature_maps`: a tuple of `(B, channels, H/stride, W/stride)`, in the order of the stages.
+        """
+        hidden_states = self.swiftformer(pixel_values, output_hidden_states=True, return_dict=True).hidden_states
+        maps = {"stem": hidden_states[0]}
+        maps |= zip(self.stage_names[1:], (hidden_states[i] for i in self.swiftformer.encoder.stage_indices()))
+        feature_maps = tuple(
+            self.hidden_states_norms[stage](maps[stage]) if stage != "stem" else maps[stage]
+            for stage in self.out_features
+        )
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        output = BackboneOutput(feature_maps=feature_maps, hidden_states=hidden_states if wanted else None)
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+
+def register() -> None:
+    """Make transformers' Auto classes and pipelines return this package's models for `model_type="swiftformer"`.
+
+    Meant to be called once; calling it again changes nothing.
+    """
+    from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification
+
+    AutoConfig.register("swiftformer", SwiftFormerConfig, exist_ok=True)
+    AutoModel.register(SwiftFormerConfig, SwiftFormerModel, exist_ok=True)
+    AutoModelForImageClassification.register(SwiftFormerConfig, SwiftFormerForImageClassification, exist_ok=True)
+    AutoBackbone.register(SwiftFormerConfig, SwiftFormerBackbone, exist_ok=True)

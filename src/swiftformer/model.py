@@ -1,0 +1,213 @@
+"""The SwiftFormer architecture, top to bottom (arXiv 2303.15446, figure 3).
+
+    image -> PatchEmbedding -> Stage 1 -> Downsampling -> Stage 2 -> Downsampling -> Stage 3 -> Downsampling -> Stage 4
+
+Every stage is a row of `ConvEncoder` blocks followed by one `EncoderBlock`, the only place where tokens look at each
+other. Feature maps are `(B, C, H, W)` throughout; module names are those of the checkpoints on the transformers hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from swiftformer.attention import EfficientAdditiveAttention
+
+if TYPE_CHECKING:
+    from swiftformer.hf import SwiftFormerConfig
+
+Activation = Callable[[], nn.Module]
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, drops a sample's whole branch with probability `drop_prob` (arXiv 1603.09382)."""
+
+    def __init__(self, drop_prob: float = 0.0) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.drop_prob == 0.0 or not self.training:
+            return x
+        keep_prob = 1 - self.drop_prob
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep_prob)  # (B, 1, 1, 1)
+        return x * mask.div_(keep_prob)
+
+    def extra_repr(self) -> str:
+        return f"drop_prob={self.drop_prob:g}"
+
+
+class PatchEmbedding(nn.Module):
+    """The stem, two 3x3 convolutions of stride 2: `(B, num_channels, H, W)` to `(B, dim, H/4, W/4)`, rounded up."""
+
+    def __init__(self, num_channels: int, dim: int, eps: float) -> None:
+        super().__init__()
+        self.patch_embedding = nn.Sequential(
+            nn.Conv2d(num_channels, dim // 2, kernel_size=3, stride=2, padding=1),
+            nn.BatchNorm2d(dim // 2, eps=eps),
+            nn.ReLU(),
+            nn.Conv2d(dim // 2, dim, kernel_size=3, stride=2, padding=1),
+            nn.BatchNorm2d(dim, eps=eps),
+            nn.ReLU(),
+        )
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.patch_embedding(pixel_values)
+
+
+class Downsampling(nn.Module):
+    """The step between two stages: `(B, in_dim, H, W)` to `(B, out_dim, H/2, W/2)` with the default 3x3 stride 2."""
+
+    def __init__(self, in_dim: int, out_dim: int, kernel_size: int, stride: int, padding: int, eps: float) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_dim, out_dim, kernel_size, stride, padding)
+        self.norm = nn.BatchNorm2d(out_dim, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.proj(x))
+
+
+class ConvBranch(nn.Module):
+    """3x3 depth-wise, 1x1 expand, activation, 1x1 project; scaled per channel and added to its input."""
+
+    def __init__(self, dim: int, hidden_dim: int, activation: Activation, drop_rate: float, eps: float) -> None:
+        super().__init__()
+        self.depth_wise_conv = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim)
+        self.norm = nn.BatchNorm2d(dim, eps=eps)
+        self.point_wise_conv1 = nn.Conv2d(dim, hidden_dim, kernel_size=1)
+        self.act = activation()
+        self.point_wise_conv2 = nn.Conv2d(hidden_dim, dim, kernel_size=1)
+        self.dropout = nn.Dropout(drop_rate)
+        self.layer_scale = nn.Parameter(torch.ones(dim, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.norm(self.depth_wise_conv(x))
+        branch = self.point_wise_conv2(self.act(self.point_wise_conv1(branch)))
+        return x + self.dropout(self.layer_scale * branch)
+
+
+class ConvEncoder(ConvBranch):
+    """Local features: the block that fills each stage up to its last place. Expands to `mlp_ratio * dim` channels."""
+
+
+class LocalRepresentation(ConvBranch):
+    """Local features in front of the attention. Does not expand: `hidden_dim` equals `dim`."""
+
+
+class Mlp(nn.Module):
+    """BatchNorm, then two 1x1 convolutions with an activation between them: `(B, C, H, W)` to `(B, C, H, W)`."""
+
+    def __init__(self, dim: int, hidden_dim: int, activation: Activation, drop_rate: float, eps: float) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(dim, eps=eps)
+        self.fc1 = nn.Conv2d(dim, hidden_dim, kernel_size=1)
+        self.act = activation()
+        self.fc2 = nn.Conv2d(hidden_dim, dim, kernel_size=1)
+        self.drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(self.act(self.fc1(self.norm1(x))))
+        return self.drop(self.fc2(x))
+
+
+class EncoderBlock(nn.Module):
+    """The SwiftFormer encoder: local representation, efficient additive attention, MLP.
+
+    `use_layer_scale=False` removes the scales of the attention and MLP branches only. The authors' code and
+    transformers keep the one inside the local representation, and so do all released weights.
+    """
+
+    def __init__(self, config: SwiftFormerConfig, dim: int, activation: Activation, drop_path: float) -> None:
+        super().__init__()
+        eps = config.batch_norm_eps
+        self.local_representation = LocalRepresentation(dim, dim, activation, drop_rate=0.0, eps=eps)
+        self.attn = EfficientAdditiveAttention(dim, config.global_query_weighting, config.normalize_query_key)
+        self.linear = Mlp(dim, int(dim * config.mlp_ratio), activation, config.drop_mlp_rate, eps)
+        self.drop_path = DropPath(drop_path)
+        self.use_layer_scale = config.use_layer_scale
+        if self.use_layer_scale:
+            self.layer_scale_1 = nn.Parameter(torch.full((dim, 1, 1), config.layer_scale_init_value))
+            self.layer_scale_2 = nn.Parameter(torch.full((dim, 1, 1), config.layer_scale_init_value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.local_representation(x)
+        attention = self.attend(x)
+        x = x + self.drop_path(self.layer_scale_1 * attention if self.use_layer_scale else attention)
+        mlp = self.linear(x)
+        return x + self.drop_path(self.layer_scale_2 * mlp if self.use_layer_scale else mlp)
+
+    def attend(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        tokens = x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)  # (B, H*W, C)
+        tokens = self.attn(tokens)
+        return tokens.reshape(batch, height, width, channels).permute(0, 3, 1, 2)  # (B, C, H, W)
+
+
+class Stage(nn.Module):
+    """`depth - 1` conv encoders and one SwiftFormer encoder, all at the same resolution and width."""
+
+    def __init__(
+        self, config: SwiftFormerConfig, depth: int, dim: int, activation: Activation, drop_path: float
+    ) -> None:
+        super().__init__()
+        hidden_dim = int(dim * config.mlp_ratio)
+        self.blocks = nn.ModuleList(
+            ConvEncoder(dim, hidden_dim, activation, config.drop_conv_encoder_rate, config.batch_norm_eps)
+            for _ in range(depth - 1)
+        )
+        self.blocks.append(EncoderBlock(config, dim, activation, drop_path))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """All stages and the downsampling between them.
+
+    `network` alternates stages and downsampling layers. A downsampling layer stands behind stage i if
+    `downsamples[i]`, or if the width changes there.
+    """
+
+    def __init__(self, config: SwiftFormerConfig, activation: Activation) -> None:
+        super().__init__()
+        depths, dims = config.depths, config.embed_dims
+        network: list[nn.Module] = []
+        for i, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
+            # Drop path grows linearly with the depth of the block; only the last block of a stage uses it.
+            drop_path = config.drop_path_rate * (sum(depths[: i + 1]) - 1) / max(sum(depths) - 1, 1)
+            network.append(Stage(config, depth, dim, activation, drop_path))
+            if i + 1 < len(depths) and (config.downsamples[i] or dim != dims[i + 1]):
+                network.append(
+                    Downsampling(
+                        dim,
+                        dims[i + 1],
+                        config.down_patch_size,
+                        config.down_stride,
+                        config.down_pad,
+                        config.batch_norm_eps,
+                    )
+                )
+        self.network = nn.ModuleList(network)
+        self.gradient_checkpointing = False
+        # `(module.__call__, input) -> output`; transformers assigns it when it switches checkpointing on.
+        self._gradient_checkpointing_func: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the input and the output of every member of `network`: 8 feature maps for four stages."""
+        outputs = [x]
+        for layer in self.network:
+            if self.gradient_checkpointing and self.training and self._gradient_checkpointing_func is not None:
+                x = self._gradient_checkpointing_func(layer.__call__, x)
+            else:
+                x = layer(x)
+            outputs.append(x)
+        return tuple(outputs)
+
+    def stage_indices(self) -> list[int]:
+        """Positions in `forward`'s result of the output of each stage, in order."""
+        return [i + 1 for i, layer in enumerate(self.network) if isinstance(layer, Stage)]
