@@ -1,0 +1,309 @@
+"""Find, verify, load and save SwiftFormer checkpoints of every release, each in its right numeric form."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from swiftformer.convert import HEAD_KEYS, Naming, convert_state_dict, detect_naming, infer_config
+from swiftformer.files import atomic_file, atomic_folder
+from swiftformer.image_processing import AUTHORS, HUB, TIMM, Preprocessing
+from swiftformer.locate import CheckpointError, Located, locate
+from swiftformer.weights_file import read_weights
+
+if TYPE_CHECKING:
+    from swiftformer.hf import SwiftFormerConfig, SwiftFormerPreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+Form = Literal["uniform", "l2", "uniform-unnormalized"]
+Task = Literal["classification", "backbone"]
+
+FORMS: dict[str, dict[str, Any]] = {
+    "uniform": {"global_query_weighting": "uniform", "normalize_query_key": True},
+    "l2": {"global_query_weighting": "l2", "normalize_query_key": True},
+    "uniform-unnormalized": {"global_query_weighting": "uniform", "normalize_query_key": False},
+}
+ASK_FOR_FORM = (
+    "the file does not tell its numeric form, and the wrong one gives wrong predictions without an error: pass form="
+    "'uniform' (weights of March 2023), 'l2' (July 2023) or 'uniform-unnormalized' (March 2023, Core ML build)"
+)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load` found.
+
+    Attributes:
+        path: the file or folder that was read.
+        naming: whose key names it uses.
+        form: the numeric form that was resolved.
+        num_labels: classes of the model as returned; None for a backbone.
+        head_replaced: the class counts differed, and the heads are new and untrained.
+        missing, unexpected: keys, after `strict=False` or where a head or the backbone's norms were added or dropped.
+    """
+
+    path: Path
+    naming: Naming
+    form: str
+    task: Task
+    num_labels: int | None
+    head_replaced: bool = False
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        text = f"loaded {self.path}: {self.naming} names, form {self.form}"
+        text += f", {self.num_labels} classes" if self.num_labels is not None else ", backbone"
+        if self.head_replaced:
+            text += ", heads replaced by untrained ones"
+        for name, keys in (("missing", self.missing), ("unexpected", self.unexpected)):
+            if keys:
+                text += f", {len(keys)} {name} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        return text
+
+
+def load(
+    reference: str | Path,
+    *,
+    form: str | None = None,
+    num_labels: int | None = None,
+    labels: list[str] | None = None,
+    task: Task | None = None,
+    ema: bool = False,
+    strict: bool = True,
+    **overrides: Any,
+) -> SwiftFormerPreTrainedModel:
+    """Load a checkpoint of any release. Nothing in the file is executed.
+
+    Args:
+        reference: a bundled name, a transformers or timm hub id, a timm model name, a local folder (transformers,
+            timm, or a training run), or a file (authors' .pth, .safetensors, .bin).
+        form: `uniform`, `l2` or `uniform-unnormalized`; needed only where the file cannot tell.
+        num_labels: number of classes wanted; where the checkpoint has another, its heads are replaced.
+        labels: class names wanted, in order; the heads are replaced where their number or names differ.
+        task: `classification` or `backbone`; by default what the checkpoint holds.
+        ema: take the averaged weights of an authors' training checkpoint.
+        strict: False allows missing and unexpected keys; `model.load_report` lists them.
+        overrides: fields of `SwiftFormerConfig`, such as `drop_path_rate=0.1` or `out_indices=[1, 2, 3, 4]`.
+
+    Returns:
+        The model in eval mode and float32, with `.config`, `.preprocessing` and `.load_report`.
+
+    Raises:
+        CheckpointError: not found, truncated, corrupt, foreign, of unknown form, or with keys that do not fit.
+        ValueError: arguments that do not fit together.
+    """
+    from swiftformer.hf import SwiftFormerBackbone, SwiftFormerConfig, SwiftFormerForImageClassification
+
+    if labels is not None and num_labels not in (None, len(labels)):
+        raise ValueError(f"expected {num_labels} labels, found {len(labels)}")
+    located = locate(reference)
+    naming, state_dict = _read_state_dict(located, ema)
+    config = _read_config(located, naming, state_dict, form)
+    has_head = "head.weight" in state_dict
+    if task not in (None, "classification", "backbone"):
+        raise ValueError(f"task must be 'classification' or 'backbone', found {task!r}")
+    if task is None:
+        has_norms = any(key.startswith("hidden_states_norms.") for key in state_dict)
+        task = "backbone" if has_norms and not has_head else "classification"
+
+    if labels is not None:
+        num_labels = len(labels)
+    if task == "backbone":
+        config.setdefault("out_indices", list(range(1, len(config["depths"]) + 1)))
+        model: Any = SwiftFormerBackbone(SwiftFormerConfig(**(config | overrides)))
+        replaced = False
+    else:
+        if not has_head and num_labels is None:
+            raise CheckpointError(f"{located.path}: expected a classification head, found none; pass num_labels")
+        replaced, config = _resolve_labels(config, state_dict, num_labels, labels)
+        model = SwiftFormerForImageClassification(SwiftFormerConfig(**(config | overrides)))
+
+    missing, unexpected = _fill(model, state_dict, located, task, replaced, strict)
+    model.preprocessing = located.preprocessing or {"transformers": HUB, "authors": AUTHORS, "timm": TIMM}[naming]
+    model.load_report = LoadReport(
+        path=located.path,
+        naming=naming,
+        form=model.config.form,
+        task=task,
+        num_labels=model.config.num_labels if task == "classification" else None,
+        head_replaced=replaced,
+        missing=missing,
+        unexpected=unexpected,
+    )
+    logger.info("%s", model.load_report)
+    return model.eval()
+
+
+def _read_state_dict(located: Located, ema: bool) -> tuple[Naming, dict[str, Tensor]]:
+    state_dict = read_weights(located.weights, ema=ema)
+    naming = detect_naming(state_dict)
+    if naming is None:
+        found = ", ".join(list(state_dict)[:3]) or "nothing"
+        raise CheckpointError(f"{located.weights}: expected the weights of a SwiftFormer, found {found}")
+    return naming, convert_state_dict(state_dict, naming, "transformers")
+
+
+def _read_config(
+    located: Located, naming: Naming, state_dict: dict[str, Tensor], form: str | None
+) -> dict[str, Any]:
+    """Fields for `SwiftFormerConfig`, with the numeric form resolved."""
+    if form is not None and form not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(FORMS)}, found {form!r}")
+    try:
+        inferred = infer_config(state_dict)
+    except ValueError as error:
+        raise CheckpointError(f"{located.weights}: {error}") from error
+    config = dict(located.config)
+    if isinstance(config.get("depths"), str):  # the refusal written for stock transformers
+        config["depths"] = config.pop("stage_depths")
+    for name in ("depths", "embed_dims"):
+        if name in config and list(config[name]) != inferred[name]:
+            raise CheckpointError(
+                f"{located.path}: config.json says {name} {list(config[name])}, the weights have {inferred[name]}"
+            )
+    told = located.form or ("l2" if naming == "timm" else None)
+    if form is None and told is None:
+        raise CheckpointError(f"{located.path}: {ASK_FOR_FORM}")
+    if form is not None and told is not None and form != told:
+        raise CheckpointError(f"{located.path}: its form is {told!r}, but form={form!r} was asked for")
+    config = inferred | config | FORMS[form or told or "uniform"]
+    if located.labels and "id2label" not in config and len(located.labels) == inferred.get("num_labels"):
+        config["id2label"] = dict(enumerate(located.labels))
+    if inferred.get("num_labels") == 1000 and "id2label" not in config:
+        from timm.data import ImageNetInfo
+
+        info = ImageNetInfo("imagenet-1k")
+        config["id2label"] = {i: info.index_to_description(i) for i in range(1000)}
+    if "id2label" in config:
+        config["id2label"] = {int(i): str(label) for i, label in config["id2label"].items()}
+        config["label2id"] = {label: i for i, label in config["id2label"].items()}
+        config.pop("num_labels", None)
+    return config
+
+
+def _resolve_labels(
+    config: dict[str, Any], state_dict: dict[str, Tensor], num_labels: int | None, labels: list[str] | None
+) -> tuple[bool, dict[str, Any]]:
+    """Whether the heads are replaced, and the config with the labels that the model will have."""
+    stored = int(state_dict["head.weight"].shape[0]) if "head.weight" in state_dict else 0
+    names = [config["id2label"][i] for i in sorted(config.get("id2label", {}))]
+    wanted = stored if num_labels is None else num_labels
+    replaced = wanted != stored or (labels is not None and bool(names) and labels != names)
+    if replaced or labels is not None or len(names) != stored:
+        new = labels or [f"LABEL_{i}" for i in range(wanted)]
+        config = {key: value for key, value in config.items() if key != "num_labels"}
+        config["id2label"] = dict(enumerate(new))
+        config["label2id"] = {label: i for i, label in enumerate(new)}
+    return replaced, config
+
+
+def _fill(
+    model: nn.Module, state_dict: dict[str, Tensor], located: Located, task: Task, replaced: bool, strict: bool
+) -> tuple[list[str], list[str]]:
+    wanted = model.state_dict()
+    # Stray counters of BatchNorm change nothing; older files lack them.
+    optional = {key for key in wanted if key.endswith("num_batches_tracked")}
+    allowed_missing, allowed_unexpected = set(optional), set()
+    if replaced:
+        state_dict = {k: v for k, v in state_dict.items() if not k.startswith(("head.", "dist_head."))}
+        allowed_missing |= {key for key in wanted if key.startswith(HEAD_KEYS)}
+    if task == "backbone":
+        allowed_missing |= {key for key in wanted if key.startswith("hidden_states_norms.")}
+        allowed_unexpected |= {key for key in state_dict if key.startswith((*HEAD_KEYS, "hidden_states_norms."))}
+    else:
+        allowed_unexpected |= {key for key in state_dict if key.startswith("hidden_states_norms.")}
+    missing = sorted(wanted.keys() - state_dict.keys() - optional)
+    unexpected = sorted(state_dict.keys() - wanted.keys())
+    bad_missing = [key for key in missing if key not in allowed_missing]
+    bad_unexpected = [key for key in unexpected if key not in allowed_unexpected]
+    if strict and (bad_missing or bad_unexpected):
+        raise CheckpointError(
+            f"{located.weights}: {len(bad_missing)} keys missing {bad_missing[:3]}, {len(bad_unexpected)} unexpected "
+            f"{bad_unexpected[:3]}; strict=False allows it"
+        )
+    for key, tensor in state_dict.items():
+        if key in wanted and tensor.shape != wanted[key].shape:
+            raise CheckpointError(
+                f"{located.weights}: {key} expected shape {tuple(wanted[key].shape)}, found {tuple(tensor.shape)}"
+            )
+    model.load_state_dict({key: tensor for key, tensor in state_dict.items() if key in wanted}, strict=False)
+    return missing, unexpected
+
+
+def save(
+    model: SwiftFormerPreTrainedModel,
+    path: str | Path,
+    *,
+    format: Literal["transformers", "authors", "timm"] = "transformers",
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Save a model so that it is either there completely or not at all.
+
+    Args:
+        path: a folder for `transformers`; a file for `authors` (.pth) and `timm` (.safetensors, or .pth).
+        format: `transformers` writes config, weights and preprocessing; stock transformers loads it where it computes
+            the same function, and refuses it otherwise. `authors` and `timm` write a state dict in their naming.
+        dtype: floating-point type of the stored weights, such as `torch.float16`; the model's own by default.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: the format cannot hold the model without changing its predictions (timm: the l2 form only).
+    """
+    path = Path(path)
+    state_dict = {
+        key: value.detach().to("cpu", dtype if dtype and value.is_floating_point() else None).contiguous()
+        for key, value in model.state_dict().items()
+    }
+    if format == "transformers":
+        from safetensors.torch import save_file
+
+        config = type(model.config)(**model.config.to_dict())
+        config.architectures = [type(model).__name__]
+        config.dtype = dtype or model.dtype
+        with atomic_folder(path) as folder:
+            save_file(state_dict, folder / "model.safetensors", metadata={"format": "pt", "form": config.form})
+            config.to_json_file(folder / "config.json")
+            preprocessing = getattr(model, "preprocessing", None) or HUB
+            (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict(), indent=2) + "\n")
+        return path
+    if format not in ("authors", "timm"):
+        raise ValueError(f"format must be 'transformers', 'authors' or 'timm', found {format!r}")
+    if format == "timm":
+        _check_timm(model.config)
+    renamed = convert_state_dict(state_dict, "transformers", format)
+    with atomic_file(path) as file:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            save_file(renamed, file, metadata={"format": "pt", "form": model.config.form})
+        else:
+            torch.save({"model": renamed} if format == "authors" else renamed, file)
+    return path
+
+
+def _check_timm(config: SwiftFormerConfig) -> None:
+    problems = []
+    if config.form != "l2":
+        problems.append(f"form {config.form}")
+    if not config.distillation:
+        problems.append("a single head")
+    if config.hidden_act != "gelu":
+        problems.append(f"hidden_act {config.hidden_act}")
+    if problems:
+        raise ValueError(f"timm computes the l2 form with two heads and gelu; found {', '.join(problems)}")
+
+
+def with_preprocessing(model: SwiftFormerPreTrainedModel, **changes: Any) -> Preprocessing:
+    """The model's preprocessing with fields replaced, such as `size=(256, 256)`."""
+    return dataclasses.replace(model.preprocessing, **changes)

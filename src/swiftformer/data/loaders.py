@@ -1,0 +1,156 @@
+"""Batches for training and evaluation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from swiftformer.data.sources import Source
+from swiftformer.image_processing import ImageError, Preprocessing
+
+if TYPE_CHECKING:
+    from timm.data import PrefetchLoader
+
+    from swiftformer.train.recipes import Recipe
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingDataset(Dataset):
+    """Transformed image and label by index. An unreadable picture is named in the log and the next one stands in."""
+
+    def __init__(self, source: Source, transform: Callable[[Image.Image], Any]) -> None:
+        self.source = source
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        for offset in range(len(self)):
+            place = (index + offset) % len(self)
+            try:
+                image = self.source.image(place)
+            except ImageError as error:
+                logger.warning("skipped %s", error)
+                continue
+            return self.transform(image), self.source.labels[place]
+        raise ValueError("expected readable images, found none")
+
+
+class EvaluationDataset(Dataset):
+    """Preprocessed `(3, H, W)` pixels, label and index; None where the picture cannot be read."""
+
+    def __init__(self, source: Source, preprocessing: Preprocessing) -> None:
+        self.source = source
+        self.preprocessing = preprocessing
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int, int] | None:
+        try:
+            image = self.source.image(index)
+        except ImageError as error:
+            logger.warning("skipped %s", error)
+            return None
+        return self.preprocessing(image)[0], self.source.labels[index], index
+
+
+def _collate(samples: list[tuple[np.ndarray, int, int] | None]) -> tuple[Tensor, Tensor, Tensor]:
+    readable = [sample for sample in samples if sample is not None]
+    if not readable:
+        return torch.empty(0), torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
+    pixels, labels, indices = zip(*readable, strict=True)
+    return torch.from_numpy(np.stack(pixels)), torch.tensor(labels), torch.tensor(indices)
+
+
+def evaluation_loader(
+    source: Source, preprocessing: Preprocessing, batch_size: int, workers: int
+) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
+    """Batches `(pixels (B, 3, H, W) float32, labels (B,), indices (B,))` in order, each readable picture once."""
+    return DataLoader(
+        EvaluationDataset(source, preprocessing),
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def training_loader(source: Source, recipe: Recipe, device: torch.device, workers: int) -> PrefetchLoader:
+    """Shuffled batches with the recipe's augmentation, `(pixels (B, 3, S, S), targets)` on `device`.
+
+    Pixels are normalised on the device. Targets are class indices `(B,)`, or, where the recipe mixes images,
+    distributions `(B, classes)`. Call `loader.sampler.set_epoch(epoch)` before each epoch: the order depends on it.
+
+    Raises:
+        ValueError: fewer images than one batch.
+    """
+    from timm.data import FastCollateMixup, PrefetchLoader, create_transform, fast_collate
+    from timm.data.distributed_sampler import RepeatAugSampler
+
+    if len(source) < recipe.batch_size:
+        raise ValueError(f"expected at least one batch of {recipe.batch_size} training images, found {len(source)}")
+    dataset = TrainingDataset(
+        source,
+        create_transform(
+            recipe.image_size,
+            is_training=True,
+            use_prefetcher=True,
+            scale=recipe.crop_scale,
+            ratio=recipe.crop_ratio,
+            hflip=recipe.horizontal_flip,
+            color_jitter=recipe.color_jitter,
+            auto_augment=recipe.auto_augment or None,
+            interpolation=recipe.interpolation,
+            mean=recipe.mean,
+            std=recipe.std,
+        ),
+    )
+    collate = fast_collate
+    if recipe.mixes:
+        collate = FastCollateMixup(
+            mixup_alpha=recipe.mixup,
+            cutmix_alpha=recipe.cutmix,
+            prob=recipe.mix_prob,
+            switch_prob=recipe.mix_switch_prob,
+            label_smoothing=recipe.label_smoothing,
+            num_classes=len(source.classes),
+        )
+    sampler = (
+        RepeatAugSampler(dataset, num_replicas=1, rank=0, num_repeats=recipe.repeated_augmentation)
+        if recipe.repeated_augmentation > 1
+        else DistributedSampler(dataset, num_replicas=1, rank=0, seed=recipe.seed)
+    )
+    loader = DataLoader(
+        dataset,
+        batch_size=recipe.batch_size,
+        sampler=sampler,
+        drop_last=True,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+        worker_init_fn=_seed_worker,
+    )
+    return PrefetchLoader(
+        loader,
+        mean=recipe.mean,
+        std=recipe.std,
+        device=device,
+        re_prob=recipe.random_erasing,
+        re_mode="pixel",
+    )
+
+
+def _seed_worker(worker: int) -> None:
+    # torch seeds `random` and itself in every worker; timm's augmentation draws from NumPy as well.
+    np.random.seed(torch.initial_seed() % 2**32)

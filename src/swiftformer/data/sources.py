@@ -1,0 +1,194 @@
+"""Where labelled images come from: ImageFolder trees, Parquet files in the hub layout, `datasets` names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from swiftformer.image_processing import open_image
+
+# What people call the split that is not trained on, in order of preference.
+SPLIT_ALIASES: dict[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "validation", "valid", "dev", "test", "testing"),
+    "test": ("test", "testing", "val", "validation", "valid"),
+}
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
+
+
+class Source(Protocol):
+    """Labelled images by index. `classes` are the class names in the order of the labels."""
+
+    classes: list[str]
+    labels: Sequence[int]
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Image.Image:
+        """The RGB image. Raises ImageError where it cannot be read."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What to call the image in messages."""
+        ...
+
+
+class ImageFolderSource:
+    """`ROOT/CLASS/**/*.jpg`, classes in alphabetical order."""
+
+    def __init__(self, root: Path) -> None:
+        self.classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+        self.files: list[Path] = []
+        self.labels: list[int] = []
+        for label, name in enumerate(self.classes):
+            for file in sorted((root / name).rglob("*")):
+                if file.suffix.lower() in IMAGE_SUFFIXES:
+                    self.files.append(file)
+                    self.labels.append(label)
+        if not self.files:
+            raise ValueError(f"{root}: expected one folder of images per class, found none")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def image(self, index: int) -> Image.Image:
+        return open_image(self.files[index])
+
+    def name(self, index: int) -> str:
+        return str(self.files[index])
+
+
+class ParquetSource:
+    """Parquet shards in the layout of the hub: an image column `{bytes, path}` and a label column.
+
+    The bytes stay in Arrow's buffers, so loader processes share them.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            table = pyarrow.concat_tables([pyarrow.parquet.read_table(file) for file in files])
+        except pyarrow.ArrowInvalid as error:
+            raise ValueError(f"{files[0]}: expected a Parquet file ({error})") from error
+        image = next((n for n in ("image", "img", "picture") if n in table.column_names), None)
+        label = next((n for n in ("label", "labels", "fine_label", "class") if n in table.column_names), None)
+        if image is None or label is None:
+            raise ValueError(
+                f"{files[0]}: expected an image column (image, img) and a label column (label), "
+                f"found {', '.join(table.column_names)}"
+            )
+        column = table.column(image).combine_chunks()
+        self._bytes = column.field("bytes") if pyarrow.types.is_struct(column.type) else column
+        self.labels = table.column(label).to_pylist()
+        self.classes = _class_names(table.schema.metadata, label) or [str(i) for i in range(max(self.labels) + 1)]
+        self._file = files[0]
+        if self.labels and not 0 <= min(self.labels) <= max(self.labels) < len(self.classes):
+            raise ValueError(
+                f"{files[0]}: expected labels from 0 to {len(self.classes) - 1}, "
+                f"found {min(self.labels)} to {max(self.labels)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Image.Image:
+        return open_image(self._bytes[index].as_buffer().to_pybytes(), self.name(index))
+
+    def name(self, index: int) -> str:
+        return f"{self._file} row {index}"
+
+
+def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> list[str] | None:
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return list(features[label]["names"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+class DatasetsSource:
+    """A split of a data set that the `datasets` library loads by name or path."""
+
+    def __init__(self, dataset: Any, name: str) -> None:
+        import datasets
+
+        features = dataset.features
+        image = next((n for n, f in features.items() if isinstance(f, datasets.Image)), None)
+        label = next((n for n, f in features.items() if isinstance(f, datasets.ClassLabel)), None)
+        if image is None or label is None:
+            raise ValueError(f"{name}: expected an Image and a ClassLabel column, found {features}")
+        self._images = dataset.cast_column(image, datasets.Image(decode=False)).select_columns([image])
+        self._column, self._name = image, name
+        self.labels = list(dataset[label])
+        self.classes = list(features[label].names)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Image.Image:
+        entry = self._images[index][self._column]
+        return open_image(entry["bytes"] if entry["bytes"] is not None else entry["path"], self.name(index))
+
+    def name(self, index: int) -> str:
+        return f"{self._name} row {index}"
+
+
+def open_source(data: str | Path, split: str) -> Source:
+    """Find the images of a split.
+
+    Args:
+        data: a folder with `train/` and `val/` trees of one folder per class; a folder of Parquet shards named
+            `SPLIT-*.parquet`; one Parquet file; a tree of one folder per class (any split); or a name for
+            `datasets.load_dataset`.
+        split: `train`, `val` or `test`; other usual names of the same thing are found as well.
+
+    Raises:
+        ValueError: nothing is recognised there, or the split is missing.
+    """
+    path = Path(data).expanduser()
+    if path.is_file():
+        return ParquetSource([path])
+    if not path.exists():
+        return _from_datasets(str(data), split)
+    aliases = SPLIT_ALIASES.get(split, (split,))
+    for folder in (path, path / "data"):
+        for alias in aliases:
+            if shards := sorted(folder.glob(f"{alias}-*.parquet")) or sorted(folder.glob(f"{alias}.parquet")):
+                return ParquetSource(shards)
+    for alias in aliases:
+        if (path / alias).is_dir():
+            return ImageFolderSource(path / alias)
+    splits = [a for names in SPLIT_ALIASES.values() for a in names if (path / a).is_dir()]
+    if splits or list(path.glob("**/*.parquet")):
+        raise ValueError(f"{path}: expected a split named one of {', '.join(aliases)}, found {', '.join(splits) or 'none'}")
+    return ImageFolderSource(path)
+
+
+def _from_datasets(name: str, split: str) -> Source:
+    if name.startswith((".", "/", "~")):
+        raise ValueError(f"{name}: no such file or folder")
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(
+            f"{name}: no such folder; loading it by name needs the datasets library (pip install swiftformer[datasets])"
+        ) from None
+    try:
+        available = datasets.get_dataset_split_names(name)
+        found = next((s for s in SPLIT_ALIASES.get(split, (split,)) if s in available), None)
+        if found is not None:
+            return DatasetsSource(datasets.load_dataset(name, split=found), name)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{name}: no such folder, and the datasets library cannot load it ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else 'no details'})"
+        ) from error
+    raise ValueError(f"{name}: expected a split like {split}, found {', '.join(available)}")

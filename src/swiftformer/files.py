@@ -1,0 +1,74 @@
+"""Files that are either complete or absent: written beside their place, flushed to disk, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` to write to; on success it takes the place of `path`.
+
+    Raises:
+        OSError: from writing; `path` is then as it was before.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path` to fill; on success its files take their places in `path`.
+
+    A new folder appears at once. In a folder that exists, each file is replaced at once, `config.json` last, and
+    other files are left alone.
+
+    Raises:
+        NotADirectoryError: `path` is a file.
+        OSError: from writing; `path` is then as it was before.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{path}: expected a folder, found a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        yield temporary
+        files = sorted((f for f in temporary.rglob("*") if f.is_file()), key=lambda f: (f.name == "config.json", f))
+        for file in files:
+            _sync(file)
+        if not path.exists():
+            temporary.chmod(0o755)
+            temporary.replace(path)
+        else:
+            for file in files:
+                target = path / file.relative_to(temporary)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(target)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

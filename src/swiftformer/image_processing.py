@@ -1,0 +1,293 @@
+"""Images in, batches out: reading any picture as RGB, and the preprocessing that belongs to a checkpoint.
+
+Only Pillow and NumPy are needed, so training evaluation, every inference engine and a torch-free installation share
+one definition.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+ImageSource = Any  # path, bytes, binary file, PIL image, NumPy array or torch tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+MAX_PIXELS = 178_956_970  # Pillow's own limit for refusing a decompression bomb: 537 MB of RGB
+
+RESAMPLING: dict[str, Image.Resampling] = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+class ImageError(ValueError):
+    """A picture that cannot be read; the message names it and says what was found."""
+
+
+def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
+    """Read a picture as RGB, upright, whatever its mode.
+
+    Animations give their first frame; EXIF orientation is applied; transparency is laid over white; 16-bit values
+    are scaled to 8 bits.
+
+    Args:
+        source: path; bytes or binary file with an encoded picture; PIL image; or pixels as a NumPy array or torch
+            tensor, `(H, W)`, `(H, W, C)` or `(C, H, W)` with 1, 3 or 4 channels: integers with the full range of
+            their type, or floats in [0, 1].
+        name: what to call the picture in errors; the path, if there is one.
+
+    Raises:
+        ImageError: missing, empty, truncated, too large, or no picture at all.
+    """
+    if isinstance(source, (str, Path)):
+        return _decode(source, name or str(source))
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _decode(io.BytesIO(source), name or "image")
+    if isinstance(source, Image.Image):
+        return _to_rgb(source, name or "image")
+    if hasattr(source, "read"):
+        return _decode(source, name or str(getattr(source, "name", "image")))
+    if hasattr(source, "detach"):
+        source = source.detach().cpu().numpy()
+    if isinstance(source, np.ndarray):
+        return _to_rgb(_from_array(source, name or "array"), name or "array")
+    raise ImageError(
+        f"{name or 'image'}: expected a path, bytes, file, PIL image, array or tensor, found {type(source).__name__}"
+    )
+
+
+def _decode(file: Any, name: str) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            # MAX_PIXELS is the limit here; oddities in the metadata are no reason to fail either.
+            warnings.simplefilter("ignore")
+            with Image.open(file) as image:
+                return _to_rgb(image, name)
+    except FileNotFoundError:
+        raise ImageError(f"{name}: no such file") from None
+    except IsADirectoryError:
+        raise ImageError(f"{name}: expected a file, found a folder") from None
+    except PermissionError:
+        raise ImageError(f"{name}: no permission to read it") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name}: expected at most {MAX_PIXELS:,} pixels, found more") from None
+    except Image.UnidentifiedImageError:
+        raise ImageError(f"{name}: {_describe(file)}") from None
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(f"{name}: broken image ({str(error) or type(error).__name__})") from error
+
+
+def _describe(file: Any) -> str:
+    try:
+        if isinstance(file, (str, Path)):
+            head = Path(file).open("rb").read(32)
+        else:
+            file.seek(0)
+            head = file.read(32)
+    except (OSError, ValueError):
+        head = b"?"
+    if not head:
+        return "expected an image, found an empty file"
+    return f"expected an image, found a file that starts with {head[:12]!r}"
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(f"{name}: expected at most {MAX_PIXELS:,} pixels, found {image.width}x{image.height}")
+    if image.width == 0 or image.height == 0:
+        raise ImageError(f"{name}: expected a picture, found {image.width}x{image.height} pixels")
+    if getattr(image, "n_frames", 1) > 1:
+        image.seek(0)
+    image.load()
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:  # broken EXIF data: the pixels are still good
+        image = image.copy()
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_to_uint8(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data or image.mode in ("RGBa", "La"):
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_uint8(pixels: np.ndarray) -> np.ndarray:
+    """Scale gray values of any type to 0..255."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype == bool:
+        return pixels.astype(np.uint8) * 255
+    if np.issubdtype(pixels.dtype, np.floating):
+        peak = float(np.nanmax(pixels, initial=0.0))
+        pixels = np.nan_to_num(pixels.astype(np.float64)) * (255.0 if peak <= 1.0 else 1.0)
+        return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    # 32-bit integers come from Pillow's mode I, which holds 8-bit or 16-bit values.
+    peak = int(pixels.max(initial=0))
+    if pixels.dtype.itemsize == 2 or peak > 255:
+        return np.clip(np.rint(pixels / 257.0), 0, 255).astype(np.uint8)
+    return np.clip(pixels, 0, 255).astype(np.uint8)
+
+
+def _from_array(pixels: np.ndarray, name: str) -> Image.Image:
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) and pixels.shape[2] not in (1, 3, 4):
+        pixels = pixels.transpose(1, 2, 0)  # (C, H, W) -> (H, W, C)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    if not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))) or pixels.size == 0:
+        raise ImageError(f"{name}: expected pixels of shape (H, W), (H, W, C) or (C, H, W), found {pixels.shape}")
+    return Image.fromarray(np.ascontiguousarray(_to_uint8(pixels)))
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a checkpoint wants its images: resizing, cropping and normalisation.
+
+    Attributes:
+        size: height and width of the result, in pixels.
+        resize: `"squash"` resizes straight to `size`; `"shortest"` resizes the short side to `resize_to` and crops
+            the centre, as torchvision's and timm's evaluation transforms do.
+        resize_to: pixels of the short side before the crop; for `"shortest"` only.
+        interpolation: a key of `RESAMPLING`.
+        mean, std: per channel, of values in [0, 1].
+    """
+
+    size: tuple[int, int] = (224, 224)
+    resize: Literal["squash", "shortest"] = "squash"
+    resize_to: int | None = None
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ValueError(f"expected a size of two positive numbers (height, width), found {self.size}")
+        if self.resize not in ("squash", "shortest"):
+            raise ValueError(f"resize must be 'squash' or 'shortest', found {self.resize!r}")
+        if self.interpolation not in RESAMPLING:
+            raise ValueError(f"interpolation must be one of {', '.join(RESAMPLING)}, found {self.interpolation!r}")
+        if len(self.mean) != len(self.std) or any(value <= 0 for value in self.std):
+            raise ValueError(f"expected as many positive std values as means, found {self.mean} and {self.std}")
+
+    @property
+    def short_side(self) -> int:
+        """Pixels of the short side before the crop."""
+        return self.resize_to or max(self.size)
+
+    def resized(self, image: Image.Image) -> np.ndarray:
+        """Resize and crop an RGB image: `(H, W, 3)` uint8."""
+        height, width = self.size
+        filter_ = RESAMPLING[self.interpolation]
+        if self.resize == "squash":
+            return np.asarray(image.resize((width, height), filter_))
+        short, long = sorted(image.size)
+        new_long = int(self.short_side * long / short)  # rounded down, as torchvision does
+        new_size = (self.short_side, new_long) if image.width <= image.height else (new_long, self.short_side)
+        if new_size != image.size:
+            image = image.resize(new_size, filter_)
+        # Centre crop with torchvision's rounding; outside the picture it is black, as there.
+        left, top = int(round((image.width - width) / 2.0)), int(round((image.height - height) / 2.0))
+        return np.asarray(image.crop((left, top, left + width, top + height)))
+
+    def normalized(self, pixels: np.ndarray) -> np.ndarray:
+        """Normalise `(H, W, 3)` uint8 to `(3, H, W)` float32: `(x / 255 - mean) / std`."""
+        table = (np.arange(256, dtype=np.float64) / 255).astype(np.float32)[None]
+        mean, std = np.float32(self.mean)[:, None], np.float32(self.std)[:, None]
+        table = (table - mean) / std  # (3, 256): each of the 256 values is computed once per channel
+        return np.stack([table[c][pixels[:, :, c]] for c in range(len(self.mean))])
+
+    def __call__(self, images: ImageSource | Sequence[ImageSource]) -> np.ndarray:
+        """Turn one image or a list of images into a batch: `(N, 3, H, W)` float32.
+
+        Raises:
+            ImageError: a picture cannot be read.
+        """
+        if not isinstance(images, (list, tuple)):
+            images = [images]
+        return np.stack([self.normalized(self.resized(open_image(image))) for image in images])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `preprocessor_config.json`, readable by transformers' AutoImageProcessor."""
+        height, width = self.size
+        fields: dict[str, Any] = {
+            "do_resize": True,
+            "do_rescale": True,
+            "do_normalize": True,
+            "rescale_factor": 1 / 255,
+            "resample": int(RESAMPLING[self.interpolation]),
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        }
+        if self.resize == "squash":
+            return fields | {"image_processor_type": "ViTImageProcessor", "size": {"height": height, "width": width}}
+        return fields | {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": self.short_side},
+            "do_center_crop": True,
+            "crop_size": {"height": height, "width": width},
+            "do_convert_rgb": True,
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Preprocessing:
+        """Read a `preprocessor_config.json` of the ViT (resize) or CLIP (resize and crop) kind.
+
+        Raises:
+            ValueError: a step that this class cannot reproduce.
+        """
+        if not fields.get("do_resize", True) or not fields.get("do_rescale", True):
+            raise ValueError("expected a preprocessor_config.json with do_resize and do_rescale, found one without")
+        if not math.isclose(fields.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
+            raise ValueError(f"expected a rescale_factor of 1/255, found {fields['rescale_factor']}")
+        normalize = fields.get("do_normalize", True)
+        common: dict[str, Any] = {
+            "interpolation": Image.Resampling(fields.get("resample", Image.Resampling.BILINEAR)).name.lower(),
+            "mean": tuple(fields.get("image_mean", (0.5, 0.5, 0.5)) if normalize else (0.0, 0.0, 0.0)),
+            "std": tuple(fields.get("image_std", (0.5, 0.5, 0.5)) if normalize else (1.0, 1.0, 1.0)),
+        }
+        size = fields.get("size", {"height": 224, "width": 224})
+        if isinstance(size, int):
+            size = {"height": size, "width": size}
+        if "shortest_edge" not in size:
+            return cls(size=(size["height"], size["width"]), resize="squash", **common)
+        crop = fields.get("crop_size", size["shortest_edge"])
+        crop = (crop["height"], crop["width"]) if isinstance(crop, Mapping) else (crop, crop)
+        if not fields.get("do_center_crop", True):
+            raise ValueError("expected a fixed input size: size.shortest_edge needs do_center_crop")
+        return cls(size=crop, resize="shortest", resize_to=size["shortest_edge"], **common)
+
+    @classmethod
+    def from_timm(cls, fields: Mapping[str, Any]) -> Preprocessing:
+        """Read timm's `pretrained_cfg`: short side to `size / crop_pct` rounded down, then a centre crop."""
+        height, width = fields.get("input_size", (3, 224, 224))[1:]
+        common: dict[str, Any] = {
+            "size": (height, width),
+            "interpolation": fields.get("interpolation", "bicubic"),
+            "mean": tuple(fields.get("mean", IMAGENET_MEAN)),
+            "std": tuple(fields.get("std", IMAGENET_STD)),
+        }
+        if fields.get("crop_mode", "center") == "squash":
+            return cls(resize="squash", **common)
+        crop_pct = fields.get("crop_pct") or 0.875
+        return cls(resize="shortest", resize_to=math.floor(max(height, width) / crop_pct), **common)
+
+
+HUB = Preprocessing(interpolation="bilinear")  # ViTImageProcessor's default
+AUTHORS = Preprocessing(resize="shortest", resize_to=256)
+TIMM = Preprocessing(resize="shortest", resize_to=math.floor(224 / 0.95))

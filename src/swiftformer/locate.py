@@ -1,0 +1,161 @@
+"""Find the files behind a checkpoint reference, and what they say about themselves."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from swiftformer.image_processing import Preprocessing
+from swiftformer.variants import VARIANTS
+
+BUNDLED = ("swiftformer-xs-cifar10",)
+DEFAULT_MODEL = BUNDLED[0]
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
+# A training run keeps its best weights here; see train/loop.py.
+RUN_FOLDERS = ("best", "last")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message says what was expected and what was found."""
+
+
+@dataclass(frozen=True)
+class Located:
+    """The parts of a checkpoint.
+
+    Attributes:
+        path: what the user meant: the folder, or the single file.
+        weights: the file with the tensors.
+        config: fields of `SwiftFormerConfig`, as far as a config.json gives them.
+        form: the numeric form, where the format tells.
+        preprocessing: where the format tells.
+        labels: class names, where the format tells them outside `config`.
+    """
+
+    path: Path
+    weights: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    form: str | None = None
+    preprocessing: Preprocessing | None = None
+    labels: list[str] | None = None
+
+
+def locate(reference: str | Path) -> Located:
+    """Resolve a reference: bundled name, local file or folder, timm name, or hub id.
+
+    Raises:
+        CheckpointError: nothing is there.
+    """
+    text = str(reference)
+    if text in BUNDLED:
+        return _folder(Path(str(resources.files("swiftformer") / "weights" / text)))
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _folder(path)
+    if path.is_file():
+        return _file(path)
+    if text.endswith(SUFFIXES) or text.startswith((".", "/", "~")):
+        raise CheckpointError(f"{text}: no such file or folder")
+    return _hub(text)
+
+
+def _file(path: Path) -> Located:
+    config = path.parent / "config.json"
+    if path.name in WEIGHT_FILES and config.exists():
+        return _folder(path.parent)
+    form = None
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "np") as file:
+                form = (file.metadata() or {}).get("form")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: truncated or no safetensors file ({error})") from error
+    return Located(path=path, weights=path, form=form)
+
+
+def _folder(path: Path) -> Located:
+    if not (path / "config.json").exists():
+        for name in RUN_FOLDERS:
+            if (path / name / "config.json").exists():
+                return _folder(path / name)
+    weights = next((path / name for name in WEIGHT_FILES if (path / name).exists()), None)
+    if weights is None or not (path / "config.json").exists():
+        files = sorted(file.name for file in path.iterdir()) or ["nothing"]
+        raise CheckpointError(
+            f"{path}: expected config.json and {' or '.join(WEIGHT_FILES)}, found {', '.join(files[:8])}"
+        )
+    config = _json(path / "config.json")
+    if "architecture" in config:
+        return _timm_folder(path, weights, config)
+    if config.get("model_type") != "swiftformer":
+        raise CheckpointError(
+            f"{path}/config.json: expected model_type 'swiftformer', found {config.get('model_type')!r}"
+        )
+    processor = path / "preprocessor_config.json"
+    try:
+        preprocessing = Preprocessing.from_dict(_json(processor)) if processor.exists() else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{processor}: {error}") from error
+    weighting = config.get("global_query_weighting", "uniform")
+    form = weighting + ("" if config.get("normalize_query_key", True) else "-unnormalized")
+    # "transformers_version", "dtype" and the like say nothing about the function that the model computes.
+    ignored = ("architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path")
+    fields = {key: value for key, value in config.items() if key not in ignored}
+    return Located(path=path, weights=weights, config=fields, form=form, preprocessing=preprocessing)
+
+
+def _timm_folder(path: Path, weights: Path, config: dict[str, Any]) -> Located:
+    if not str(config["architecture"]).startswith("swiftformer"):
+        raise CheckpointError(f"{path}/config.json: expected a SwiftFormer, found {config['architecture']!r}")
+    pretrained = config.get("pretrained_cfg") or {}
+    return Located(
+        path=path,
+        weights=weights,
+        form="l2",
+        preprocessing=Preprocessing.from_timm(pretrained),
+        labels=config.get("label_names") or pretrained.get("label_names"),
+    )
+
+
+def _hub(text: str) -> Located:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+
+    repo = re.sub(r"^hf[-_]hub:", "", text)
+    repo = next((v.timm_id for v in VARIANTS.values() if repo in (f"swiftformer_{v.name}", v.timm_id[5:])), repo)
+    if "/" not in repo:
+        raise CheckpointError(
+            f"{text}: expected a bundled name ({', '.join(BUNDLED)}), a file or folder, a hub id such as "
+            f"MBZUAI/swiftformer-xs, or a timm name such as swiftformer_xs.dist_in1k"
+        )
+    try:
+        folder = Path(hf_hub_download(repo, "config.json")).parent
+        for name in ("preprocessor_config.json", *WEIGHT_FILES):
+            try:
+                hf_hub_download(repo, name)
+            except EntryNotFoundError:
+                continue
+            if name in WEIGHT_FILES:
+                break
+    except (OSError, ValueError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{text}: no such file or folder, and not to be had from the hub ({reason})") from error
+    return _folder(folder)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: expected JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content

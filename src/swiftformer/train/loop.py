@@ -1,0 +1,231 @@
+"""The training loop, from top to bottom: one process, one device, one flat function."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from swiftformer.checkpoints import load, save
+from swiftformer.data.loaders import evaluation_loader, training_loader
+from swiftformer.data.sources import Source
+from swiftformer.evaluate.classification import evaluate_classifier
+from swiftformer.files import atomic_file
+from swiftformer.hf import SwiftFormerForImageClassification
+from swiftformer.train.progress import TrainingProgress
+from swiftformer.train.recipes import Recipe
+
+logger = logging.getLogger(__name__)
+STATE = "state.pt"
+LOG_EVERY = 20  # steps between two readings of the loss, each of which waits for the device
+
+
+def train(
+    recipe: Recipe,
+    train_source: Source,
+    val_source: Source,
+    output: str | Path,
+    *,
+    variant: str = "xs",
+    model: str | None = None,
+    form: str | None = None,
+    resume: bool = False,
+    device: str | torch.device | None = None,
+    workers: int = 2,
+) -> dict[str, float]:
+    """Train a classifier.
+
+    Writes to `output`: `recipe.json`, `metrics.jsonl` (a line per epoch), `state.pt` (to resume from, after every
+    epoch), and the weights after the best and the last epoch in `best/` and `last/` (the averaged ones, where the
+    recipe averages), which `swiftformer.load` reads.
+
+    Args:
+        variant: `xs`, `s`, `l1` or `l3`, with random weights in the July 2023 form; ignored where `model` is given.
+        model: a checkpoint reference to start from; its head is replaced where the classes differ.
+        form: numeric form of `model`, where its file cannot tell.
+        resume: go on from `output/state.pt`.
+        device: where to train; CUDA if there is one.
+        workers: processes that load images.
+
+    Returns:
+        The metrics of the last epoch: `top1`, `top5` in percent, `loss`, `images_per_second`, ...
+
+    Raises:
+        ValueError: train and val have different classes; `output` holds a run and `resume` is not set, or there is
+            nothing to resume, or its recipe differs.
+        FloatingPointError: the loss is not finite; the last checkpoint stays.
+    """
+    from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+    from timm.optim import create_optimizer_v2
+    from timm.scheduler import create_scheduler_v2
+    from timm.utils import ModelEmaV3, adaptive_clip_grad
+
+    output = Path(output)
+    if train_source.classes != val_source.classes:
+        raise ValueError(
+            f"expected the same classes in train and val, found {train_source.classes} and {val_source.classes}"
+        )
+    state = _read_state(output, recipe) if resume else None
+    if state is None and (output / STATE).exists():
+        raise ValueError(f"{output} holds a run already: choose another folder, or resume it")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    _seed(recipe.seed)
+    net = _build(recipe, train_source.classes, variant, model, form).to(device)
+    if recipe.channels_last:
+        net = net.to(memory_format=torch.channels_last)
+    ema = ModelEmaV3(net, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay > 0 else None
+    optimizer = create_optimizer_v2(
+        net, opt="adamw", lr=recipe.lr, weight_decay=recipe.weight_decay, eps=recipe.optimizer_eps
+    )
+    batches = training_loader(train_source, recipe, device, workers)
+    val_batches = evaluation_loader(val_source, recipe.preprocessing, max(recipe.batch_size * 3 // 2, 1), workers)
+    steps = len(batches)
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched="cosine",
+        num_epochs=recipe.epochs,
+        warmup_epochs=recipe.warmup_epochs,
+        warmup_lr=recipe.warmup_lr,
+        min_lr=recipe.min_lr,
+        step_on_epochs=False,
+        updates_per_epoch=steps,
+    )
+    criterion: nn.Module = (
+        SoftTargetCrossEntropy() if recipe.mixes else LabelSmoothingCrossEntropy(recipe.label_smoothing)
+    )
+    # Clipping leaves the classification heads alone, as the paper that proposed it does.
+    clipped = [p for name, p in net.named_parameters() if not name.startswith(("head.", "dist_head."))]
+
+    first_epoch, best = 0, -1.0
+    if state is not None:
+        net.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        if ema is not None:
+            ema.module.load_state_dict(state["ema"])
+        first_epoch, best = state["epoch"] + 1, state["best"]
+        logger.info("resuming %s behind epoch %d", output, first_epoch)
+    output.mkdir(parents=True, exist_ok=True)
+    with atomic_file(output / "recipe.json") as file:
+        file.write_text(json.dumps(dataclasses.asdict(recipe), indent=2) + "\n")
+
+    forward = torch.compile(net) if recipe.compile else net
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16")
+    metrics: dict[str, float] = {}
+    with TrainingProgress(recipe.epochs, steps, len(val_source), first_epoch) as progress:
+        for epoch in range(first_epoch, recipe.epochs):
+            _seed(recipe.seed + 1 + epoch)
+            batches.sampler.set_epoch(epoch)
+            net.train()
+            start = time.perf_counter()
+            total_loss = torch.zeros((), device=device)
+            total_hits = torch.zeros((), device=device)
+            for step, (pixels, targets) in enumerate(batches, start=1):
+                update = epoch * steps + step
+                if recipe.channels_last:
+                    pixels = pixels.contiguous(memory_format=torch.channels_last)
+                with autocast:
+                    logits = forward(pixels, return_dict=True).logits
+                loss = criterion(logits.float(), targets)
+                loss.backward()
+                if recipe.clip_agc > 0:
+                    adaptive_clip_grad(clipped, clip_factor=recipe.clip_agc)
+                optimizer.step()
+                optimizer.zero_grad()
+                scheduler.step_update(num_updates=update)
+                if ema is not None:
+                    ema.update(net, step=update)
+                total_loss += loss.detach()
+                total_hits += (logits.argmax(1) == (targets.argmax(1) if targets.ndim > 1 else targets)).sum()
+                if step % LOG_EVERY == 0 or step == steps:
+                    mean_loss = total_loss.item() / step
+                    if not np.isfinite(mean_loss):
+                        raise FloatingPointError(
+                            f"the loss is {mean_loss} in epoch {epoch + 1}, step {step}: expected a finite number; "
+                            f"try a smaller lr, or precision=fp32. The last checkpoint is {output / STATE}"
+                        )
+                    images = step * recipe.batch_size
+                    progress.step(
+                        epoch,
+                        step,
+                        loss=mean_loss,
+                        accuracy=100 * total_hits.item() / images,
+                        lr=optimizer.param_groups[0]["lr"],
+                        images_per_second=images / (time.perf_counter() - start),
+                    )
+            seconds = time.perf_counter() - start
+
+            evaluated = ema.module if ema is not None else net
+            metrics = {
+                "epoch": epoch + 1,
+                "loss": mean_loss,
+                "train_accuracy": 100 * total_hits.item() / (steps * recipe.batch_size),
+                "lr": optimizer.param_groups[0]["lr"],
+                "images_per_second": steps * recipe.batch_size / seconds,
+                "seconds": seconds,
+            }
+            result = evaluate_classifier(evaluated, val_batches, device, progress.evaluated)
+            metrics |= {"top1": result["top1"], "top5": result["top5"]}
+            progress.epoch(metrics)
+
+            evaluated.preprocessing = recipe.preprocessing
+            if metrics["top1"] > best:
+                best = metrics["top1"]
+                save(evaluated, output / "best")
+            if epoch + 1 == recipe.epochs:
+                save(evaluated, output / "last")
+            with (output / "metrics.jsonl").open("a") as log:
+                log.write(json.dumps(metrics) + "\n")
+            with atomic_file(output / STATE) as file:
+                torch.save(
+                    {
+                        "model": net.state_dict(),
+                        "ema": ema.module.state_dict() if ema is not None else None,
+                        "optimizer": optimizer.state_dict(),
+                        "epoch": epoch,
+                        "best": best,
+                        "recipe": dataclasses.asdict(recipe),
+                    },
+                    file,
+                )
+    return metrics
+
+
+def _build(
+    recipe: Recipe, classes: list[str], variant: str, model: str | None, form: str | None
+) -> SwiftFormerForImageClassification:
+    id2label = dict(enumerate(classes))
+    if model is None:
+        return SwiftFormerForImageClassification.from_variant(
+            variant,
+            id2label=id2label,
+            label2id={name: i for i, name in id2label.items()},
+            image_size=recipe.image_size,
+            drop_path_rate=recipe.drop_path_rate,
+        )
+    return load(model, form=form, labels=classes, drop_path_rate=recipe.drop_path_rate)
+
+
+def _read_state(output: Path, recipe: Recipe) -> dict[str, Any]:
+    path = output / STATE
+    if not path.exists():
+        raise ValueError(f"{path}: expected the state of a run to resume, found none")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    stored, wanted = state["recipe"], dataclasses.asdict(recipe)
+    differing = [f"{k} {stored.get(k)} -> {v}" for k, v in wanted.items() if stored.get(k) != v]
+    if differing:
+        raise ValueError(f"{output} was started with another recipe ({'; '.join(differing)}): resume with the same one")
+    return state
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

@@ -1,0 +1,73 @@
+"""What a person sees while a model trains: a progress bar on a terminal, a line per epoch elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class TrainingProgress:
+    """Shows loss, accuracy, learning rate, images per second and the time left, on standard error."""
+
+    def __init__(self, epochs: int, steps: int, val_images: int, first_epoch: int) -> None:
+        self.epochs, self.steps, self.val_images = epochs, steps, val_images
+        self.console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.whole = self.progress.add_task("run", total=epochs * steps, completed=first_epoch * steps, numbers="")
+        self.current = self.progress.add_task("", total=steps, numbers="")
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def step(self, epoch: int, step: int, **numbers: float) -> None:
+        """Show the running means of an epoch's first `step` steps."""
+        self.progress.update(self.whole, completed=epoch * self.steps + step)
+        self.progress.update(
+            self.current,
+            description=f"epoch {epoch + 1}/{self.epochs}",
+            total=self.steps,
+            completed=step,
+            numbers="loss {loss:.3f}  acc {accuracy:.1f}%  lr {lr:.2e}  {images_per_second:.0f} img/s".format(**numbers),
+        )
+        if step == self.steps:
+            self.progress.update(self.current, description="evaluate", total=self.val_images, completed=0, numbers="")
+
+    def evaluated(self, images: int) -> None:
+        """Move the evaluation's bar forward."""
+        self.progress.advance(self.current, images)
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        """Print the line of a finished epoch, which stays above the bar."""
+        self.console.print(
+            "epoch {epoch:.0f}/{epochs}  loss {loss:.4f}  train {train_accuracy:.2f}%  top1 {top1:.2f}%  "
+            "top5 {top5:.2f}%  lr {lr:.2e}  {images_per_second:.0f} img/s  {seconds:.1f} s".format(
+                epochs=self.epochs, **metrics
+            ),
+            highlight=False,
+        )

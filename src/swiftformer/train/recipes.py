@@ -1,0 +1,205 @@
+"""Training recipes: functions that return a frozen `Recipe`, and the overrides that the command line gives."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from swiftformer.image_processing import IMAGENET_MEAN, IMAGENET_STD, RESAMPLING, Preprocessing
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a training run besides data, model and machine.
+
+    Attributes:
+        epochs, warmup_epochs: length of the run, and of its linear warm-up.
+        batch_size: images per step.
+        lr, warmup_lr, min_lr: peak, first and last learning rate of the cosine schedule (stepped every update).
+        weight_decay: of AdamW; biases, norms and layer scales have none.
+        optimizer_eps: epsilon of AdamW.
+        clip_agc: factor of adaptive gradient clipping (arXiv 2102.06171); 0 switches it off.
+        ema_decay: of the exponential moving average of the weights, with warm-up; 0 switches it off.
+        drop_path_rate: stochastic depth of the model.
+        image_size: side of the square input, in pixels.
+        crop_scale, crop_ratio: area and aspect ratio of random resized crops.
+        horizontal_flip: probability.
+        color_jitter: strength; timm ignores it where `auto_augment` is set.
+        auto_augment: timm's name, such as `rand-m9-mstd0.5-inc1`; empty for none.
+        interpolation: of resizing.
+        random_erasing: probability, per image, filled with noise per pixel.
+        repeated_augmentation: copies of an image per epoch.
+        mixup, cutmix: alpha of each; 0 switches it off.
+        mix_prob, mix_switch_prob: share of batches that are mixed, and of these the share that uses CutMix.
+        label_smoothing: share of the target spread over all classes.
+        resize_to: short side before the centre crop in evaluation; None for `image_size`.
+        mean, std: normalisation of values in [0, 1].
+        precision: `bf16` for autocast, or `fp32`.
+        channels_last: memory format of model and images.
+        compile: run the model through torch.compile.
+        seed: of weights, order and augmentation.
+    """
+
+    epochs: int = 300
+    warmup_epochs: int = 5
+    batch_size: int = 128
+    lr: float = 2e-3
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+    weight_decay: float = 0.025
+    optimizer_eps: float = 1e-8
+    clip_agc: float = 0.01
+    ema_decay: float = 0.99996
+    drop_path_rate: float = 0.0
+    image_size: int = 224
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    horizontal_flip: float = 0.5
+    color_jitter: float = 0.4
+    auto_augment: str = ""
+    interpolation: str = "bicubic"
+    random_erasing: float = 0.25
+    repeated_augmentation: int = 1
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_prob: float = 1.0
+    mix_switch_prob: float = 0.5
+    label_smoothing: float = 0.1
+    resize_to: int | None = None
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    precision: Literal["bf16", "fp32"] = "bf16"
+    channels_last: bool = True
+    compile: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1 or self.image_size < 32:
+            raise ValueError(
+                f"expected epochs and batch_size of at least 1 and image_size of at least 32, "
+                f"found {self.epochs}, {self.batch_size}, {self.image_size}"
+            )
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise ValueError(f"expected warmup_epochs from 0 to epochs ({self.epochs}), found {self.warmup_epochs}")
+        if self.mixes and self.batch_size % 2:
+            raise ValueError(f"Mixup and CutMix need an even batch_size, found {self.batch_size}")
+        if self.interpolation not in (*RESAMPLING, "random"):
+            raise ValueError(f"interpolation must be one of {', '.join(RESAMPLING)}, found {self.interpolation!r}")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether batches are mixed by Mixup or CutMix."""
+        return (self.mixup > 0 or self.cutmix > 0) and self.mix_prob > 0
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How the trained model wants its images: short side, then centre crop."""
+        return Preprocessing(
+            size=(self.image_size, self.image_size),
+            resize="shortest",
+            resize_to=self.resize_to or self.image_size,
+            interpolation="bicubic" if self.interpolation == "random" else self.interpolation,
+            mean=self.mean,
+            std=self.std,
+        )
+
+
+def small_images() -> Recipe:
+    """From scratch on small pictures (CIFAR and the like), at 64 pixels. This made the bundled model.
+
+        swiftformer train --data cifar10 --variant xs --recipe small_images
+
+    Hardware, hours and accuracy stand in the bundled model's card.
+    """
+    return Recipe(
+        epochs=300,
+        warmup_epochs=10,
+        batch_size=512,
+        lr=2e-3,
+        weight_decay=0.05,
+        ema_decay=0.9998,
+        drop_path_rate=0.05,
+        image_size=64,
+        crop_scale=(0.35, 1.0),
+        auto_augment="rand-m7-mstd0.5-inc1",
+        random_erasing=0.2,
+        mixup=0.2,
+        cutmix=1.0,
+        mix_prob=0.5,
+    )
+
+
+def finetune() -> Recipe:
+    """From a checkpoint to one's own classes.
+
+        swiftformer train --data FOLDER --model CHECKPOINT --recipe finetune
+    """
+    return Recipe(
+        epochs=30,
+        warmup_epochs=3,
+        batch_size=32,
+        lr=2e-4,
+        min_lr=1e-6,
+        ema_decay=0.999,
+        crop_scale=(0.35, 1.0),
+        auto_augment="rand-m7-mstd0.5-inc1",
+        resize_to=256,
+    )
+
+
+def smoke() -> Recipe:
+    """Two epochs of small batches: shows in seconds that data, model and machine work together."""
+    return Recipe(epochs=2, warmup_epochs=1, batch_size=16, image_size=32, ema_decay=0.9, precision="fp32")
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"small_images": small_images, "finetune": finetune, "smoke": smoke}
+
+
+def get_recipe(name: str, settings: Iterable[str] = ()) -> Recipe:
+    """A recipe by name with overrides.
+
+    Args:
+        name: a key of `RECIPES`.
+        settings: `key=value`, each key a field of `Recipe`; tuples are written `0.5,1`.
+
+    Raises:
+        ValueError: unknown recipe or field, or a value of another type.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}: expected one of {', '.join(RECIPES)}")
+    types_ = typing.get_type_hints(Recipe)
+    changes = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or key not in types_:
+            raise ValueError(f"expected key=value with a key of {', '.join(types_)}; found {setting!r}")
+        try:
+            changes[key] = _parse(text, types_[key])
+        except ValueError:
+            expected = getattr(types_[key], "__name__", str(types_[key]))
+            raise ValueError(f"{key}: expected {expected}, found {text!r}") from None
+    return dataclasses.replace(RECIPES[name](), **changes)
+
+
+def _parse(text: str, kind: Any) -> Any:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if text not in args:
+            raise ValueError(text)
+        return text
+    if origin is types.UnionType:  # X | None
+        return None if text.lower() == "none" else _parse(text, args[0])
+    if origin is tuple:
+        values = text.strip("()[]").split(",")
+        if len(values) != len(args):
+            raise ValueError(text)
+        return tuple(_parse(value.strip(), arg) for value, arg in zip(values, args, strict=True))
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
+    return kind(text)
