@@ -16,7 +16,7 @@ from swiftformer.data.sources import Source
 from swiftformer.image_processing import ImageError, Preprocessing
 
 if TYPE_CHECKING:
-    from timm.data import PrefetchLoader
+    from timm.data.loader import PrefetchLoader
 
     from swiftformer.train.recipes import Recipe
 
@@ -82,6 +82,7 @@ def evaluation_loader(
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
     )
 
 
@@ -94,8 +95,9 @@ def training_loader(source: Source, recipe: Recipe, device: torch.device, worker
     Raises:
         ValueError: fewer images than one batch.
     """
-    from timm.data import FastCollateMixup, PrefetchLoader, create_transform, fast_collate
+    from timm.data import FastCollateMixup, create_transform
     from timm.data.distributed_sampler import RepeatAugSampler
+    from timm.data.loader import PrefetchLoader, fast_collate
 
     if len(source) < recipe.batch_size:
         raise ValueError(f"expected at least one batch of {recipe.batch_size} training images, found {len(source)}")

@@ -171,16 +171,17 @@ def train(
                 "images_per_second": steps * recipe.batch_size / seconds,
                 "seconds": seconds,
             }
-            result = evaluate_classifier(evaluated, val_batches, device, progress.evaluated)
-            metrics |= {"top1": result["top1"], "top5": result["top5"]}
-            progress.epoch(metrics)
-
+            is_last = epoch + 1 == recipe.epochs
             evaluated.preprocessing = recipe.preprocessing
-            if metrics["top1"] > best:
-                best = metrics["top1"]
-                save(evaluated, output / "best")
-            if epoch + 1 == recipe.epochs:
+            if is_last or (epoch + 1) % recipe.evaluate_every == 0:
+                result = evaluate_classifier(evaluated, val_batches, device, progress.evaluated)
+                metrics |= {"top1": result["top1"], "top5": result["top5"]}
+                if metrics["top1"] > best:
+                    best = metrics["top1"]
+                    save(evaluated, output / "best")
+            if is_last:
                 save(evaluated, output / "last")
+            progress.epoch(metrics)
             with (output / "metrics.jsonl").open("a") as log:
                 log.write(json.dumps(metrics) + "\n")
             with atomic_file(output / STATE) as file:

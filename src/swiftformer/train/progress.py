@@ -64,10 +64,11 @@ class TrainingProgress:
 
     def epoch(self, metrics: dict[str, Any]) -> None:
         """Print the line of a finished epoch, which stays above the bar."""
-        self.console.print(
-            "epoch {epoch:.0f}/{epochs}  loss {loss:.4f}  train {train_accuracy:.2f}%  top1 {top1:.2f}%  "
-            "top5 {top5:.2f}%  lr {lr:.2e}  {images_per_second:.0f} img/s  {seconds:.1f} s".format(
-                epochs=self.epochs, **metrics
-            ),
-            highlight=False,
+        line = (
+            f"epoch {metrics['epoch']}/{self.epochs}  loss {metrics['loss']:.4f}  "
+            f"train {metrics['train_accuracy']:.2f}%  lr {metrics['lr']:.2e}  "
+            f"{metrics['images_per_second']:.0f} img/s  {metrics['seconds']:.1f} s"
         )
+        if "top1" in metrics:
+            line += f"  top1 {metrics['top1']:.2f}%  top5 {metrics['top5']:.2f}%"
+        self.console.print(line, highlight=False)

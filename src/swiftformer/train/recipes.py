@@ -20,7 +20,7 @@ class Recipe:
         epochs, warmup_epochs: length of the run, and of its linear warm-up.
         batch_size: images per step.
         lr, warmup_lr, min_lr: peak, first and last learning rate of the cosine schedule (stepped every update).
-        weight_decay: of AdamW; biases, norms and layer scales have none.
+        weight_decay: of AdamW; one-dimensional parameters (biases, norms) have none.
         optimizer_eps: epsilon of AdamW.
         clip_agc: factor of adaptive gradient clipping (arXiv 2102.06171); 0 switches it off.
         ema_decay: of the exponential moving average of the weights, with warm-up; 0 switches it off.
@@ -41,6 +41,7 @@ class Recipe:
         precision: `bf16` for autocast, or `fp32`.
         channels_last: memory format of model and images.
         compile: run the model through torch.compile.
+        evaluate_every: epochs between two evaluations; the last epoch always has one.
         seed: of weights, order and augmentation.
     """
 
@@ -75,13 +76,14 @@ class Recipe:
     precision: Literal["bf16", "fp32"] = "bf16"
     channels_last: bool = True
     compile: bool = False
+    evaluate_every: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1 or self.image_size < 32:
+        if min(self.epochs, self.batch_size, self.evaluate_every) < 1 or self.image_size < 32:
             raise ValueError(
-                f"expected epochs and batch_size of at least 1 and image_size of at least 32, "
-                f"found {self.epochs}, {self.batch_size}, {self.image_size}"
+                f"expected epochs, batch_size and evaluate_every of at least 1 and image_size of at least 32, "
+                f"found {self.epochs}, {self.batch_size}, {self.evaluate_every}, {self.image_size}"
             )
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise ValueError(f"expected warmup_epochs from 0 to epochs ({self.epochs}), found {self.warmup_epochs}")
@@ -130,6 +132,7 @@ def small_images() -> Recipe:
         mixup=0.2,
         cutmix=1.0,
         mix_prob=0.5,
+        evaluate_every=5,
     )
 
 

@@ -1,0 +1,3 @@
+from swiftformer.cli import main
+
+main()
