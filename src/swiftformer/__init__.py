@@ -1,1 +1,81 @@
-"""x"""
+"""SwiftFormer: train, fine-tune, evaluate, convert and run the efficient additive attention vision model.
+
+Names are imported on first use, so that `import swiftformer` is quick and needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from swiftformer.attention import EfficientAdditiveAttention
+    from swiftformer.checkpoints import LoadReport, load, save
+    from swiftformer.hf import (
+        SwiftFormerBackbone,
+        SwiftFormerConfig,
+        SwiftFormerForImageClassification,
+        SwiftFormerForImageClassificationWithTeacher,
+        SwiftFormerModel,
+        SwiftFormerPreTrainedModel,
+        register,
+    )
+    from swiftformer.image_processing import ImageError, Preprocessing, open_image
+    from swiftformer.locate import CheckpointError
+    from swiftformer.normalization import fold_normalization
+    from swiftformer.predict import classify
+    from swiftformer.variants import VARIANTS
+
+_MODULES = {
+    "attention": ("EfficientAdditiveAttention",),
+    "checkpoints": ("LoadReport", "load", "save"),
+    "hf": (
+        "SwiftFormerBackbone",
+        "SwiftFormerConfig",
+        "SwiftFormerForImageClassification",
+        "SwiftFormerForImageClassificationWithTeacher",
+        "SwiftFormerModel",
+        "SwiftFormerPreTrainedModel",
+        "register",
+    ),
+    "image_processing": ("ImageError", "Preprocessing", "open_image"),
+    "locate": ("CheckpointError",),
+    "normalization": ("fold_normalization",),
+    "predict": ("classify",),
+    "variants": ("VARIANTS",),
+}
+_PLACES = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "VARIANTS",
+    "CheckpointError",
+    "EfficientAdditiveAttention",
+    "ImageError",
+    "LoadReport",
+    "Preprocessing",
+    "SwiftFormerBackbone",
+    "SwiftFormerConfig",
+    "SwiftFormerForImageClassification",
+    "SwiftFormerForImageClassificationWithTeacher",
+    "SwiftFormerModel",
+    "SwiftFormerPreTrainedModel",
+    "__version__",
+    "classify",
+    "fold_normalization",
+    "load",
+    "open_image",
+    "register",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'swiftformer' has no attribute {name!r}")
+    return getattr(import_module(f"swiftformer.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -86,8 +86,10 @@ def evaluation_loader(
     )
 
 
-def training_loader(source: Source, recipe: Recipe, device: torch.device, workers: int) -> PrefetchLoader:
-    """Shuffled batches with the recipe's augmentation, `(pixels (B, 3, S, S), targets)` on `device`.
+def training_loader(
+    source: Source, recipe: Recipe, image_size: int, device: torch.device, workers: int
+) -> PrefetchLoader:
+    """Shuffled batches with the recipe's augmentation, `(pixels (B, 3, S, S), targets)` on `device`, S = `image_size`.
 
     Pixels are normalised on the device. Targets are class indices `(B,)`, or, where the recipe mixes images,
     distributions `(B, classes)`. Call `loader.sampler.set_epoch(epoch)` before each epoch: the order depends on it.
@@ -104,7 +106,7 @@ def training_loader(source: Source, recipe: Recipe, device: torch.device, worker
     dataset = TrainingDataset(
         source,
         create_transform(
-            recipe.image_size,
+            image_size,
             is_training=True,
             use_prefetcher=True,
             scale=recipe.crop_scale,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from swiftformer.checkpoints import load
+from swiftformer.data.loaders import evaluation_loader
+from swiftformer.data.sources import open_source
 
 
 @torch.inference_mode()
@@ -47,3 +51,48 @@ def evaluate_classifier(
         "images": images,
         "images_per_second": images / seconds,
     }
+
+
+def evaluate_reference(
+    model: str,
+    data: str,
+    split: str = "val",
+    *,
+    form: str | None = None,
+    batch_size: int = 64,
+    workers: int = 2,
+    device: str | None = None,
+    progress: Callable[[int], None] = lambda images: None,
+) -> dict[str, float]:
+    """Evaluate a checkpoint on a split of a data set, with the preprocessing that belongs to the checkpoint.
+
+    Classes are matched by name; where no name is common to both, by position.
+
+    Returns:
+        As `evaluate_classifier`, and `unreadable`, the number of pictures that were skipped.
+
+    Raises:
+        ValueError: the data set has classes that the model does not know.
+        CheckpointError: the model cannot be loaded.
+    """
+    source = open_source(data, split)
+    net = load(model, form=form, task="classification")
+    source.labels = _match_classes(net.config.label2id, source.classes, source.labels)
+    loader = evaluation_loader(source, net.preprocessing, batch_size, workers)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    metrics = evaluate_classifier(net, loader, device, progress)
+    return metrics | {"unreadable": len(source) - metrics["images"]}
+
+
+def _match_classes(label2id: dict[str, int], classes: list[str], labels: Sequence[int]) -> list[int]:
+    known = [name in label2id for name in classes]
+    if all(known):
+        place = [label2id[name] for name in classes]
+        return [place[label] for label in labels]
+    if any(known) or len(classes) != len(label2id):
+        unknown = [name for name, is_known in zip(classes, known, strict=True) if not is_known]
+        raise ValueError(
+            f"expected classes that the model knows ({len(label2id)}: {', '.join(list(label2id)[:5])}, ...), "
+            f"found {len(unknown)} others ({', '.join(unknown[:5])})"
+        )
+    return list(labels)

@@ -82,12 +82,12 @@ def train(
     if recipe.channels_last:
         net = net.to(memory_format=torch.channels_last)
     ema = ModelEmaV3(net, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay > 0 else None
+    adamw_only = {"eps": recipe.optimizer_eps, "fused": True} if recipe.optimizer == "adamw" else {}
     optimizer = create_optimizer_v2(
-        net, opt="adamw", lr=recipe.lr, weight_decay=recipe.weight_decay, eps=recipe.optimizer_eps
+        net, opt=recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, **adamw_only
     )
-    batches = training_loader(train_source, recipe, device, workers)
     val_batches = evaluation_loader(val_source, recipe.preprocessing, max(recipe.batch_size * 3 // 2, 1), workers)
-    steps = len(batches)
+    steps = len(train_source) // recipe.batch_size
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched="cosine",
@@ -116,12 +116,14 @@ def train(
     with atomic_file(output / "recipe.json") as file:
         file.write_text(json.dumps(dataclasses.asdict(recipe), indent=2) + "\n")
 
-    forward = torch.compile(net) if recipe.compile else net
+    forward = torch.compile(net, dynamic=False) if recipe.compile else net
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16")
     metrics: dict[str, float] = {}
     with TrainingProgress(recipe.epochs, steps, len(val_source), first_epoch) as progress:
         for epoch in range(first_epoch, recipe.epochs):
             _seed(recipe.seed + 1 + epoch)
+            if epoch == first_epoch or recipe.image_size_at(epoch) != recipe.image_size_at(epoch - 1):
+                batches = training_loader(train_source, recipe, recipe.image_size_at(epoch), device, workers)
             batches.sampler.set_epoch(epoch)
             net.train()
             start = time.perf_counter()

@@ -1,0 +1,65 @@
+"""Fold the normalisation of the input into the first convolution, so that the model takes pixels as they are."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class NormalizingConv2d(nn.Module):
+    """A convolution of `(x * scale - mean) / std`, zero-padded, computed from `x` without normalising it.
+
+    `weight * scale / std` and `bias - sum(weight * mean / std)` do the arithmetic. Zero padding of the normalised
+    image is padding of the raw image with the value that normalises to zero, `mean / scale`, in each channel.
+    """
+
+    def __init__(self, conv: nn.Conv2d, mean: Sequence[float], std: Sequence[float], scale: float) -> None:
+        super().__init__()
+        mean_, std_ = (torch.tensor(v, dtype=torch.float64).view(1, -1, 1, 1) for v in (mean, std))
+        weight = conv.weight.detach().double() / std_.to(conv.weight.device)
+        shift = (weight * mean_.to(weight.device)).sum(dim=(1, 2, 3))
+        bias = conv.bias.detach().double() if conv.bias is not None else torch.zeros_like(shift)
+        self.weight = nn.Parameter((weight * scale).to(conv.weight.dtype))
+        self.bias = nn.Parameter((bias - shift).to(conv.weight.dtype))
+        self.register_buffer("fill", (mean_ / scale).to(conv.weight))
+        self.stride, self.padding = conv.stride, conv.padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, C, H, W)` raw pixels of any dtype to `(B, out_channels, H', W')`."""
+        top, left = self.padding
+        x = x.to(self.weight.dtype)
+        # Padding a map of zeros and adding the fill outside keeps every size dynamic.
+        inside = F.pad(torch.ones_like(x[:1, :1]), (left, left, top, top))  # (1, 1, H + 2, W + 2)
+        x = F.pad(x, (left, left, top, top)) + (1 - inside) * self.fill
+        return F.conv2d(x, self.weight, self.bias, self.stride)
+
+
+def fold_normalization(
+    model: nn.Module, mean: Sequence[float], std: Sequence[float], scale: float = 1 / 255
+) -> nn.Module:
+    """A copy of a model that takes raw pixels instead of normalised ones; the model itself is not changed.
+
+    Args:
+        model: any SwiftFormer of this package.
+        mean, std: per channel, of values in [0, 1].
+        scale: what brings raw pixels to [0, 1]: 1/255 for 0..255, 1 for values that are there already.
+
+    Returns:
+        A model whose output on `x` equals that of `model` on `(x * scale - mean) / std`, up to rounding.
+
+    Raises:
+        ValueError: another number of channels than the model's.
+    """
+    folded = copy.deepcopy(model)
+    stem = next(m for name, m in folded.named_modules() if name.endswith("patch_embedding"))
+    conv = stem[0]
+    if not isinstance(conv, nn.Conv2d):
+        raise ValueError("expected a model that takes normalised pixels, found one with folded normalisation")
+    if not len(mean) == len(std) == conv.in_channels:
+        raise ValueError(f"expected {conv.in_channels} means and stds, found {len(mean)} and {len(std)}")
+    stem[0] = NormalizingConv2d(conv, mean, std, scale)
+    return folded

@@ -1,0 +1,80 @@
+"""What the command line prints: tables on standard output, progress bars on standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from swiftformer.predict import Classified
+
+
+@contextmanager
+def progress_bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Yield a function that moves a bar forward; nothing is drawn where standard error is no terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda steps: progress.advance(task, steps)
+
+
+def classification_table(results: list[Classified]) -> None:
+    """A row for each picture and class, with a bar for the probability."""
+    table = Table(box=None, pad_edge=False)
+    for name, options in (("image", {"overflow": "fold"}), ("label", {}), ("probability", {"justify": "right"})):
+        table.add_column(name, **options)  # type: ignore[arg-type]
+    table.add_column("")
+    for result in results:
+        for rank, prediction in enumerate(result.predictions):
+            table.add_row(
+                result.image if rank == 0 else "",
+                prediction.label,
+                f"{100 * prediction.probability:.1f}%",
+                "█" * round(20 * prediction.probability),
+                style=None if rank == 0 else "dim",
+            )
+    Console().print(table)
+
+
+def metrics_table(metrics: dict[str, Any]) -> None:
+    """A line for each metric."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.2f}" if isinstance(value, float) else str(value))
+    Console().print(table)
+
+
+def complexity_table(description: dict[str, Any]) -> None:
+    """The rows of `swiftformer.info.describe`, and their totals."""
+    height, width = description["size"]
+    table = Table(title=f"{description['model']} at {height}x{width}", title_justify="left", box=None, pad_edge=False)
+    table.add_column("layer")
+    for name in ("output", "parameters", "GMACs", "output MB"):
+        table.add_column(name, justify="right")
+    for layer in description["layers"]:
+        table.add_row(
+            layer["name"],
+            "x".join(map(str, layer["shape"])),
+            f"{layer['parameters']:,}",
+            f"{layer['gmacs']:.4f}",
+            f"{layer['megabytes']:.3f}",
+        )
+    table.add_row(
+        "total",
+        "",
+        f"{description['parameters']:,}",
+        f"{description['gmacs']:.4f}",
+        f"{description['activation_megabytes']:.3f}",
+        style="bold",
+    )
+    console = Console()
+    console.print(table)
+    for key in ("form", "classes", "path", "published"):
+        if key in description:
+            console.print(f"{key}: {description[key]}", highlight=False, soft_wrap=True)

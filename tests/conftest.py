@@ -1,0 +1,88 @@
+"""What the tests share: small models with randomised statistics, real data where it lies beside the project."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of huggingface_hub: tests never touch the network
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from swiftformer import SwiftFormerConfig, SwiftFormerForImageClassification
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+TINY = {"depths": [2, 1, 2, 1], "embed_dims": [16, 24, 32, 48]}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reason = "needs a CUDA GPU, and this machine has none"
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def shared(*parts: str) -> Path:
+    """A path under the data shared beside the project; the test is skipped where it is absent."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"needs {'/'.join(parts)} in the shared folder beside the project")
+    return path
+
+
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random statistics, affine terms and layer scales, so that nothing hides behind zeros, ones and 1e-5."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if not tensor.is_floating_point():
+                continue
+            noise = torch.rand(tensor.shape, generator=generator)
+            if name.endswith("running_var"):
+                tensor.copy_(0.5 + noise)
+            elif name.endswith("running_mean") or name.endswith("bias"):
+                tensor.copy_(0.4 * noise - 0.2)
+            elif "layer_scale" in name:
+                tensor.copy_(0.2 + 0.6 * noise)
+            elif "norm" in name:
+                tensor.copy_(0.5 + noise)
+            elif tensor.ndim > 1 and not name.endswith("w_g"):
+                fan_in = tensor[0].numel()
+                tensor.copy_((2 * noise - 1) * (3 / fan_in) ** 0.5)
+    return model
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Norm of the difference over the norm of what is expected."""
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+def tiny(**fields: object) -> SwiftFormerForImageClassification:
+    """A small classifier in eval mode with randomised statistics."""
+    config = SwiftFormerConfig(**({**TINY, "num_labels": 10} | fields))
+    return randomize(SwiftFormerForImageClassification(config)).eval()
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """An ImageFolder with train/ and val/ trees of two classes, red and blue squares with noise."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 8)):
+        for name, channel in (("blue", 2), ("red", 0)):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 80, (40, 48, 3), dtype=np.uint8)
+                pixels[:, :, channel] += 150
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path / "images"

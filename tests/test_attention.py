@@ -1,0 +1,106 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from conftest import relative
+from swiftformer.attention import ATTENTION_MODULES, EfficientAdditiveAttention, SelfAttention, l2_normalize
+
+
+def formula(module: EfficientAdditiveAttention, x: torch.Tensor) -> torch.Tensor:
+    """The paper's equations, one image and one token at a time, in float64."""
+    out = torch.empty_like(x)
+    for b, tokens in enumerate(x):
+        q = [module.to_query(t) for t in tokens]
+        k = [module.to_key(t) for t in tokens]
+        if module.normalize_query_key:
+            q = [t / t.norm() for t in q]
+            k = [t / t.norm() for t in k]
+        scores = [(t @ module.w_g[:, 0]) / math.sqrt(x.shape[-1]) for t in q]
+        norm = math.sqrt(sum(float(a) ** 2 for a in scores))
+        weights = [a / norm if module.global_query_weighting == "l2" else 1.0 for a in scores]
+        g = sum(w * t for w, t in zip(weights, q, strict=True))
+        for n in range(len(tokens)):
+            out[b, n] = module.final(module.proj(g * k[n]) + q[n])
+    return out
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    tokens=st.integers(1, 30),
+    dim=st.integers(2, 24),
+    weighting=st.sampled_from(["uniform", "l2"]),
+    normalize=st.booleans(),
+)
+def test_additive_attention_is_the_formula(batch, tokens, dim, weighting, normalize):
+    module = EfficientAdditiveAttention(dim, weighting, normalize).double().eval()
+    x = torch.randn(batch, tokens, dim, dtype=torch.float64)
+    assert relative(module(x), formula(module, x)) < 1e-10
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_l2_normalize_keeps_zero_vectors_finite(dtype):
+    x = torch.zeros(3, 8, dtype=dtype)
+    x[0] = 1e-4
+    y = l2_normalize(x, dim=-1)
+    assert y.dtype == dtype and torch.isfinite(y).all() and (y[1:] == 0).all()
+    torch.testing.assert_close(y[0].float().norm(), torch.tensor(1.0), atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("weighting", ["uniform", "l2"])
+def test_zero_image_gives_no_nan_in_half_precision(dtype, weighting):
+    module = EfficientAdditiveAttention(16, weighting).to(dtype)
+    for layer in (module.to_query, module.to_key):
+        torch.nn.init.zeros_(layer.bias)
+    assert torch.isfinite(module(torch.zeros(2, 9, 16, dtype=dtype))).all()
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "l2"])
+def test_half_precision_stays_close(weighting):
+    module = EfficientAdditiveAttention(32, weighting).eval()
+    x = torch.randn(2, 49, 32)
+    expected = module(x)
+    for dtype, bound in ((torch.bfloat16, 2e-2), (torch.float16, 3e-3)):
+        assert relative(module.to(dtype)(x.to(dtype)).float(), expected) < bound
+
+
+def test_w_g_of_the_uniform_form_has_a_zero_gradient_instead_of_none():
+    module = EfficientAdditiveAttention(8, "uniform")
+    module(torch.randn(1, 4, 8)).sum().backward()
+    assert module.w_g.grad is not None and (module.w_g.grad == 0).all()
+    frozen = EfficientAdditiveAttention(8, "uniform").requires_grad_(False)
+    assert torch.isfinite(frozen(torch.randn(1, 4, 8))).all()
+
+
+@pytest.mark.parametrize("name", ATTENTION_MODULES)
+def test_every_module_keeps_shape_and_trains(name):
+    module = ATTENTION_MODULES[name](24)
+    x = torch.randn(2, 10, 24, requires_grad=True)
+    y = module(x)
+    assert y.shape == x.shape
+    y.square().sum().backward()
+    assert all(p.grad is not None for p in module.parameters())
+
+
+def test_self_attention_is_torchs():
+    module = SelfAttention(16).eval()
+    x = torch.randn(2, 7, 16)
+    weight, bias = module.to_query_key_value.weight, module.to_query_key_value.bias
+    expected, _ = F.multi_head_attention_forward(
+        x.transpose(0, 1), x.transpose(0, 1), x.transpose(0, 1), 16, 1, weight, bias, None, None, False, 0.0,
+        module.proj.weight, module.proj.bias,
+    )  # fmt: skip
+    torch.testing.assert_close(module(x), expected.transpose(0, 1))
+
+
+def test_only_self_attention_depends_on_all_pairs():
+    """A permutation of the tokens permutes the output of every module."""
+    order = torch.randperm(12)
+    for module in ATTENTION_MODULES.values():
+        m, x = module(16).eval(), torch.randn(1, 12, 16)
+        torch.testing.assert_close(m(x)[:, order], m(x[:, order]), atol=1e-5, rtol=1e-4)

@@ -1,0 +1,137 @@
+"""Agreement with what others wrote: the authors' stored tensors, stock transformers, timm."""
+
+import json
+
+import pytest
+import timm
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from conftest import SHARED, TINY, randomize, relative, shared, tiny
+from swiftformer import SwiftFormerConfig, SwiftFormerForImageClassification, load
+from swiftformer.convert import convert_state_dict
+
+FIXTURES = SHARED / "fixtures" / "original"
+MANIFEST = json.loads((FIXTURES / "manifest.json").read_text()) if FIXTURES.exists() else {"absent": {}}
+SIZES = [(224, 224), (192, 256), (65, 97)]
+
+
+def form_of(entry: dict) -> str:
+    if entry["release"] == "july2023":
+        return "l2"
+    return "uniform" if entry["normalise_query_key"] else "uniform-unnormalized"
+
+
+@pytest.mark.parametrize("name", MANIFEST)
+def test_authors_fixtures(name):
+    path = shared("fixtures", "original", f"{name}.pth")
+    entry, expected = MANIFEST[name], load_file(path.with_suffix(".io.safetensors"))
+    model = load(path, form=form_of(entry))
+    assert model.config.depths == entry["layers"] and model.config.embed_dims == entry["embed_dims"]
+    assert model.config.use_layer_scale == entry.get("use_layer_scale", True)
+    with torch.no_grad():
+        if entry.get("fork_feat"):
+            maps = model(expected["pixel_values"]).feature_maps
+            found = {f"feature_{i}": feature for i, feature in enumerate(maps)}
+        else:
+            output = model(expected["pixel_values"], output_hidden_states=True)
+            head, dist_head = model.heads(output.hidden_states[-1])
+            names = ["patch_embed"] + [f"network_{i}" for i in range(7)]
+            found = dict(zip(names, output.hidden_states, strict=True)) | {"logits": output.logits, "head": head}
+            found |= {"dist_head": dist_head} if dist_head is not None else {}
+    assert found.keys() | {"pixel_values"} == expected.keys() | {"pixel_values"} | ({"head"} & found.keys())
+    for key, tensor in found.items():
+        if key in expected:
+            assert relative(tensor, expected[key]) < 1e-5, key
+
+
+@pytest.mark.parametrize("name", ["march2023_tiny_distilled", "july2023_tiny_distilled"])
+def test_the_wrong_form_gives_wrong_numbers(name):
+    """The trap itself: the fixtures tell the forms apart."""
+    path = shared("fixtures", "original", f"{name}.pth")
+    expected = load_file(path.with_suffix(".io.safetensors"))
+    wrong = "uniform" if name.startswith("july") else "l2"
+    with torch.no_grad():
+        logits = load(path, form=wrong)(expected["pixel_values"]).logits
+    assert relative(logits, expected["logits"]) > 1e-3
+
+
+def peers(variant: str, kind: str) -> tuple[torch.nn.Module, SwiftFormerForImageClassification]:
+    """A peer with randomised weights, and our model holding the same ones."""
+    if kind == "timm":
+        peer = randomize(timm.create_model(f"swiftformer_{variant}", num_classes=10))
+        ours = SwiftFormerForImageClassification.from_variant(variant, num_labels=10)
+        ours.load_state_dict(convert_state_dict(peer.state_dict(), "timm", "transformers"))
+    else:
+        config = SwiftFormerConfig.from_variant(variant, num_labels=10, global_query_weighting="uniform")
+        fields = {"depths": config.depths, "embed_dims": config.embed_dims, "num_labels": 10}
+        peer = randomize(transformers.SwiftFormerForImageClassification(transformers.SwiftFormerConfig(**fields)))
+        ours = SwiftFormerForImageClassification(config)
+        ours.load_state_dict(peer.state_dict())
+    return peer, ours
+
+
+def logits_of(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    output = model(x)
+    return output if isinstance(output, torch.Tensor) else output.logits
+
+
+@pytest.mark.parametrize("kind", ["timm", "transformers"])
+@pytest.mark.parametrize("variant", ["xs", "s", "l1", "l3"])
+def test_inference_agrees_with_peers_and_weights_go_back(variant, kind):
+    peer, ours = peers(variant, kind)
+    peer.eval(), ours.eval()
+    with torch.no_grad():
+        for size in SIZES:
+            x = torch.randn(2, 3, *size)
+            assert relative(logits_of(ours, x), logits_of(peer, x)) < 1e-5
+        randomize(ours, seed=1)
+        back = ours.state_dict()
+        peer.load_state_dict(convert_state_dict(back, "transformers", "timm") if kind == "timm" else back)
+        assert relative(logits_of(peer, x), logits_of(ours, x)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["timm", "transformers"])
+@pytest.mark.parametrize("variant", ["xs", "s", "l1", "l3"])
+def test_training_agrees_with_peers(variant, kind):
+    peer, ours = peers(variant, kind)
+    peer.train(), ours.train()
+    x, labels = torch.randn(2, 3, 65, 97), torch.tensor([1, 7])
+    found, expected = logits_of(ours, x), logits_of(peer, x)
+    assert relative(found, expected) < 1e-5
+    torch.nn.functional.cross_entropy(found, labels).backward()
+    torch.nn.functional.cross_entropy(expected, labels).backward()
+    gradients = {name: p.grad for name, p in peer.named_parameters()}
+    if kind == "timm":
+        gradients = convert_state_dict(gradients, "timm", "transformers")
+    for name, parameter in ours.named_parameters():
+        # A bias in front of a BatchNorm has a gradient of zero, up to rounding: measured against the whole.
+        scale = max(gradients[name].norm().item(), 1e-3)
+        assert (parameter.grad - gradients[name]).norm().item() / scale < 1e-4, name
+    for name, buffer in ours.named_buffers():
+        assert torch.isfinite(buffer.float()).all(), name
+
+
+def test_hidden_states_equal_stock_transformers():
+    peer, ours = peers("xs", "transformers")
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        found = ours.eval()(x, output_hidden_states=True)
+        expected = peer.eval()(x, output_hidden_states=True)
+        as_tuple = ours(x, output_hidden_states=True, return_dict=False)
+    assert len(found.hidden_states) == len(expected.hidden_states) == 8
+    for a, b in zip(found.hidden_states, expected.hidden_states, strict=True):
+        assert relative(a, b) < 1e-5
+    assert torch.equal(as_tuple[0], found.logits) and len(as_tuple[1]) == 8
+
+
+@pytest.mark.parametrize("fields", [{"use_layer_scale": False}, {"mlp_ratio": 2}, {"num_channels": 1}])
+def test_options_agree_with_stock_transformers(fields):
+    fields = {**TINY, "num_labels": 10} | fields
+    ours = tiny(**fields)
+    peer = transformers.SwiftFormerForImageClassification(transformers.SwiftFormerConfig(**fields)).eval()
+    peer.load_state_dict(ours.state_dict())
+    x = torch.randn(2, fields.get("num_channels", 3), 64, 64)
+    with torch.no_grad():
+        assert relative(ours(x).logits, peer(x).logits) < 1e-5
