@@ -152,9 +152,7 @@ def _read_state_dict(located: Located, ema: bool) -> tuple[Naming, dict[str, Ten
     return naming, convert_state_dict(state_dict, naming, "transformers")
 
 
-def _read_config(
-    located: Located, naming: Naming, state_dict: dict[str, Tensor], form: str | None
-) -> dict[str, Any]:
+def _read_config(located: Located, naming: Naming, state_dict: dict[str, Tensor], form: str | None) -> dict[str, Any]:
     """Fields for `SwiftFormerConfig`, with the numeric form resolved."""
     if form is not None and form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, found {form!r}")

@@ -15,7 +15,11 @@ from typing import Annotated, Any, Literal, Optional
 import typer
 
 app = typer.Typer(
-    name="swiftformer", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+    name="swiftformer",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 
 Form = Annotated[

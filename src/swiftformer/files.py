@@ -52,6 +52,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         yield temporary
         files = sorted((f for f in temporary.rglob("*") if f.is_file()), key=lambda f: (f.name == "config.json", f))
         for file in files:
+            file.chmod(0o644)  # some writers make files that only their owner can read
             _sync(file)
         if not path.exists():
             temporary.chmod(0o755)

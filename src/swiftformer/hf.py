@@ -30,7 +30,9 @@ from swiftformer.variants import get_variant
 
 # Written in place of `depths` where stock transformers would load the weights and compute something else: its
 # configuration class then stops with an error that shows this sentence. The depths go to `stage_depths`.
-STOCK_REFUSAL = "stock transformers computes another function from these weights; load them with the swiftformer package"
+STOCK_REFUSAL = (
+    "stock transformers computes another function from these weights; load them with the swiftformer package"
+)
 
 
 @strict

@@ -37,7 +37,9 @@ def read_weights(path: Path, *, ema: bool = False) -> dict[str, Tensor]:
     if isinstance(content, Mapping):
         if ema:
             if not isinstance(content.get("model_ema"), Mapping):
-                raise CheckpointError(f"{path}: expected averaged weights (model_ema), found {', '.join(map(str, content))}")
+                raise CheckpointError(
+                    f"{path}: expected averaged weights (model_ema), found {', '.join(map(str, content))}"
+                )
             return _clean(content["model_ema"], path)
         for name in CONTAINERS:
             if isinstance(content.get(name), Mapping):

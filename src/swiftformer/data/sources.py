@@ -166,7 +166,9 @@ def open_source(data: str | Path, split: str) -> Source:
             return ImageFolderSource(path / alias)
     splits = [a for names in SPLIT_ALIASES.values() for a in names if (path / a).is_dir()]
     if splits or list(path.glob("**/*.parquet")):
-        raise ValueError(f"{path}: expected a split named one of {', '.join(aliases)}, found {', '.join(splits) or 'none'}")
+        raise ValueError(
+            f"{path}: expected a split named one of {', '.join(aliases)}, found {', '.join(splits) or 'none'}"
+        )
     return ImageFolderSource(path)
 
 

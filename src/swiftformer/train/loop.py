@@ -86,8 +86,10 @@ def train(
     optimizer = create_optimizer_v2(
         net, opt=recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, **adamw_only
     )
+    first_epoch = 0 if state is None else state["epoch"] + 1
+    batches = training_loader(train_source, recipe, recipe.image_size_at(first_epoch), device, workers)
     val_batches = evaluation_loader(val_source, recipe.preprocessing, max(recipe.batch_size * 3 // 2, 1), workers)
-    steps = len(train_source) // recipe.batch_size
+    steps = len(batches)
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched="cosine",
@@ -104,13 +106,14 @@ def train(
     # Clipping leaves the classification heads alone, as the paper that proposed it does.
     clipped = [p for name, p in net.named_parameters() if not name.startswith(("head.", "dist_head."))]
 
-    first_epoch, best = 0, -1.0
+    best = -1.0
     if state is not None:
         net.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         if ema is not None:
             ema.module.load_state_dict(state["ema"])
-        first_epoch, best = state["epoch"] + 1, state["best"]
+        best = state["best"]
+        _forget_lines_after(output / "metrics.jsonl", state["epoch"] + 1)
         logger.info("resuming %s behind epoch %d", output, first_epoch)
     output.mkdir(parents=True, exist_ok=True)
     with atomic_file(output / "recipe.json") as file:
@@ -122,7 +125,7 @@ def train(
     with TrainingProgress(recipe.epochs, steps, len(val_source), first_epoch) as progress:
         for epoch in range(first_epoch, recipe.epochs):
             _seed(recipe.seed + 1 + epoch)
-            if epoch == first_epoch or recipe.image_size_at(epoch) != recipe.image_size_at(epoch - 1):
+            if epoch > first_epoch and recipe.image_size_at(epoch) != recipe.image_size_at(epoch - 1):
                 batches = training_loader(train_source, recipe, recipe.image_size_at(epoch), device, workers)
             batches.sampler.set_epoch(epoch)
             net.train()
@@ -226,6 +229,14 @@ def _read_state(output: Path, recipe: Recipe) -> dict[str, Any]:
     if differing:
         raise ValueError(f"{output} was started with another recipe ({'; '.join(differing)}): resume with the same one")
     return state
+
+
+def _forget_lines_after(path: Path, epoch: int) -> None:
+    """Drop the lines of epochs that ended after the state was saved: they will be trained again."""
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines() if json.loads(line)["epoch"] <= epoch]
+        with atomic_file(path) as file:
+            file.write_text("".join(line + "\n" for line in lines))
 
 
 def _seed(seed: int) -> None:

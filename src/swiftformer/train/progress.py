@@ -53,7 +53,9 @@ class TrainingProgress:
             description=f"epoch {epoch + 1}/{self.epochs}",
             total=self.steps,
             completed=step,
-            numbers="loss {loss:.3f}  acc {accuracy:.1f}%  lr {lr:.2e}  {images_per_second:.0f} img/s".format(**numbers),
+            numbers="loss {loss:.3f}  acc {accuracy:.1f}%  lr {lr:.2e}  {images_per_second:.0f} img/s".format(
+                **numbers
+            ),
         )
         if step == self.steps:
             self.progress.update(self.current, description="evaluate", total=self.val_images, completed=0, numbers="")

@@ -150,7 +150,7 @@ def small_images() -> Recipe:
 def finetune() -> Recipe:
     """From a checkpoint to one's own classes.
 
-        swiftformer train --data FOLDER --model CHECKPOINT --recipe finetune
+    swiftformer train --data FOLDER --model CHECKPOINT --recipe finetune
     """
     return Recipe(
         epochs=30,

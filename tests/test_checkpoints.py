@@ -1,0 +1,390 @@
+import argparse
+import json
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from conftest import TINY, randomize, shared, tiny
+from swiftformer import CheckpointError, Preprocessing, SwiftFormerBackbone, SwiftFormerConfig, load, save
+from swiftformer.convert import convert_state_dict
+from swiftformer.image_processing import AUTHORS, TIMM
+
+X = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    with torch.no_grad():
+        return torch.equal(a(X).logits, b(X).logits)
+
+
+def write_pickle(path: Path, model: torch.nn.Module, **extra: object) -> Path:
+    torch.save({"model": convert_state_dict(model.state_dict(), "transformers", "authors"), **extra}, path)
+    return path
+
+
+@pytest.mark.parametrize("form", ["uniform", "l2", "uniform-unnormalized"])
+def test_every_form_goes_through_every_format(tmp_path, form):
+    weighting, _, unnormalized = form.partition("-")
+    model = tiny(global_query_weighting=weighting, normalize_query_key=not unnormalized)
+    folder = load(save(model, tmp_path / "folder"))
+    assert folder.config.form == form and same(folder, model)
+    authors = load(save(model, tmp_path / "authors.pth", format="authors"), form=form)
+    assert authors.config.form == form and same(authors, model)
+    if form == "l2":
+        for name in ("timm.safetensors", "timm.pth"):
+            assert same(load(save(model, tmp_path / name, format="timm")), model)
+    else:
+        with pytest.raises(ValueError, match=f"timm computes the l2 form.*form {form}"):
+            save(model, tmp_path / "timm.safetensors", format="timm")
+        assert not (tmp_path / "timm.safetensors").exists()
+
+
+def test_authors_files_ask_for_the_form(tmp_path):
+    path = write_pickle(tmp_path / "model.pth", tiny())
+    with pytest.raises(CheckpointError, match="'uniform'.*March 2023.*'l2'.*July 2023.*'uniform-unnormalized'"):
+        load(path)
+    with pytest.raises(ValueError, match="form must be one of uniform, l2, uniform-unnormalized, found 'softmax'"):
+        load(path, form="softmax")
+
+
+def test_a_form_that_the_file_contradicts_is_refused(tmp_path):
+    save(tiny(global_query_weighting="l2"), tmp_path / "model")
+    with pytest.raises(CheckpointError, match="its form is 'l2', but form='uniform'"):
+        load(tmp_path / "model", form="uniform")
+
+
+def test_authors_training_checkpoint_with_namespace_and_averaged_weights(tmp_path):
+    model, averaged = tiny(), randomize(tiny(), seed=5)
+    path = write_pickle(
+        tmp_path / "checkpoint.pth",
+        model,
+        model_ema=convert_state_dict(averaged.state_dict(), "transformers", "authors"),
+        args=argparse.Namespace(model="SwiftFormer_XS", lr=1e-3),
+        epoch=299,
+        scaler={"scale": 65536.0},
+        optimizer={"state": {}, "param_groups": []},
+    )
+    assert same(load(path, form="uniform"), model)
+    assert same(load(path, form="uniform", ema=True), averaged)
+    with pytest.raises(CheckpointError, match=r"expected averaged weights \(model_ema\), found model"):
+        load(write_pickle(tmp_path / "plain.pth", model), form="uniform", ema=True)
+
+
+def test_wrapped_names(tmp_path):
+    model = tiny()
+    state = {f"module._orig_mod.{k}": v for k, v in model.state_dict().items()}
+    torch.save(state, tmp_path / "ddp.pt")
+    assert same(load(tmp_path / "ddp.pt", form="uniform"), model)
+
+
+def test_load_says_what_it_found(tmp_path, caplog):
+    path = write_pickle(tmp_path / "model.pth", tiny())
+    with caplog.at_level("INFO", logger="swiftformer"):
+        model = load(path, form="l2")
+    assert f"loaded {path}: authors names, form l2, 10 classes" in caplog.text
+    assert model.load_report.missing == [] and model.preprocessing == AUTHORS and not model.training
+
+
+def test_missing_and_unexpected_keys_are_errors_unless_allowed(tmp_path):
+    state = tiny().state_dict()
+    del state["norm.bias"]
+    torch.save(state | {"extra.weight": torch.ones(1)}, tmp_path / "odd.pt")
+    with pytest.raises(CheckpointError, match=r"1 keys missing \['norm.bias'\], 1 unexpected \['extra.weight'\]"):
+        load(tmp_path / "odd.pt", form="uniform")
+    report = load(tmp_path / "odd.pt", form="uniform", strict=False).load_report
+    assert report.missing == ["norm.bias"] and report.unexpected == ["extra.weight"]
+
+
+def test_a_tensor_of_another_shape(tmp_path):
+    state = tiny().state_dict()
+    state["norm.bias"] = torch.ones(7)
+    torch.save(state, tmp_path / "odd.pt")
+    with pytest.raises(CheckpointError, match=r"norm.bias expected shape \(48,\), found \(7,\)"):
+        load(tmp_path / "odd.pt", form="uniform")
+
+
+def test_head_is_replaced_where_the_classes_differ(tmp_path):
+    names = {i: f"kind {i}" for i in range(10)}
+    model = tiny(id2label=names, label2id={v: k for k, v in names.items()})
+    save(model, tmp_path / "model")
+    kept = load(tmp_path / "model")
+    assert kept.config.id2label == names and not kept.load_report.head_replaced
+    fewer = load(tmp_path / "model", labels=["cat", "dog"])
+    assert fewer.load_report.head_replaced and fewer.config.label2id == {"cat": 0, "dog": 1}
+    assert fewer(X).logits.shape == (1, 2)
+    for key, value in model.swiftformer.state_dict().items():
+        assert torch.equal(fewer.swiftformer.state_dict()[key], value)
+    assert load(tmp_path / "model", num_labels=10).config.id2label == names
+    assert load(tmp_path / "model", num_labels=4).config.id2label[3] == "LABEL_3"
+    with pytest.raises(ValueError, match="expected 3 labels, found 1"):
+        load(tmp_path / "model", num_labels=3, labels=["a"])
+
+
+def test_same_count_but_other_names_replaces_the_head(tmp_path):
+    save(tiny(id2label={i: f"kind {i}" for i in range(10)}), tmp_path / "model")
+    other = load(tmp_path / "model", labels=[f"other {i}" for i in range(10)])
+    assert other.load_report.head_replaced and other.config.id2label[2] == "other 2"
+
+
+def test_classifier_as_backbone_and_backbone_as_classifier(tmp_path):
+    model = tiny()
+    save(model, tmp_path / "model")
+    backbone = load(tmp_path / "model", task="backbone", out_indices=[2, 4])
+    assert isinstance(backbone, SwiftFormerBackbone) and len(backbone(X).feature_maps) == 2
+    assert any(key.startswith("head.") for key in backbone.load_report.unexpected)
+    save(load(tmp_path / "model", task="backbone"), tmp_path / "backbone.pth", format="authors")
+    dense = load(tmp_path / "backbone.pth", form="uniform")
+    assert isinstance(dense, SwiftFormerBackbone) and dense.load_report.missing == []
+    with pytest.raises(CheckpointError, match="expected a classification head, found none; pass num_labels"):
+        load(tmp_path / "backbone.pth", form="uniform", task="classification")
+    assert load(tmp_path / "backbone.pth", form="uniform", task="classification", num_labels=3).config.num_labels == 3
+
+
+def test_config_and_weights_that_disagree(tmp_path):
+    save(tiny(), tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"depths": [1, 1, 1, 1]}))
+    with pytest.raises(
+        CheckpointError, match=r"config.json says depths \[1, 1, 1, 1\], the weights have \[2, 1, 2, 1\]"
+    ):
+        load(tmp_path / "model")
+
+
+def hub(tmp_path: Path, repo: str, files: dict[str, bytes]) -> Path:
+    """A local copy of the hub's cache with one repository in it."""
+    folder = tmp_path / "hub" / f"models--{repo.replace('/', '--')}"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    snapshot = folder / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    for name, content in files.items():
+        (snapshot / name).write_bytes(content)
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def local_hub(tmp_path, monkeypatch):
+    import huggingface_hub.constants
+
+    def make(repo: str, files: dict[str, bytes]) -> None:
+        cache = hub(tmp_path, repo, files)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(cache), raising=False)
+
+    return make
+
+
+def test_transformers_hub_id_with_only_a_bin_file(local_hub, tmp_path):
+    stock_config = transformers.SwiftFormerConfig(**TINY, num_labels=10)
+    stock = randomize(transformers.SwiftFormerForImageClassification(stock_config)).eval()
+    torch.save(stock.state_dict(), tmp_path / "pytorch_model.bin")
+    fields = stock_config.to_dict()
+    for name in ("image_size", "drop_mlp_rate", "drop_conv_encoder_rate"):  # as on the hub
+        fields.pop(name)
+    processor = {"do_normalize": True, "do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "resample": 3,
+                 "image_processor_type": "ViTImageProcessor", "size": {"height": 224, "width": 224},
+                 "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}  # fmt: skip
+    local_hub("MBZUAI/swiftformer-s", {
+        "config.json": json.dumps(fields).encode(),
+        "pytorch_model.bin": (tmp_path / "pytorch_model.bin").read_bytes(),
+        "preprocessor_config.json": json.dumps(processor).encode(),
+    })  # fmt: skip
+    model = load("MBZUAI/swiftformer-s")
+    assert model.config.form == "uniform" and same(model, stock)
+    assert model.preprocessing == Preprocessing(interpolation="bicubic")
+
+
+@pytest.mark.parametrize("name", ["swiftformer_xs", "swiftformer_xs.dist_in1k", "timm/swiftformer_xs.dist_in1k",
+                                  "hf-hub:timm/swiftformer_xs.dist_in1k"])  # fmt: skip
+def test_timm_hub_id(local_hub, tmp_path, name):
+    peer = randomize(timm.create_model("swiftformer_xs", num_classes=1000)).eval()
+    save_file(peer.state_dict(), tmp_path / "model.safetensors")
+    config = {"architecture": "swiftformer_xs", "num_classes": 1000, "pretrained_cfg": peer.pretrained_cfg}
+    local_hub("timm/swiftformer_xs.dist_in1k", {
+        "config.json": json.dumps(config, default=str).encode(),
+        "model.safetensors": (tmp_path / "model.safetensors").read_bytes(),
+    })  # fmt: skip
+    model = load(name)
+    with torch.no_grad():
+        torch.testing.assert_close(model(X).logits, peer(X), rtol=1e-4, atol=1e-5)
+    assert model.config.form == "l2" and model.preprocessing == TIMM
+    assert model.config.id2label[0].startswith("tench")
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("nobody/nothing", "nobody/nothing: no such file or folder, and not to be had from the hub"),
+        ("swiftformer-xxl", "swiftformer-xxl: expected a bundled name"),
+        ("./absent", "./absent: no such file or folder"),
+        ("absent.pth", "absent.pth: no such file or folder"),
+        ("", "expected a bundled name"),
+    ],
+)
+def test_unknown_references(reference, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=message) as info:
+        load(reference)
+    assert "\n" not in str(info.value)
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, (f"touch {Hostile.target}",)
+
+
+def test_hostile_pickles_are_refused_and_never_run(tmp_path):
+    Hostile.target = tmp_path / "executed"
+    for i, content in enumerate([{"model": Hostile()}, {"model": tiny().state_dict(), "args": Hostile()}, Hostile()]):
+        torch.save(content, tmp_path / f"{i}.pth")
+        with pytest.raises(CheckpointError, match="refused, because it holds more than tensors"):
+            load(tmp_path / f"{i}.pth", form="l2")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(CheckpointError):
+        load(tmp_path / "plain.pth", form="l2")
+    (tmp_path / "model").mkdir()
+    save(tiny(), tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    torch.save(Hostile(), tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="refused"):
+        load(tmp_path / "model")
+    assert not Hostile.target.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_damaged_files(tmp_path, suffix):
+    format_ = "timm" if suffix == ".safetensors" else "authors"
+    whole = save(tiny(global_query_weighting="l2"), tmp_path / f"whole{suffix}", format=format_).read_bytes()
+    damaged = {
+        "empty": (b"", "empty file"),
+        "truncated": (whole[: len(whole) // 2], "truncated|no safetensors"),
+        "text": (b"this is no checkpoint, only words\n" * 9, "truncated|no safetensors|no PyTorch"),
+        "html": (b"<!doctype html><html></html>", "truncated|no safetensors|no PyTorch"),
+    }
+    for name, (content, message) in damaged.items():
+        path = tmp_path / f"{name}{suffix}"
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=message) as info:
+            load(path, form="l2")
+        assert str(path) in str(info.value) and "\n" not in str(info.value)
+
+
+def test_foreign_files(tmp_path):
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "linear.pt")
+    with pytest.raises(CheckpointError, match="expected the weights of a SwiftFormer, found weight, bias"):
+        load(tmp_path / "linear.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(CheckpointError, match="expected a state dict, found list"):
+        load(tmp_path / "list.pt")
+    torch.save({"epoch": 3}, tmp_path / "numbers.pt")
+    with pytest.raises(CheckpointError, match="expected named tensors, found none"):
+        load(tmp_path / "numbers.pt")
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "bert" / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="expected model_type 'swiftformer', found 'bert'"):
+        load(tmp_path / "bert")
+    (tmp_path / "bert" / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="expected JSON"):
+        load(tmp_path / "bert")
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(CheckpointError, match="expected config.json and model.safetensors or .*, found nothing"):
+        load(tmp_path / "nothing")
+
+
+def test_mismatched_config(tmp_path):
+    save(tiny(), tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"embed_dims": [16, 24, 32]}))
+    with pytest.raises(CheckpointError, match=r"embed_dims \[16, 24, 32\]"):
+        load(tmp_path / "model")
+
+
+def test_half_precision_files(tmp_path):
+    model = tiny(global_query_weighting="l2")
+    save(model, tmp_path / "half", dtype=torch.float16)
+    stored = load_file(tmp_path / "half" / "model.safetensors")
+    assert stored["head.weight"].dtype == torch.float16
+    loaded = load(tmp_path / "half")
+    assert loaded.dtype == torch.float32
+    assert torch.equal(loaded.head.weight, model.head.weight.half().float())
+    assert model.dtype == torch.float32
+
+
+def test_preprocessing_travels_with_the_checkpoint(tmp_path):
+    model = tiny()
+    model.preprocessing = Preprocessing(size=(48, 64), resize="shortest", resize_to=70, interpolation="lanczos")
+    assert load(save(model, tmp_path / "model")).preprocessing == model.preprocessing
+
+
+def test_saving_is_atomic(tmp_path, monkeypatch):
+    model = tiny()
+    save(model, tmp_path / "model")
+    before = {f.name: f.read_bytes() for f in (tmp_path / "model").iterdir()}
+
+    def full(*args, **kwargs):
+        Path(args[1]).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    for target in (tmp_path / "model", tmp_path / "new"):
+        with pytest.raises(OSError, match="No space left"):
+            save(randomize(tiny(), seed=9), target)
+    assert {f.name: f.read_bytes() for f in (tmp_path / "model").iterdir()} == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+
+
+def test_saving_onto_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(NotADirectoryError, match="expected a folder, found a file"):
+        save(tiny(), tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_saved_files_are_readable_by_others(tmp_path):
+    save(tiny(), tmp_path / "model")
+    for path in (tmp_path / "model").iterdir():
+        assert path.stat().st_mode & 0o044 == 0o044, path
+
+
+def test_ordered_dicts_and_stray_entries(tmp_path):
+    state = OrderedDict(tiny().state_dict())
+    torch.save({"state_dict": state, "note": "hello"}, tmp_path / "model.ckpt")
+    assert same(load(tmp_path / "model.ckpt", form="uniform"), tiny())
+
+
+def test_loading_needs_no_network(tmp_path):
+    """A local folder loads in a process that cannot reach anything."""
+    save(tiny(), tmp_path / "model")
+    code = f"""
+        import socket
+        def refuse(*args, **kwargs): raise AssertionError("network")
+        socket.socket.connect = refuse
+        import swiftformer
+        swiftformer.load({str(tmp_path / "model")!r})
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=120, env=environment)
+
+
+def test_fixture_files_of_the_authors_hold_a_namespace():
+    path = shared("fixtures", "original", "march2023_tiny_distilled.pth")
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+    assert load(path, form="uniform", ema=True).config.num_labels == 10
+
+
+def test_dense_backbone_configuration():
+    model = SwiftFormerBackbone(SwiftFormerConfig(**TINY, out_indices=[1, 2, 3, 4]))
+    assert list(model.hidden_states_norms) == ["stage1", "stage2", "stage3", "stage4"]

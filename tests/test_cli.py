@@ -1,0 +1,207 @@
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import TINY, tiny
+from swiftformer import SwiftFormerConfig, SwiftFormerForImageClassification, load, save
+from swiftformer.cli import main
+from test_image_processing import encoded
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+    model = tiny(id2label={i: f"kind {i}" for i in range(10)}, global_query_weighting="l2")
+    return str(save(model, tmp_path / "model"))
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Run a command line in this process: exit code, standard output, standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["swiftformer", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("a.jpg", "b.png", "more/c.webp"):
+        Image.fromarray(rng.integers(0, 256, (50, 70, 3), np.uint8)).save(folder / name)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def test_classify_json(cli, model_folder, pictures):
+    code, out, err = cli("classify", pictures, "--model", model_folder, "--json", "--top-k", 4, "--batch-size", 2)
+    assert code == 0 and "error" not in err
+    results = json.loads(out)
+    assert [r["image"] for r in results] == [str(pictures / n) for n in ("a.jpg", "b.png", "more/c.webp")]
+    for result in results:
+        assert result.keys() == {"image", "predictions"} and len(result["predictions"]) == 4
+        probabilities = [p["probability"] for p in result["predictions"]]
+        assert probabilities == sorted(probabilities, reverse=True) and 0 < sum(probabilities) <= 1
+        for prediction in result["predictions"]:
+            assert prediction["label"] == f"kind {prediction['index']}"
+
+
+def test_classify_equals_the_model(cli, model_folder, pictures):
+    _, out, _ = cli("classify", pictures / "a.jpg", "--model", model_folder, "--json", "--top-k", 10)
+    found = {p["index"]: p["probability"] for p in json.loads(out)[0]["predictions"]}
+    model = load(model_folder)
+    expected = model(torch.from_numpy(model.preprocessing(pictures / "a.jpg"))).logits.softmax(1)[0]
+    assert len(found) == 10
+    assert all(abs(expected[i].item() - p) < 1e-5 for i, p in found.items())
+
+
+def test_classify_table_glob_and_files(cli, model_folder, pictures):
+    code, out, _ = cli("classify", pictures / "*.jpg", pictures / "b.png", "--model", model_folder)
+    assert code == 0 and "kind" in out and "%" in out and out.count("a.jpg") == 1
+
+
+def test_classify_standard_input(model_folder, pictures):
+    command = [sys.executable, "-m", "swiftformer", "classify", "-", "--model", model_folder, "--json"]
+    result = subprocess.run(command, input=(pictures / "a.jpg").read_bytes(), capture_output=True, timeout=120)
+    assert result.returncode == 0 and json.loads(result.stdout)[0]["image"] == "-"
+
+
+def test_a_broken_file_among_good_ones(cli, model_folder, pictures):
+    (pictures / "broken.jpg").write_bytes(encoded(Image.effect_noise((64, 64), 90), "JPEG")[:500])
+    code, out, err = cli("classify", pictures, pictures / "absent.jpg", "--model", model_folder, "--json")
+    results = json.loads(out)
+    assert code == 2 and len(results) == 5
+    assert [bool(r["predictions"]) for r in results] == [True, True, False, True, False]
+    assert "broken.jpg: broken image" in results[2]["error"] and "broken.jpg" in err
+    assert results[4]["error"].endswith("absent.jpg: no such file")
+    code, out, err = cli("classify", pictures, "--model", model_folder)
+    assert code == 2 and "kind" in out and err.count("error:") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["classify", "x.jpg", "--model", "nonsense"], "nonsense: expected a bundled name"),
+        (["classify", "{tmp}/*.jpg", "--model", "{model}"], "expected a pattern that matches files, found no match"),
+        (["classify", "{tmp}", "--model", "{tmp}/absent"], "absent: no such file or folder"),
+        (["classify", "{tmp}/empty", "--model", "{model}"], "expected a folder with images, found none"),
+        (["classify", "{tmp}", "--model", "{tmp}/notes.txt"], "notes.txt: truncated, or no PyTorch checkpoint"),
+        (["classify", "{tmp}", "--top-k", "0"], "top-k"),
+        (["classify", "{tmp}", "--form", "march"], "march"),
+        (["evaluate", "--data", "{tmp}/absent", "--model", "{model}"], "absent: no such file or folder"),
+        (["evaluate", "--data", "{tmp}/empty", "--model", "{model}"], "expected one folder of images per class"),
+        (["info", "xl"], "xl: expected a bundled name"),
+        (["info", "xs", "--size", "big"], "size: expected pixels such as 224 or 480x640, found 'big'"),
+        (["info", "xs", "--size", "16"], "at least 32x32 pixels, found 16x16"),
+        (["train", "--data", "{tmp}/absent"], "absent: no such file or folder"),
+        (["train", "--data", "{tmp}", "--recipe", "paper"], "unknown recipe 'paper'"),
+        (["convert", "{tmp}/notes.txt", "{tmp}/out"], "notes.txt: truncated, or no PyTorch checkpoint"),
+        (["convert", "{model}", "{tmp}/out", "--to", "keras"], "keras"),
+        (["paint"], "paint"),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_one_line_and_exit_code_2(cli, tmp_path, model_folder, arguments, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("no checkpoint, only words")
+    code, out, err = cli(*(a.format(tmp=tmp_path, model=model_folder) for a in arguments))
+    assert code == 2 and out == "" and message in err
+    if err.startswith("error:"):
+        assert err.count("\n") == 1
+
+
+def test_convert_between_formats(cli, tmp_path, model_folder):
+    assert cli("convert", model_folder, tmp_path / "a.pth", "--to", "authors")[0] == 0
+    code, _, err = cli("convert", tmp_path / "a.pth", tmp_path / "b.safetensors", "--to", "timm")
+    assert code == 2 and "pass form=" in err
+    assert cli("convert", tmp_path / "a.pth", tmp_path / "b.safetensors", "--to", "timm", "--form", "l2")[0] == 0
+    assert cli("convert", tmp_path / "b.safetensors", tmp_path / "c", "--half")[0] == 0
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(load(tmp_path / "c")(x).logits, load(model_folder)(x).logits, atol=2e-2, rtol=2e-2)
+
+
+def test_info(cli, model_folder):
+    code, out, _ = cli("info", "xs", "--json")
+    xs = json.loads(out)
+    assert code == 0 and xs["parameters"] == 3_475_360 and xs["size"] == [224, 224]
+    assert round(xs["gmacs"], 1) == 0.6 and xs["layers"][-2]["shape"] == [220, 7, 7]
+    assert "3,475,360" in cli("info", "xs", "--size", "192x256")[1]
+    checkpoint = json.loads(cli("info", model_folder, "--json")[1])
+    assert checkpoint["form"] == "l2" and checkpoint["classes"] == 10
+
+
+def test_evaluate_json(cli, model_folder, tmp_path, image_folder):
+    model = SwiftFormerForImageClassification(
+        SwiftFormerConfig(**TINY, id2label={0: "blue", 1: "red"}, label2id={"blue": 0, "red": 1})
+    )
+    save(model, tmp_path / "two")
+    code, out, err = cli("evaluate", "--data", image_folder, "--model", tmp_path / "two", "--json", "--workers", 0)
+    metrics = json.loads(out)
+    assert code == 0 and metrics["images"] == 16 and metrics["top5"] == 100.0 and metrics["images_per_second"] > 0
+    assert all(isinstance(value, (int, float)) for value in metrics.values())
+    assert "loaded" in err
+    assert "top1" in cli("evaluate", "--data", image_folder, "--model", tmp_path / "two", "--workers", 0)[1]
+
+
+def test_train_then_classify(cli, tmp_path, image_folder):
+    settings = ["--set", "epochs=1", "--set", "warmup_epochs=0"]
+    arguments = ["--data", image_folder, "--recipe", "smoke", "--output", tmp_path / "run", "--workers", 0]
+    code, out, err = cli("train", *arguments, *settings, "--json")
+    assert code == 0 and json.loads(out)["epoch"] == 1 and "epoch 1/1" in err
+    code, out, _ = cli("classify", image_folder / "val", "--model", tmp_path / "run", "--json")
+    assert code == 0 and {p["label"] for p in json.loads(out)[0]["predictions"]} == {"blue", "red"}
+    assert cli("train", *arguments, *settings)[0] == 2
+
+
+@pytest.mark.parametrize("command", ["import swiftformer", "import swiftformer.cli"])
+def test_bare_import_brings_no_torch(command):
+    code = f"import sys; {command}; assert not {{'torch', 'transformers', 'timm', 'numpy'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_help_is_quick_and_torch_free():
+    code = (
+        "import sys; sys.argv = ['swiftformer', '--help']\n"
+        "from swiftformer.cli import main\n"
+        "try: main()\n"
+        "finally: assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        times.append(time.perf_counter() - start)
+    assert result.returncode == 0, result.stderr
+    for verb in ("classify", "train", "evaluate", "convert", "info"):
+        assert verb in result.stdout
+    assert min(times) < 1.0  # half a second on an idle machine
+
+
+def test_version(cli):
+    import swiftformer
+
+    assert cli("--version")[1].strip() == f"swiftformer {swiftformer.__version__}"
+
+
+def test_public_names_exist():
+    import swiftformer
+
+    for name in swiftformer.__all__:
+        assert getattr(swiftformer, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        swiftformer.nonsense  # noqa: B018

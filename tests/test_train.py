@@ -1,0 +1,173 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from swiftformer import SwiftFormerConfig, SwiftFormerForImageClassification, load, save
+from swiftformer.data.sources import open_source
+from swiftformer.evaluate.classification import evaluate_classifier, evaluate_reference
+from swiftformer.train import loop
+from swiftformer.train.recipes import get_recipe
+
+
+@pytest.fixture(autouse=True)
+def tiny_variant(monkeypatch):
+    """Train a small network under the name of the smallest variant."""
+
+    def build(cls, name, **kwargs):
+        return SwiftFormerConfig(depths=[1, 1, 1, 1], embed_dims=[8, 8, 8, 16], global_query_weighting="l2", **kwargs)
+
+    monkeypatch.setattr(SwiftFormerConfig, "from_variant", classmethod(build))
+
+
+def run(folder, output, *settings, **options):
+    recipe = get_recipe("smoke", ["lr=5e-3", *settings])
+    return loop.train(recipe, open_source(folder, "train"), open_source(folder, "val"), output, workers=0, **options)
+
+
+def test_a_run_learns_and_leaves_what_it_promises(image_folder, tmp_path):
+    metrics = run(image_folder, tmp_path / "run", "epochs=6", "color_jitter=0")
+    assert metrics["top1"] == 100.0 and metrics["epoch"] == 6
+    assert {f.name for f in (tmp_path / "run").iterdir()} == {
+        "recipe.json",
+        "metrics.jsonl",
+        "state.pt",
+        "best",
+        "last",
+    }
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[-1]["loss"] < lines[0]["loss"] and lines[-1]["lr"] < 1e-3
+    model = load(tmp_path / "run" / "last")
+    assert model.config.id2label == {0: "blue", 1: "red"} and model.config.form == "l2"
+    assert model.preprocessing == get_recipe("smoke").preprocessing
+    evaluated = evaluate_reference(str(tmp_path / "run"), str(image_folder), workers=0)
+    assert evaluated["top1"] == 100.0 and evaluated["images"] == 16 and evaluated["unreadable"] == 0
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["epochs"] == 6
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("mixup=0.8", "cutmix=1"),
+        ("repeated_augmentation=3",),
+        ("precision=bf16", "ema_decay=0", "clip_agc=0"),
+        ("progressive_sizes=32", "image_size=64", "channels_last=false"),
+        ("optimizer=lion", "drop_path_rate=0.2"),
+        ("evaluate_every=2",),
+    ],
+)
+def test_every_ingredient_runs(image_folder, tmp_path, settings):
+    metrics = run(image_folder, tmp_path / "run", *settings)
+    assert 0 <= metrics["top1"] <= 100 and metrics["loss"] > 0
+
+
+def test_resumed_run_equals_an_uninterrupted_one(image_folder, tmp_path, monkeypatch):
+    settings = ("epochs=4", "auto_augment=rand-m9-mstd0.5-inc1", "mixup=0.5", "drop_path_rate=0.1")
+    whole = run(image_folder, tmp_path / "whole", *settings)
+    calls = iter([True, True, False])
+
+    def interrupted(*args, **kwargs):
+        if not next(calls):
+            raise KeyboardInterrupt
+        return evaluate_classifier(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "evaluate_classifier", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(image_folder, tmp_path / "parts", *settings)
+    monkeypatch.setattr(loop, "evaluate_classifier", evaluate_classifier)
+    parts = run(image_folder, tmp_path / "parts", *settings, resume=True)
+    assert parts["loss"] == whole["loss"] and parts["top1"] == whole["top1"]
+    a, b = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "parts"))
+    for part in ("model", "ema"):
+        assert all(torch.equal(a[part][key], b[part][key]) for key in a[part])
+
+
+def test_sigkill_loses_at_most_the_epoch_under_way(image_folder, tmp_path):
+    output = tmp_path / "run"
+    command = [
+        sys.executable, "-m", "swiftformer", "train", "--data", str(image_folder), "--recipe", "smoke", "--workers", "0",
+        "--set", "epochs=400", "--set", "warmup_epochs=1", "--output", str(output),
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not (output / "metrics.jsonl").exists() or (output / "metrics.jsonl").read_text().count("\n") < 2:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = (output / "metrics.jsonl").read_text().count("\n")
+    state = torch.load(output / "state.pt", weights_only=True)
+    assert done - 1 <= state["epoch"] + 1 <= done
+    assert load(output / "best").config.num_labels == 2
+
+
+def test_resuming_needs_the_same_run(image_folder, tmp_path):
+    with pytest.raises(ValueError, match="expected the state of a run to resume, found none"):
+        run(image_folder, tmp_path / "run", resume=True)
+    run(image_folder, tmp_path / "run")
+    with pytest.raises(ValueError, match="holds a run already"):
+        run(image_folder, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"another recipe \(epochs 2 -> 3\)"):
+        run(image_folder, tmp_path / "run", "epochs=3", resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(image_folder, tmp_path):
+    with pytest.raises(FloatingPointError, match="the loss is (nan|inf) in epoch 1"):
+        run(image_folder, tmp_path / "run", "lr=1e30", "warmup_epochs=0", "clip_agc=0")
+
+
+def test_classes_must_agree(image_folder, tmp_path):
+    (image_folder / "val" / "red").rename(image_folder / "val" / "green")
+    with pytest.raises(
+        ValueError, match=r"same classes in train and val, found \['blue', 'red'\] and \['blue', 'green'\]"
+    ):
+        run(image_folder, tmp_path / "run")
+
+
+def test_fine_tuning_keeps_the_form_and_takes_the_new_names(image_folder, tmp_path):
+    config = SwiftFormerConfig(depths=[1, 1, 1, 1], embed_dims=[8, 8, 8, 16], num_labels=5)
+    save(SwiftFormerForImageClassification(config), tmp_path / "start")
+    run(image_folder, tmp_path / "run", model=str(tmp_path / "start"))
+    model = load(tmp_path / "run")
+    assert model.config.form == "uniform" and model.config.label2id == {"blue": 0, "red": 1}
+
+
+def test_evaluation_matches_classes_by_name(image_folder, tmp_path):
+    run(image_folder, tmp_path / "run", "epochs=6", "color_jitter=0")
+    model = load(tmp_path / "run" / "last")
+    model.config.id2label, model.config.label2id = {0: "red", 1: "blue"}, {"red": 0, "blue": 1}
+    with torch.no_grad():
+        for head in (model.head, model.dist_head):
+            head.weight.copy_(head.weight.flip(0))
+            head.bias.copy_(head.bias.flip(0))
+    save(model, tmp_path / "swapped")
+    assert evaluate_reference(str(tmp_path / "swapped"), str(image_folder), workers=0)["top1"] == 100.0
+    (image_folder / "val" / "red").rename(image_folder / "val" / "green")
+    with pytest.raises(ValueError, match=r"found 1 others \(green\)"):
+        evaluate_reference(str(tmp_path / "swapped"), str(image_folder), workers=0)
+
+
+def test_weight_decay_spares_biases_and_norms(image_folder, tmp_path, monkeypatch):
+    import timm.optim
+
+    seen = {}
+    original = timm.optim.create_optimizer_v2
+
+    def spy(*args, **kwargs):
+        seen["optimizer"] = original(*args, **kwargs)
+        return seen["optimizer"]
+
+    monkeypatch.setattr(timm.optim, "create_optimizer_v2", spy)
+    run(image_folder, tmp_path / "run")
+    plain, decayed = seen["optimizer"].param_groups
+    assert plain["weight_decay"] == 0 and decayed["weight_decay"] > 0
+    assert all(p.ndim <= 1 for p in plain["params"]) and all(p.ndim > 1 for p in decayed["params"])
