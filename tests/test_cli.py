@@ -98,9 +98,9 @@ def test_a_broken_file_among_good_ones(cli, model_folder, pictures):
     [
         (["classify", "x.jpg", "--model", "nonsense"], "nonsense: expected a bundled name"),
         (["classify", "{tmp}/*.jpg", "--model", "{model}"], "expected a pattern that matches files, found no match"),
-        (["classify", "{tmp}", "--model", "{tmp}/absent"], "absent: no such file or folder"),
+        (["classify", "{tmp}/a.png", "--model", "{tmp}/absent"], "absent: no such file or folder"),
         (["classify", "{tmp}/empty", "--model", "{model}"], "expected a folder with images, found none"),
-        (["classify", "{tmp}", "--model", "{tmp}/notes.txt"], "notes.txt: truncated, or no PyTorch checkpoint"),
+        (["classify", "{tmp}/a.png", "--model", "{tmp}/notes.txt"], "notes.txt: truncated, or no PyTorch checkpoint"),
         (["classify", "{tmp}", "--top-k", "0"], "top-k"),
         (["classify", "{tmp}", "--form", "march"], "march"),
         (["evaluate", "--data", "{tmp}/absent", "--model", "{model}"], "absent: no such file or folder"),
@@ -118,6 +118,7 @@ def test_a_broken_file_among_good_ones(cli, model_folder, pictures):
 def test_bad_input_gets_one_line_and_exit_code_2(cli, tmp_path, model_folder, arguments, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("no checkpoint, only words")
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     code, out, err = cli(*(a.format(tmp=tmp_path, model=model_folder) for a in arguments))
     assert code == 2 and out == "" and message in err
     if err.startswith("error:"):

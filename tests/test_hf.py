@@ -151,7 +151,8 @@ def test_drop_path_keeps_the_mean():
     from swiftformer.model import DropPath
 
     x = DropPath(0.3).train()(torch.ones(20000, 1, 1, 1))
-    assert set(x.unique().tolist()) == {0.0, pytest.approx(1 / 0.7)} and abs(x.mean() - 1) < 0.02
+    assert x.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
+    assert abs(x.mean() - 1) < 0.02
 
 
 @pytest.mark.parametrize("name", ["drop_mlp_rate", "drop_conv_encoder_rate"])
@@ -324,11 +325,13 @@ def test_torch_compile_in_one_graph(weighting):
 @pytest.mark.parametrize("weighting", ["uniform", "l2"])
 def test_torch_export_with_dynamic_batch_height_and_width(weighting):
     model = tiny(global_query_weighting=weighting)
-    dims = {0: torch.export.Dim("batch", min=1), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+    # From 33 pixels: torch.export assumes of every convolution that its output is larger than 1x1.
+    height, width = (torch.export.Dim(name, min=33) for name in ("height", "width"))
+    dims = {0: torch.export.Dim("batch", min=1), 2: height, 3: width}
     program = torch.export.export(
-        model, (torch.randn(2, 3, 64, 96),), dynamic_shapes={"pixel_values": dims, "kwargs": {}}, strict=False
+        model, (torch.randn(2, 3, 64, 96),), dynamic_shapes={"pixel_values": dims}, strict=False
     ).module()
-    for shape in ((1, 3, 224, 224), (3, 3, 65, 97), (2, 3, 32, 128)):
+    for shape in ((1, 3, 224, 224), (3, 3, 65, 97), (2, 3, 33, 128)):
         x = torch.randn(*shape)
         with torch.no_grad():
             assert relative(program(x).logits, model(x).logits) < 1e-6

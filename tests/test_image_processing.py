@@ -86,10 +86,13 @@ def test_json_round_trip(preprocessing):
 def test_transformers_reads_our_preprocessor_config(tmp_path, preprocessing):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict()))
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8))
+    ramp = np.linspace(0, 200, 400).astype(np.uint8)
+    image = Image.fromarray(np.stack([np.broadcast_to(ramp, (300, 400))] * 3, axis=2))
     found = processor(image, return_tensors="np")["pixel_values"]
     difference = (found - preprocessing(image)) * STD * 255
-    assert found.shape == (1, 3, 224, 224) and np.abs(difference).mean() < 0.1
+    # transformers rounds the corner of an odd centre crop down, torchvision to the even number: up to one pixel off
+    assert found.shape == (1, 3, 224, 224)
+    assert np.abs(difference).max() <= 2.01
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ class EfficientAdditiveAttention(nn.Module):
     """
 
     def __init__(
-        self, dim: int, global_query_weighting: GlobalQueryWeighting = "l2", normalize_query_key: bool = True
+        self, dim: int, global_query_weighting: GlobalQueryWeighting | str = "l2", normalize_query_key: bool = True
     ) -> None:
         super().__init__()
         self.to_query = nn.Linear(dim, dim)

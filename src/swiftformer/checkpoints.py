@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from dataclasses import dataclass, field
@@ -111,14 +110,18 @@ def load(
     has_head = "head.weight" in state_dict
     if task not in (None, "classification", "backbone"):
         raise ValueError(f"task must be 'classification' or 'backbone', found {task!r}")
+    has_norms = any(key.startswith("hidden_states_norms.") for key in state_dict)
     if task is None:
-        has_norms = any(key.startswith("hidden_states_norms.") for key in state_dict)
         task = "backbone" if has_norms and not has_head else "classification"
 
     if labels is not None:
         num_labels = len(labels)
     if task == "backbone":
-        config.setdefault("out_indices", list(range(1, len(config["depths"]) + 1)))
+        chosen = {key for key in ("out_features", "out_indices") if key in overrides}
+        if chosen or not has_norms:
+            config = {key: value for key, value in config.items() if key not in ("out_features", "out_indices")}
+        if not chosen and "out_features" not in config:
+            config["out_indices"] = list(range(1, len(config["depths"]) + 1))
         model: Any = SwiftFormerBackbone(SwiftFormerConfig(**(config | overrides)))
         replaced = False
     else:
@@ -300,8 +303,3 @@ def _check_timm(config: SwiftFormerConfig) -> None:
         problems.append(f"hidden_act {config.hidden_act}")
     if problems:
         raise ValueError(f"timm computes the l2 form with two heads and gelu; found {', '.join(problems)}")
-
-
-def with_preprocessing(model: SwiftFormerPreTrainedModel, **changes: Any) -> Preprocessing:
-    """The model's preprocessing with fields replaced, such as `size=(256, 256)`."""
-    return dataclasses.replace(model.preprocessing, **changes)

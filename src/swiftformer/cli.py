@@ -199,7 +199,7 @@ def _print_json(document: Any) -> None:
 
 def main() -> None:
     """Run the command line."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("swiftformer").setLevel(logging.INFO)
     try:
         app()

@@ -65,8 +65,8 @@ def convert_state_dict(state_dict: Mapping[str, T], source: Naming, target: Nami
 def _to_transformers(state_dict: Mapping[str, T], source: Naming) -> dict[str, T]:
     if source == "transformers":
         # A bare `SwiftFormerModel` is saved without its prefix.
-        return {key if key.startswith(("swiftformer.", *HEAD_KEYS, "hidden_states_norms.")) else f"swiftformer.{key}": v
-                for key, v in state_dict.items()}  # fmt: skip
+        bare = not any(key.startswith("swiftformer.") for key in state_dict)
+        return {f"swiftformer.{key}" if bare else key: value for key, value in state_dict.items()}
     places = _timm_places(state_dict) if source == "timm" else None
     renamed = {}
     for key, value in state_dict.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -27,6 +27,10 @@ from transformers.utils import ModelOutput
 from swiftformer.attention import EfficientAdditiveAttention
 from swiftformer.model import Activation, ConvBranch, Encoder, EncoderBlock, PatchEmbedding
 from swiftformer.variants import get_variant
+
+if TYPE_CHECKING:
+    from swiftformer.checkpoints import LoadReport
+    from swiftformer.image_processing import Preprocessing
 
 # Written in place of `depths` where stock transformers would load the weights and compute something else: its
 # configuration class then stops with an error that shows this sentence. The depths go to `stage_depths`.
@@ -168,9 +172,12 @@ class SwiftFormerPreTrainedModel(PreTrainedModel):
     config_class = SwiftFormerConfig
     base_model_prefix = "swiftformer"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]
     supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar[list[str]] = ["ConvEncoder", "EncoderBlock"]
+    _no_split_modules = ["ConvEncoder", "EncoderBlock"]  # noqa: RUF012
+    # What `swiftformer.load` knows beyond the weights.
+    preprocessing: Preprocessing
+    load_report: LoadReport
 
     @classmethod
     def from_variant(cls, name: str, **kwargs: Any) -> Self:
@@ -206,7 +213,7 @@ class SwiftFormerModel(SwiftFormerPreTrainedModel):
 
     def __init__(self, config: SwiftFormerConfig) -> None:
         super().__init__(config)
-        activation: Activation = ACT2CLS[config.hidden_act]
+        activation = cast("Activation", ACT2CLS[config.hidden_act])
         self.patch_embed = PatchEmbedding(config.num_channels, config.embed_dims[0], config.batch_norm_eps)
         self.encoder = Encoder(config, activation)
         self.post_init()
@@ -257,7 +264,7 @@ class SwiftFormerForImageClassification(SwiftFormerPreTrainedModel):
 
     def __init__(self, config: SwiftFormerConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels: int = config.num_labels or 0
         self.swiftformer = SwiftFormerModel(config)
         self.norm = nn.BatchNorm2d(config.embed_dims[-1], eps=config.batch_norm_eps)
         self._make_heads()
@@ -398,7 +405,7 @@ class SwiftFormerBackbone(BackboneMixin, SwiftFormerPreTrainedModel):
         )
         self.post_init()
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         pixel_values: Tensor,
         output_hidden_states: bool | None = None,

@@ -122,7 +122,9 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         return image
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_to_uint8(np.asarray(image))).convert("RGB")
-    if image.has_transparency_data or image.mode in ("RGBa", "La"):
+    if image.mode in ("RGBa", "La"):
+        image = image.convert(image.mode.upper())
+    if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
@@ -208,7 +210,7 @@ class Preprocessing:
     def normalized(self, pixels: np.ndarray) -> np.ndarray:
         """Normalise `(H, W, 3)` uint8 to `(3, H, W)` float32: `(x / 255 - mean) / std`."""
         table = (np.arange(256, dtype=np.float64) / 255).astype(np.float32)[None]
-        mean, std = np.float32(self.mean)[:, None], np.float32(self.std)[:, None]
+        mean, std = (np.asarray(values, dtype=np.float32)[:, None] for values in (self.mean, self.std))
         table = (table - mean) / std  # (3, 256): each of the 256 values is computed once per channel
         return np.stack([table[c][pixels[:, :, c]] for c in range(len(self.mean))])
 

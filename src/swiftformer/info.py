@@ -74,7 +74,7 @@ def complexity(config: SwiftFormerConfig, size: tuple[int, int] = (224, 224)) ->
             layers.append(Layer(name, tuple(x.shape[1:]), _parameters(member), macs / 1e9, activations))
         pooled, macs, activations = _count(model.heads, x)
     heads = [module for module in (model.norm, model.head, model.dist_head) if module is not None]
-    shape = (config.num_labels,)
+    shape = (model.num_labels,)
     layers.append(Layer("heads", shape, sum(map(_parameters, heads)), macs / 1e9, activations))
     return Complexity(
         size=size,
@@ -109,7 +109,7 @@ def describe(model: str, size: tuple[int, int] | None = None, form: str | None =
         totals = complexity(SwiftFormerConfig.from_variant(variant.name), size or (224, 224))
         published = f"{variant.gmacs} GMACs at 224x224, {variant.top1}% ImageNet-1k top-1"
         return {"model": variant.name, **totals.to_dict(), "published": published}
-    loaded = load(model, form=form, task="classification")
+    loaded: Any = load(model, form=form, task="classification")
     totals = complexity(loaded.config, size or loaded.preprocessing.size)
     report = loaded.load_report
     return {

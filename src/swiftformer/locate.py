@@ -56,7 +56,7 @@ def locate(reference: str | Path) -> Located:
     if text in BUNDLED:
         return _folder(Path(str(resources.files("swiftformer") / "weights" / text)))
     path = Path(text).expanduser()
-    if path.is_dir():
+    if text and path.is_dir():
         return _folder(path)
     if path.is_file():
         return _file(path)
@@ -69,6 +69,8 @@ def _file(path: Path) -> Located:
     config = path.parent / "config.json"
     if path.name in WEIGHT_FILES and config.exists():
         return _folder(path.parent)
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path}: expected weights, found an empty file")
     form = None
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError, safe_open

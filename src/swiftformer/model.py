@@ -61,10 +61,12 @@ class PatchEmbedding(nn.Module):
 class Downsampling(nn.Module):
     """The step between two stages: `(B, in_dim, H, W)` to `(B, out_dim, H/2, W/2)` with the default 3x3 stride 2."""
 
-    def __init__(self, in_dim: int, out_dim: int, kernel_size: int, stride: int, padding: int, eps: float) -> None:
+    def __init__(self, config: SwiftFormerConfig, in_dim: int, out_dim: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_dim, out_dim, kernel_size, stride, padding)
-        self.norm = nn.BatchNorm2d(out_dim, eps=eps)
+        size = config.down_patch_size
+        kernel_size = (size, size) if isinstance(size, int) else (size[0], size[1])
+        self.proj = nn.Conv2d(in_dim, out_dim, kernel_size, config.down_stride, config.down_pad)
+        self.norm = nn.BatchNorm2d(out_dim, eps=config.batch_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.proj(x))
@@ -182,16 +184,7 @@ class Encoder(nn.Module):
             drop_path = config.drop_path_rate * (sum(depths[: i + 1]) - 1) / max(sum(depths) - 1, 1)
             network.append(Stage(config, depth, dim, activation, drop_path))
             if i + 1 < len(depths) and (config.downsamples[i] or dim != dims[i + 1]):
-                network.append(
-                    Downsampling(
-                        dim,
-                        dims[i + 1],
-                        config.down_patch_size,
-                        config.down_stride,
-                        config.down_pad,
-                        config.batch_norm_eps,
-                    )
-                )
+                network.append(Downsampling(config, dim, dims[i + 1]))
         self.network = nn.ModuleList(network)
         self.gradient_checkpointing = False
         # `(module.__call__, input) -> output`; transformers assigns it when it switches checkpointing on.

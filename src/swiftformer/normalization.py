@@ -17,6 +17,8 @@ class NormalizingConv2d(nn.Module):
     image is padding of the raw image with the value that normalises to zero, `mean / scale`, in each channel.
     """
 
+    fill: Tensor
+
     def __init__(self, conv: nn.Conv2d, mean: Sequence[float], std: Sequence[float], scale: float) -> None:
         super().__init__()
         mean_, std_ = (torch.tensor(v, dtype=torch.float64).view(1, -1, 1, 1) for v in (mean, std))
@@ -26,7 +28,8 @@ class NormalizingConv2d(nn.Module):
         self.weight = nn.Parameter((weight * scale).to(conv.weight.dtype))
         self.bias = nn.Parameter((bias - shift).to(conv.weight.dtype))
         self.register_buffer("fill", (mean_ / scale).to(conv.weight))
-        self.stride, self.padding = conv.stride, conv.padding
+        self.stride = conv.stride
+        self.padding = [int(pixels) for pixels in conv.padding]
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, H, W)` raw pixels of any dtype to `(B, out_channels, H', W')`."""

@@ -130,7 +130,7 @@ def classify(
             if i in errors:
                 yield Classified(called[i], error=errors[i])
                 continue
-            best = next(probabilities).topk(min(top_k, net.config.num_labels))
+            best: Any = next(probabilities).topk(min(top_k, net.config.num_labels))
             yield Classified(
                 called[i],
                 [

@@ -41,8 +41,18 @@ class TrainingDataset(Dataset):
             except ImageError as error:
                 logger.warning("skipped %s", error)
                 continue
-            return self.transform(image), self.source.labels[place]
+            return self._transformed(image), self.source.labels[place]
         raise ValueError("expected readable images, found none")
+
+    def _transformed(self, image: Image.Image) -> Any:
+        # At full strength timm's posterize asks for 0 bits, which Pillow 13 refuses: then the draw is repeated.
+        for _ in range(9):
+            try:
+                return self.transform(image)
+            except ValueError as error:
+                if "bits must be between" not in str(error):
+                    raise
+        return self.transform(image)
 
 
 class EvaluationDataset(Dataset):

@@ -24,7 +24,7 @@ class Source(Protocol):
     """Labelled images by index. `classes` are the class names in the order of the labels."""
 
     classes: list[str]
-    labels: Sequence[int]
+    labels: list[int]
 
     def __len__(self) -> int: ...
 
@@ -85,7 +85,7 @@ class ParquetSource:
             )
         column = table.column(image).combine_chunks()
         self._bytes = column.field("bytes") if pyarrow.types.is_struct(column.type) else column
-        self.labels = table.column(label).to_pylist()
+        self.labels: list[int] = table.column(label).to_pylist()
         self.classes = _class_names(table.schema.metadata, label) or [str(i) for i in range(max(self.labels) + 1)]
         self._file = files[0]
         if self.labels and not 0 <= min(self.labels) <= max(self.labels) < len(self.classes):
@@ -125,7 +125,7 @@ class DatasetsSource:
             raise ValueError(f"{name}: expected an Image and a ClassLabel column, found {features}")
         self._images = dataset.cast_column(image, datasets.Image(decode=False)).select_columns([image])
         self._column, self._name = image, name
-        self.labels = list(dataset[label])
+        self.labels: list[int] = list(dataset[label])
         self.classes = list(features[label].names)
 
     def __len__(self) -> int:
@@ -165,7 +165,7 @@ def open_source(data: str | Path, split: str) -> Source:
         if (path / alias).is_dir():
             return ImageFolderSource(path / alias)
     splits = [a for names in SPLIT_ALIASES.values() for a in names if (path / a).is_dir()]
-    if splits or list(path.glob("**/*.parquet")):
+    if splits or any(path.glob("**/*.parquet")):
         raise ValueError(
             f"{path}: expected a split named one of {', '.join(aliases)}, found {', '.join(splits) or 'none'}"
         )

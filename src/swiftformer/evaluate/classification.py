@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ def evaluate_reference(
         CheckpointError: the model cannot be loaded.
     """
     source = open_source(data, split)
-    net = load(model, form=form, task="classification")
+    net: Any = load(model, form=form, task="classification")
     source.labels = _match_classes(net.config.label2id, source.classes, source.labels)
     loader = evaluation_loader(source, net.preprocessing, batch_size, workers)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

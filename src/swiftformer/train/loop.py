@@ -78,11 +78,11 @@ def train(
         raise ValueError(f"{output} holds a run already: choose another folder, or resume it")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     _seed(recipe.seed)
-    net = _build(recipe, train_source.classes, variant, model, form).to(device)
+    net: Any = _build(recipe, train_source.classes, variant, model, form).to(device)
     if recipe.channels_last:
         net = net.to(memory_format=torch.channels_last)
     ema = ModelEmaV3(net, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay > 0 else None
-    adamw_only = {"eps": recipe.optimizer_eps, "fused": True} if recipe.optimizer == "adamw" else {}
+    adamw_only: dict[str, Any] = {"eps": recipe.optimizer_eps, "fused": True} if recipe.optimizer == "adamw" else {}
     optimizer = create_optimizer_v2(
         net, opt=recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, **adamw_only
     )
@@ -206,7 +206,7 @@ def train(
 
 def _build(
     recipe: Recipe, classes: list[str], variant: str, model: str | None, form: str | None
-) -> SwiftFormerForImageClassification:
+) -> nn.Module:
     id2label = dict(enumerate(classes))
     if model is None:
         return SwiftFormerForImageClassification.from_variant(
