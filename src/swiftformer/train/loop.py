@@ -204,9 +204,7 @@ def train(
     return metrics
 
 
-def _build(
-    recipe: Recipe, classes: list[str], variant: str, model: str | None, form: str | None
-) -> nn.Module:
+def _build(recipe: Recipe, classes: list[str], variant: str, model: str | None, form: str | None) -> nn.Module:
     id2label = dict(enumerate(classes))
     if model is None:
         return SwiftFormerForImageClassification.from_variant(
