@@ -122,15 +122,13 @@ def test_unreadable_pictures_are_named_and_skipped(image_folder, caplog):
     assert str(broken) in caplog.text
     (image_folder / "train" / "blue" / "0.png").write_bytes(b"")
     recipe = get_recipe("smoke", ["batch_size=48"])
-    pixels, targets = next(
-        iter(training_loader(open_source(image_folder, "train"), recipe, 32, torch.device("cpu"), 0))
-    )
+    _, targets = next(iter(training_loader(open_source(image_folder, "train"), recipe, 32, torch.device("cpu"), 0)))
     assert len(targets) == 48 and "found an empty file" in caplog.text
 
 
 def test_evaluation_batches_are_the_preprocessing(image_folder):
     source = open_source(image_folder, "val")
-    pixels, labels, indices = next(iter(evaluation_loader(source, SMALL, batch_size=5, workers=0)))
+    pixels, _, indices = next(iter(evaluation_loader(source, SMALL, batch_size=5, workers=0)))
     assert pixels.shape == (5, 3, 32, 32) and indices.tolist() == [0, 1, 2, 3, 4]
     assert np.array_equal(pixels[2].numpy(), SMALL(source.image(2))[0])
 
@@ -167,6 +165,6 @@ def test_order_depends_on_the_epoch_and_repeats(image_folder):
 
 
 def test_too_few_images(image_folder):
+    source, recipe = open_source(image_folder, "train"), get_recipe("smoke", ["batch_size=64"])
     with pytest.raises(ValueError, match="at least one batch of 64 training images, found 48"):
-        recipe = get_recipe("smoke", ["batch_size=64"])
-        training_loader(open_source(image_folder, "train"), recipe, 32, torch.device("cpu"), 0)
+        training_loader(source, recipe, 32, torch.device("cpu"), 0)

@@ -137,7 +137,10 @@ def encoded(image: Image.Image, format_: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "PA", "RGBa", "La", "RGBX", "I;16"])  # fmt: skip
+MODES = ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "PA", "RGBa", "La", "RGBX", "I;16"]
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_every_mode_becomes_rgb(mode):
     image = Image.new("RGB", (9, 7), (255, 255, 255))
     image = Image.new("I;16", (9, 7), 65535) if mode == "I;16" else image

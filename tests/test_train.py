@@ -90,10 +90,18 @@ def test_resumed_run_equals_an_uninterrupted_one(image_folder, tmp_path, monkeyp
 
 def test_sigkill_loses_at_most_the_epoch_under_way(image_folder, tmp_path):
     output = tmp_path / "run"
+    settings = ["--set", "epochs=400", "--set", "warmup_epochs=1", "--workers", "0", "--output", str(output)]
     command = [
-        sys.executable, "-m", "swiftformer", "train", "--data", str(image_folder), "--recipe", "smoke", "--workers", "0",
-        "--set", "epochs=400", "--set", "warmup_epochs=1", "--output", str(output),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "swiftformer",
+        "train",
+        "--data",
+        str(image_folder),
+        "--recipe",
+        "smoke",
+        *settings,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     try:

@@ -13,9 +13,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from swiftformer.attention import EfficientAdditiveAttention
     from swiftformer.checkpoints import LoadReport, load, save
+    from swiftformer.config import SwiftFormerConfig
     from swiftformer.hf import (
         SwiftFormerBackbone,
-        SwiftFormerConfig,
         SwiftFormerForImageClassification,
         SwiftFormerForImageClassificationWithTeacher,
         SwiftFormerModel,
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 _MODULES = {
     "attention": ("EfficientAdditiveAttention",),
     "checkpoints": ("LoadReport", "load", "save"),
+    "config": ("SwiftFormerConfig",),
     "hf": (
         "SwiftFormerBackbone",
-        "SwiftFormerConfig",
         "SwiftFormerForImageClassification",
         "SwiftFormerForImageClassificationWithTeacher",
         "SwiftFormerModel",

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from swiftformer.convert import HEAD_KEYS, Naming, convert_state_dict, detect_naming, infer_config
 from swiftformer.files import atomic_file, atomic_folder
-from swiftformer.image_processing import AUTHORS, HUB, TIMM, Preprocessing
+from swiftformer.image_processing import AUTHORS, HUB, TIMM
 from swiftformer.locate import CheckpointError, Located, locate
 from swiftformer.weights_file import read_weights
 
 if TYPE_CHECKING:
-    from swiftformer.hf import SwiftFormerConfig, SwiftFormerPreTrainedModel
+    from swiftformer.config import SwiftFormerConfig
+    from swiftformer.hf import SwiftFormerPreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,8 @@ def load(
         CheckpointError: not found, truncated, corrupt, foreign, of unknown form, or with keys that do not fit.
         ValueError: arguments that do not fit together.
     """
-    from swiftformer.hf import SwiftFormerBackbone, SwiftFormerConfig, SwiftFormerForImageClassification
+    from swiftformer.config import SwiftFormerConfig
+    from swiftformer.hf import SwiftFormerBackbone, SwiftFormerForImageClassification
 
     if labels is not None and num_labels not in (None, len(labels)):
         raise ValueError(f"expected {num_labels} labels, found {len(labels)}")

@@ -6,17 +6,15 @@ Code written for `transformers.SwiftFormer*` runs after changing the import. Wha
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2CLS
-from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
+from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import (
     BackboneOutput,
     BaseModelOutputWithNoAttention,
@@ -25,144 +23,12 @@ from transformers.modeling_outputs import (
 from transformers.utils import ModelOutput
 
 from swiftformer.attention import EfficientAdditiveAttention
+from swiftformer.config import SwiftFormerConfig
 from swiftformer.model import Activation, ConvBranch, Encoder, EncoderBlock, PatchEmbedding
-from swiftformer.variants import get_variant
 
 if TYPE_CHECKING:
     from swiftformer.checkpoints import LoadReport
     from swiftformer.image_processing import Preprocessing
-
-# Written in place of `depths` where stock transformers would load the weights and compute something else: its
-# configuration class then stops with an error that shows this sentence. The depths go to `stage_depths`.
-STOCK_REFUSAL = (
-    "stock transformers computes another function from these weights; load them with the swiftformer package"
-)
-
-
-@strict
-class SwiftFormerConfig(BackboneConfigMixin, PreTrainedConfig):
-    """Configuration of a SwiftFormer model. Arguments and defaults are those of `transformers.SwiftFormerConfig`.
-
-    Args:
-        image_size: nominal input size in pixels; any size runs.
-        num_channels: channels of the input image.
-        depths: blocks per stage, at least one each.
-        embed_dims: channels per stage; as many as `depths`.
-        mlp_ratio: expansion of conv encoders and MLPs.
-        downsamples: whether a downsampling layer stands behind each stage. The one behind the last stage is ignored;
-            a change of width always brings one.
-        hidden_act: activation of conv encoders, local representations and MLPs (the stem keeps its ReLU).
-        down_patch_size: kernel size of the downsampling convolutions, in pixels.
-        down_stride: their stride.
-        down_pad: their padding.
-        drop_path_rate: stochastic depth of the last block, in [0, 1); grows linearly with depth, and acts, as in the
-            authors' code, on the attention and MLP branches of the SwiftFormer encoders only.
-        drop_mlp_rate: dropout inside the MLPs.
-        drop_conv_encoder_rate: element-wise dropout on the branch of the conv encoders.
-        use_layer_scale: scales on the attention and MLP branches.
-        layer_scale_init_value: their initial value.
-        batch_norm_eps: epsilon of every BatchNorm.
-        global_query_weighting: `"uniform"` (March 2023, transformers hub checkpoints) or `"l2"` (July 2023, timm).
-        normalize_query_key: L2-normalise queries and keys; False only in the March 2023 Core ML build.
-        distillation: whether the classifier has a second head, averaged with the first one at inference.
-        out_features, out_indices: stages that the backbone returns, of `stem`, `stage1`, `stage2`, ...
-
-    Raises:
-        ValueError: lengths or ranges that do not fit together.
-    """
-
-    model_type: ClassVar[str] = "swiftformer"
-
-    image_size: int | list[int] | tuple[int, int] = 224
-    num_channels: int = 3
-    depths: list[int] | tuple[int, ...] = (3, 3, 6, 4)
-    embed_dims: list[int] | tuple[int, ...] = (48, 56, 112, 220)
-    mlp_ratio: int | float = 4
-    downsamples: list[bool] | tuple[bool, ...] = (True, True, True, True)
-    hidden_act: str = "gelu"
-    down_patch_size: int | list[int] | tuple[int, int] = 3
-    down_stride: int = 2
-    down_pad: int = 1
-    drop_path_rate: float | int = 0.0
-    drop_mlp_rate: float | int = 0.0
-    drop_conv_encoder_rate: float | int = 0.0
-    use_layer_scale: bool = True
-    layer_scale_init_value: float = 1e-5
-    batch_norm_eps: float = 1e-5
-    global_query_weighting: str = "uniform"
-    normalize_query_key: bool = True
-    distillation: bool = True
-    _out_features: list[str] | None = None
-    _out_indices: list[int] | None = None
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        stage_depths = kwargs.pop("stage_depths", None)
-        if isinstance(self.depths, str) and stage_depths is not None:
-            self.depths = stage_depths
-        self._check()
-        self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, len(self.depths) + 1)]
-        self.set_output_features_output_indices(
-            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
-        )
-        super().__post_init__(**kwargs)
-
-    def _check(self) -> None:
-        if len(self.depths) != len(self.embed_dims):
-            raise ValueError(
-                f"depths and embed_dims must have one entry per stage: found {len(self.depths)} depths "
-                f"{list(self.depths)} and {len(self.embed_dims)} embed_dims {list(self.embed_dims)}"
-            )
-        if not self.depths or any(depth < 1 for depth in self.depths):
-            raise ValueError(f"expected at least one stage with depths of at least 1, found {list(self.depths)}")
-        if any(dim < 1 for dim in self.embed_dims) or self.embed_dims[0] < 2:
-            raise ValueError(f"expected positive embed_dims, the first at least 2, found {list(self.embed_dims)}")
-        if len(self.downsamples) < len(self.depths) - 1:
-            raise ValueError(
-                f"downsamples must have an entry for each of the {len(self.depths) - 1} steps between stages, "
-                f"found {len(self.downsamples)}"
-            )
-        if self.hidden_act not in ACT2CLS:
-            raise ValueError(f"unknown hidden_act {self.hidden_act!r}: expected one of {', '.join(sorted(ACT2CLS))}")
-        if self.global_query_weighting not in ("uniform", "l2"):
-            raise ValueError(
-                f"global_query_weighting must be 'uniform' (March 2023) or 'l2' (July 2023), "
-                f"found {self.global_query_weighting!r}"
-            )
-        for name in ("drop_path_rate", "drop_mlp_rate", "drop_conv_encoder_rate"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), found {getattr(self, name)}")
-
-    @classmethod
-    def from_variant(cls, name: str, **kwargs: Any) -> Self:
-        """Configuration of a named variant in the July 2023 form. Keyword arguments override any field.
-
-        Raises:
-            ValueError: `name` is not one of `xs`, `s`, `l1`, `l3`.
-        """
-        variant = get_variant(name)
-        if "id2label" not in kwargs:
-            kwargs.setdefault("num_labels", 1000)
-        defaults = {"depths": variant.depths, "embed_dims": variant.embed_dims, "global_query_weighting": "l2"}
-        return cls(**(defaults | kwargs))
-
-    @property
-    def form(self) -> str:
-        """The numeric form: `"uniform"`, `"uniform-unnormalized"` or `"l2"` (`"l2-unnormalized"` was never released)."""
-        return self.global_query_weighting + ("" if self.normalize_query_key else "-unnormalized")
-
-    @property
-    def is_stock(self) -> bool:
-        """Whether `transformers.SwiftFormer*` computes the same function from the same weights."""
-        return self.form == "uniform" and self.distillation and self.hidden_act == "gelu"
-
-    def to_json_string(self, use_diff: bool = True) -> str:
-        text = super().to_json_string(use_diff=use_diff)
-        if self.is_stock:
-            return text
-        fields = json.loads(text)
-        fields["stage_depths"] = list(self.depths)
-        fields["depths"] = f"{self.form}: {STOCK_REFUSAL}"
-        return json.dumps(fields, indent=2, sort_keys=True) + "\n"
 
 
 class SwiftFormerPreTrainedModel(PreTrainedModel):
@@ -424,7 +290,9 @@ class SwiftFormerBackbone(BackboneMixin, SwiftFormerPreTrainedModel):
         """
         hidden_states = self.swiftformer(pixel_values, output_hidden_states=True, return_dict=True).hidden_states
         maps = {"stem": hidden_states[0]}
-        maps |= zip(self.stage_names[1:], (hidden_states[i] for i in self.swiftformer.encoder.stage_indices()))
+        maps |= zip(
+            self.stage_names[1:], (hidden_states[i] for i in self.swiftformer.encoder.stage_indices()), strict=True
+        )
         feature_maps = tuple(
             self.hidden_states_norms[stage](maps[stage]) if stage != "stem" else maps[stage]
             for stage in self.out_features

@@ -95,7 +95,8 @@ def _decode(file: Any, name: str) -> Image.Image:
 def _describe(file: Any) -> str:
     try:
         if isinstance(file, (str, Path)):
-            head = Path(file).open("rb").read(32)
+            with Path(file).open("rb") as opened:
+                head = opened.read(32)
         else:
             file.seek(0)
             head = file.read(32)
@@ -204,7 +205,7 @@ class Preprocessing:
         if new_size != image.size:
             image = image.resize(new_size, filter_)
         # Centre crop with torchvision's rounding; outside the picture it is black, as there.
-        left, top = int(round((image.width - width) / 2.0)), int(round((image.height - height) / 2.0))
+        left, top = round((image.width - width) / 2.0), round((image.height - height) / 2.0)
         return np.asarray(image.crop((left, top, left + width, top + height)))
 
     def normalized(self, pixels: np.ndarray) -> np.ndarray:

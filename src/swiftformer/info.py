@@ -9,14 +9,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from swiftformer.checkpoints import load
-from swiftformer.hf import SwiftFormerConfig, SwiftFormerForImageClassification
+from swiftformer.config import SwiftFormerConfig
+from swiftformer.hf import SwiftFormerForImageClassification
 from swiftformer.model import Stage
 from swiftformer.variants import VARIANTS
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A member of the network: its name, output shape `(C, H, W)`, parameters, GMACs and output size in MB (float32)."""
+    """A member of the network: its name, output `(C, H, W)`, parameters, GMACs and the output's MB in float32."""
 
     name: str
     shape: tuple[int, ...]
@@ -72,7 +73,7 @@ def complexity(config: SwiftFormerConfig, size: tuple[int, int] = (224, 224)) ->
         for name, member in members:
             x, macs, activations = _count(member, x)
             layers.append(Layer(name, tuple(x.shape[1:]), _parameters(member), macs / 1e9, activations))
-        pooled, macs, activations = _count(model.heads, x)
+        _, macs, activations = _count(model.heads, x)
     heads = [module for module in (model.norm, model.head, model.dist_head) if module is not None]
     shape = (model.num_labels,)
     layers.append(Layer("heads", shape, sum(map(_parameters, heads)), macs / 1e9, activations))

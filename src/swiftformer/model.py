@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from swiftformer.attention import EfficientAdditiveAttention
 
 if TYPE_CHECKING:
-    from swiftformer.hf import SwiftFormerConfig
+    from swiftformer.config import SwiftFormerConfig
 
 Activation = Callable[[], nn.Module]
 

@@ -61,7 +61,7 @@ def find_images(references: Iterable[str]) -> list[tuple[str, ImageSource]]:
                 raise ImageError(f"{reference}: expected a folder with images, found none")
             found += [(str(f), f) for f in files]
         elif not path.exists() and any(c in reference for c in "*?["):
-            matches = sorted(glob.glob(str(path), recursive=True))
+            matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 absolute patterns too
             if not matches:
                 raise ImageError(f"{reference}: expected a pattern that matches files, found no match")
             found += [(f, Path(f)) for f in matches]
