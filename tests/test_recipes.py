@@ -26,7 +26,11 @@ def test_settings():
 @pytest.mark.parametrize(
     ("name", "setting", "message"),
     [
-        ("paper", "", "unknown recipe 'paper': expected one of small_images, finetune, smoke"),
+        (
+            "paper",
+            "",
+            "unknown recipe 'paper': expected one of paper_xs, paper_s, paper_l1, paper_l3, small_images, finetune, smoke",
+        ),
         ("smoke", "epoch=3", "expected key=value with a key of epochs,.*found 'epoch=3'"),
         ("smoke", "epochs", "found 'epochs'"),
         ("smoke", "epochs=many", "epochs: expected int, found 'many'"),
@@ -37,6 +41,9 @@ def test_settings():
         ("smoke", "compile=maybe", "compile: expected bool, found 'maybe'"),
         ("smoke", "warmup_epochs=9", "expected warmup_epochs from 0 to epochs"),
         ("smoke", "progressive_sizes=64", "expected progressive_sizes from 32 to image_size"),
+        ("smoke", "total_batch_size=50", "multiple of batch_size .16., found 50"),
+        ("smoke", "distillation=medium", "distillation: expected"),
+        ("smoke", "distillation_alpha=2", "distillation_alpha in"),
         ("smoke", "interpolation=best", "interpolation must be one of"),
     ],
 )
@@ -48,6 +55,29 @@ def test_bad_settings(name, setting, message):
 def test_odd_batches_cannot_be_mixed():
     with pytest.raises(ValueError, match="even batch_size, found 15"):
         get_recipe("smoke", ["mixup=0.8", "batch_size=15"])
+
+
+def test_paper_recipes_field_by_field():
+    """The authors' main.py and the paper, arXiv 2303.15446."""
+    common = {
+        "epochs": 300, "optimizer": "adamw", "weight_decay": 0.025, "optimizer_eps": 1e-8, "warmup_epochs": 5,
+        "warmup_lr": 1e-6, "min_lr": 1e-5, "lr": 2e-3, "total_batch_size": 2048, "clip_agc": 0.01,
+        "ema_decay": 0.99996, "ema_warmup": False, "label_smoothing": 0.1, "color_jitter": 0.4,
+        "interpolation": "bicubic", "random_erasing": 0.25, "repeated_augmentation": 3, "distillation": "hard",
+        "distillation_alpha": 0.5, "distillation_tau": 1.0, "teacher": "regnety_160.deit_in1k", "image_size": 224,
+        "resize_to": 256,
+    }  # fmt: skip
+    own = {
+        "xs": {"auto_augment": "", "mixup": 0.0, "cutmix": 0.0},
+        "s": {"auto_augment": "rand-m9-mstd0.5-inc1", "mixup": 0.0, "cutmix": 0.0},
+        "l1": {"auto_augment": "rand-m9-mstd0.5-inc1", "mixup": 0.8, "cutmix": 1.0, "mix_switch_prob": 0.5},
+        "l3": {"auto_augment": "rand-m9-mstd0.5-inc1", "mixup": 0.8, "cutmix": 1.0, "mix_switch_prob": 0.5},
+    }
+    for variant, fields in own.items():
+        recipe = get_recipe(f"paper_{variant}")
+        for name, value in (common | fields).items():
+            assert getattr(recipe, name) == value, (variant, name)
+        assert recipe.accumulation * recipe.batch_size == 2048
 
 
 def test_progressive_sizes_share_the_first_part():

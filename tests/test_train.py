@@ -118,6 +118,32 @@ def test_sigkill_loses_at_most_the_epoch_under_way(image_folder, tmp_path):
     assert load(output / "best").config.num_labels == 2
 
 
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_distillation_from_a_teacher(image_folder, tmp_path, kind):
+    run(image_folder, tmp_path / "teacher", "epochs=8")
+    settings = (f"distillation={kind}", f"teacher={tmp_path / 'teacher'}", "distillation_alpha=1", "ema_decay=0")
+    metrics = run(image_folder, tmp_path / "student", *settings)
+    assert metrics["loss"] > 0
+    start = load(tmp_path / "student" / "last")
+    # With alpha 1 nothing trains the class head but weight decay; the distillation head learns.
+    assert start.head.bias.abs().max() == 0 and start.dist_head.bias.abs().max() > 0
+    assert json.loads((tmp_path / "student" / "last" / "config.json").read_text())["architectures"] == [
+        "SwiftFormerForImageClassification"
+    ]
+    run(image_folder, tmp_path / "tuned", *settings, model=str(tmp_path / "student"))
+
+
+def test_gradients_are_accumulated_to_the_total_batch(image_folder, tmp_path):
+    recipe = get_recipe("smoke", ["batch_size=12", "total_batch_size=48"])
+    assert recipe.accumulation == 4
+    metrics = run(image_folder, tmp_path / "run", "batch_size=12", "total_batch_size=48")
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    steps = {int(entry["step"]) for entry in state["optimizer"]["state"].values()}
+    assert steps == {2} and metrics["epoch"] == 2  # one update in each of two epochs
+    with pytest.raises(ValueError, match="expected at least 96 training images for one update, found 48"):
+        run(image_folder, tmp_path / "large", "batch_size=12", "total_batch_size=96")
+
+
 def test_resuming_needs_the_same_run(image_folder, tmp_path):
     with pytest.raises(ValueError, match="expected the state of a run to resume, found none"):
         run(image_folder, tmp_path / "run", resume=True)

@@ -272,7 +272,7 @@ def save(
         from safetensors.torch import save_file
 
         config = type(model.config)(**model.config.to_dict())
-        config.architectures = [type(model).__name__]
+        config.architectures = [type(model).__name__.removesuffix("WithTeacher")]
         config.dtype = dtype or model.dtype
         with atomic_folder(path) as folder:
             save_file(state_dict, folder / "model.safetensors", metadata={"format": "pt", "form": config.form})

@@ -94,7 +94,9 @@ def classify(
 def train(
     data: Annotated[str, typer.Option(help="Folder with train/ and val/, Parquet shards, or a data set's name.")],
     output: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/train"),
-    recipe: Annotated[str, typer.Option(help="small_images, finetune or smoke.")] = "finetune",
+    recipe: Annotated[
+        str, typer.Option(help="paper_xs, paper_s, paper_l1, paper_l3, small_images, finetune or smoke.")
+    ] = "finetune",
     set_: Annotated[
         Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Change a field of the recipe.")
     ] = None,

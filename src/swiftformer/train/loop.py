@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import random
@@ -19,7 +20,8 @@ from swiftformer.data.loaders import evaluation_loader, training_loader
 from swiftformer.data.sources import Source
 from swiftformer.evaluate.classification import evaluate_classifier
 from swiftformer.files import atomic_file
-from swiftformer.hf import SwiftFormerForImageClassification
+from swiftformer.hf import SwiftFormerForImageClassificationWithTeacher
+from swiftformer.train.distillation import distillation_loss, load_teacher
 from swiftformer.train.progress import TrainingProgress
 from swiftformer.train.recipes import Recipe
 
@@ -81,7 +83,10 @@ def train(
     net: Any = _build(recipe, train_source.classes, variant, model, form).to(device)
     if recipe.channels_last:
         net = net.to(memory_format=torch.channels_last)
-    ema = ModelEmaV3(net, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay > 0 else None
+    ema = ModelEmaV3(net, decay=recipe.ema_decay, use_warmup=recipe.ema_warmup) if recipe.ema_decay > 0 else None
+    teacher = None
+    if recipe.distillation != "none":
+        teacher = load_teacher(recipe.teacher, len(train_source.classes), recipe.mean, recipe.std).to(device)
     adamw_only: dict[str, Any] = {"eps": recipe.optimizer_eps, "fused": True} if recipe.optimizer == "adamw" else {}
     optimizer = create_optimizer_v2(
         net, opt=recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, **adamw_only
@@ -89,7 +94,12 @@ def train(
     first_epoch = 0 if state is None else state["epoch"] + 1
     batches = training_loader(train_source, recipe, recipe.image_size_at(first_epoch), device, workers)
     val_batches = evaluation_loader(val_source, recipe.preprocessing, max(recipe.batch_size * 3 // 2, 1), workers)
-    steps = len(batches)
+    updates = len(batches) // recipe.accumulation  # per epoch; batches that fill no update are left out
+    steps = updates * recipe.accumulation
+    if updates == 0:
+        raise ValueError(
+            f"expected at least {recipe.total_batch_size} training images for one update, found {len(train_source)}"
+        )
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched="cosine",
@@ -98,7 +108,7 @@ def train(
         warmup_lr=recipe.warmup_lr,
         min_lr=recipe.min_lr,
         step_on_epochs=False,
-        updates_per_epoch=steps,
+        updates_per_epoch=updates,
     )
     criterion: nn.Module = (
         SoftTargetCrossEntropy() if recipe.mixes else LabelSmoothingCrossEntropy(recipe.label_smoothing)
@@ -114,7 +124,7 @@ def train(
             ema.module.load_state_dict(state["ema"])
         best = state["best"]
         _forget_lines_after(output / "metrics.jsonl", state["epoch"] + 1)
-        logger.info("resuming %s behind epoch %d", output, first_epoch)
+        logger.info("resuming %s behind epoch %d of %d", output, first_epoch, recipe.epochs)
     output.mkdir(parents=True, exist_ok=True)
     with atomic_file(output / "recipe.json") as file:
         file.write_text(json.dumps(dataclasses.asdict(recipe), indent=2) + "\n")
@@ -132,21 +142,33 @@ def train(
             start = time.perf_counter()
             total_loss = torch.zeros((), device=device)
             total_hits = torch.zeros((), device=device)
-            for step, (pixels, targets) in enumerate(batches, start=1):
-                update = epoch * steps + step
+            for step, (pixels, targets) in enumerate(itertools.islice(batches, steps), start=1):
                 if recipe.channels_last:
                     pixels = pixels.contiguous(memory_format=torch.channels_last)
                 with autocast:
-                    logits = forward(pixels, return_dict=True).logits
+                    output = forward(pixels, return_dict=True)
+                    teacher_logits = teacher(pixels) if teacher is not None else None
+                logits = output.logits if teacher is None else output.cls_logits
                 loss = criterion(logits.float(), targets)
-                loss.backward()
-                if recipe.clip_agc > 0:
-                    adaptive_clip_grad(clipped, clip_factor=recipe.clip_agc)
-                optimizer.step()
-                optimizer.zero_grad()
-                scheduler.step_update(num_updates=update)
-                if ema is not None:
-                    ema.update(net, step=update)
+                if recipe.distillation != "none":
+                    loss = distillation_loss(
+                        loss,
+                        output.distillation_logits.float(),
+                        teacher_logits,
+                        recipe.distillation,
+                        recipe.distillation_alpha,
+                        recipe.distillation_tau,
+                    )
+                (loss / recipe.accumulation).backward()
+                if step % recipe.accumulation == 0:
+                    update = epoch * updates + step // recipe.accumulation
+                    if recipe.clip_agc > 0:
+                        adaptive_clip_grad(clipped, clip_factor=recipe.clip_agc)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    scheduler.step_update(num_updates=update)
+                    if ema is not None:
+                        ema.update(net, step=update)
                 total_loss += loss.detach()
                 total_hits += (logits.argmax(1) == (targets.argmax(1) if targets.ndim > 1 else targets)).sum()
                 if step % LOG_EVERY == 0 or step == steps:
@@ -207,14 +229,20 @@ def train(
 def _build(recipe: Recipe, classes: list[str], variant: str, model: str | None, form: str | None) -> nn.Module:
     id2label = dict(enumerate(classes))
     if model is None:
-        return SwiftFormerForImageClassification.from_variant(
+        # The class that returns both heads' logits, which distillation needs; weights and function are the same.
+        return SwiftFormerForImageClassificationWithTeacher.from_variant(
             variant,
             id2label=id2label,
             label2id={name: i for i, name in id2label.items()},
             image_size=recipe.image_size,
             drop_path_rate=recipe.drop_path_rate,
         )
-    return load(model, form=form, labels=classes, drop_path_rate=recipe.drop_path_rate)
+    loaded = load(model, form=form, task="classification", labels=classes, drop_path_rate=recipe.drop_path_rate)
+    if recipe.distillation != "none" and not loaded.config.distillation:
+        raise ValueError(f"{model}: expected a model with a distillation head, found one with a single head")
+    net = SwiftFormerForImageClassificationWithTeacher(loaded.config)
+    net.load_state_dict(loaded.state_dict())
+    return net
 
 
 def _read_state(output: Path, recipe: Recipe) -> dict[str, Any]:
@@ -222,8 +250,9 @@ def _read_state(output: Path, recipe: Recipe) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"{path}: expected the state of a run to resume, found none")
     state = torch.load(path, map_location="cpu", weights_only=True)
-    stored, wanted = state["recipe"], dataclasses.asdict(recipe)
-    differing = [f"{k} {stored.get(k)} -> {v}" for k, v in wanted.items() if stored.get(k) != v]
+    # A recipe stored by an older version lacks the newer fields: then their defaults were in force.
+    stored, wanted = dataclasses.asdict(Recipe()) | state["recipe"], dataclasses.asdict(recipe)
+    differing = [f"{k} {stored[k]} -> {v}" for k, v in wanted.items() if stored[k] != v]
     if differing:
         raise ValueError(f"{output} was started with another recipe ({'; '.join(differing)}): resume with the same one")
     return state

@@ -1,0 +1,41 @@
+"""The model inside the package: what its card says is what it does."""
+
+import re
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from conftest import shared
+from swiftformer import classify, load
+from swiftformer.evaluate.classification import evaluate_reference
+from swiftformer.locate import BUNDLED
+from swiftformer.predict import find_images
+
+FOLDER = resources.files("swiftformer") / "weights" / BUNDLED[0]
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "images"
+
+
+def test_size_and_content():
+    names = {file.name for file in FOLDER.iterdir()}
+    assert names == {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+    assert sum(len(file.read_bytes()) for file in FOLDER.iterdir()) < 8e6
+    model = load(BUNDLED[0])
+    assert model.config.form == "l2"
+    assert model.config.id2label[0] == "airplane"
+    assert model.config.id2label[9] == "truck"
+
+
+def test_accuracy_is_that_of_the_card():
+    card = re.search(r"top-1 \| (\d+\.\d+)", (FOLDER / "README.md").read_text())
+    metrics = evaluate_reference(BUNDLED[0], str(shared("data", "cifar10")), "test", workers=0, batch_size=250)
+    assert metrics["images"] == 10_000
+    assert metrics["top1"] == pytest.approx(float(card[1]), abs=0.03)  # other processors round differently
+
+
+def test_example_photographs():
+    found = find_images([str(EXAMPLES)])
+    results = list(classify([source for _, source in found], names=[name for name, _ in found]))
+    assert len(results) == 9
+    right = sum(result.predictions[0].label in result.image for result in results)
+    assert right >= 7
