@@ -2,6 +2,7 @@ import argparse
 import json
 import os
 import pickle
+import random
 import subprocess
 import sys
 import textwrap
@@ -15,7 +16,15 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from conftest import TINY, randomize, shared, tiny
-from swiftformer import CheckpointError, Preprocessing, SwiftFormerBackbone, SwiftFormerConfig, load, save
+from swiftformer import (
+    CheckpointError,
+    Preprocessing,
+    SwiftFormerBackbone,
+    SwiftFormerConfig,
+    fold_normalization,
+    load,
+    save,
+)
 from swiftformer.convert import convert_state_dict
 from swiftformer.image_processing import AUTHORS, TIMM
 
@@ -38,13 +47,14 @@ def test_every_form_goes_through_every_format(tmp_path, form):
     model = tiny(global_query_weighting=weighting, normalize_query_key=not unnormalized)
     folder = load(save(model, tmp_path / "folder"))
     assert folder.config.form == form and same(folder, model)
-    authors = load(save(model, tmp_path / "authors.pth", format="authors"), form=form)
-    assert authors.config.form == form and same(authors, model)
+    for name in ("authors.pth", "authors.safetensors"):
+        authors = load(save(model, tmp_path / name, format="authors"))
+        assert authors.config.form == form and same(authors, model)
     if form == "l2":
         for name in ("timm.safetensors", "timm.pth"):
             assert same(load(save(model, tmp_path / name, format="timm")), model)
     else:
-        with pytest.raises(ValueError, match=f"timm computes the l2 form.*form {form}"):
+        with pytest.raises(ValueError, match=f"timm computes with .*form l2 and two heads; found form {form}"):
             save(model, tmp_path / "timm.safetensors", format="timm")
         assert not (tmp_path / "timm.safetensors").exists()
 
@@ -53,7 +63,7 @@ def test_authors_files_ask_for_the_form(tmp_path):
     path = write_pickle(tmp_path / "model.pth", tiny())
     with pytest.raises(CheckpointError, match="'uniform'.*March 2023.*'l2'.*July 2023.*'uniform-unnormalized'"):
         load(path)
-    with pytest.raises(ValueError, match="form must be one of uniform, l2, uniform-unnormalized, found 'softmax'"):
+    with pytest.raises(ValueError, match="form must be one of uniform, l2, .*, found 'softmax'"):
         load(path, form="softmax")
 
 
@@ -76,8 +86,87 @@ def test_authors_training_checkpoint_with_namespace_and_averaged_weights(tmp_pat
     )
     assert same(load(path, form="uniform"), model)
     assert same(load(path, form="uniform", ema=True), averaged)
-    with pytest.raises(CheckpointError, match=r"expected averaged weights \(model_ema\), found model"):
+    with pytest.raises(CheckpointError, match=r"expected averaged weights \(model_ema, .*\), found model"):
         load(write_pickle(tmp_path / "plain.pth", model), form="uniform", ema=True)
+
+
+def test_averaged_weights_of_this_packages_runs(tmp_path):
+    model, averaged = tiny(), randomize(tiny(), seed=5)
+    torch.save({"model": model.state_dict(), "ema": averaged.state_dict()}, tmp_path / "state.pt")
+    assert same(load(tmp_path / "state.pt", form="uniform", ema=True), averaged)
+
+
+@pytest.mark.parametrize("format_", ["authors", "timm"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_preprocessing_and_labels_travel_in_every_format(tmp_path, format_, suffix):
+    model = tiny(global_query_weighting="l2", id2label={i: f"kind {i}" for i in range(10)})
+    model.preprocessing = Preprocessing(size=(64, 64), resize="shortest", resize_to=64)
+    again = load(save(model, tmp_path / f"model{suffix}", format=format_))
+    assert again.preprocessing == model.preprocessing
+    assert again.config.id2label == model.config.id2label
+
+
+@pytest.mark.parametrize("format_", ["authors", "timm"])
+@pytest.mark.parametrize("fields", [{"hidden_act": "relu"}, {"batch_norm_eps": 1e-3}, {"down_stride": 1}])
+def test_a_format_that_would_change_the_predictions_is_refused(tmp_path, format_, fields):
+    model = tiny(global_query_weighting="l2", **fields)
+    with pytest.raises(ValueError, match=f"{format_} computes with .*; found {next(iter(fields))}"):
+        save(model, tmp_path / "model.pth", format=format_)
+    assert same(load(save(model, tmp_path / "model")), model)
+
+
+def test_the_form_that_was_never_released(tmp_path):
+    model = tiny(global_query_weighting="l2", normalize_query_key=False)
+    assert same(load(save(model, tmp_path / "model")), model)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"global_query_weighting": "softmax"},
+        {"embed_dims": None},
+        {"depths": "x", "stage_depths": None},
+        {"id2label": ["a", "b"]},
+        {"mlp_ratio": "4"},
+        {"hidden_act": 3},
+    ],
+)
+def test_broken_configurations_get_one_line(tmp_path, fields):
+    save(tiny(), tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text()) | fields
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=".") as info:
+        load(tmp_path / "model")
+    assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize("name", ["num_classes", "drop_path", "global_query_weighting", "depths"])
+def test_overrides_that_are_no_open_field_are_refused(tmp_path, name):
+    save(tiny(), tmp_path / "model")
+    with pytest.raises(ValueError, match=f"fields of SwiftFormerConfig that loading leaves open, found {name}"):
+        load(tmp_path / "model", **{name: 1})
+    assert load(tmp_path / "model", drop_path_rate=0.2).config.drop_path_rate == 0.2
+
+
+def test_a_file_beside_another_one_is_the_one_that_is_read(tmp_path):
+    save(tiny(), tmp_path / "model")
+    other = randomize(tiny(), seed=3)
+    torch.save(other.state_dict(), tmp_path / "model" / "pytorch_model.bin")
+    assert same(load(tmp_path / "model" / "pytorch_model.bin"), other)
+    assert same(load(tmp_path / "model"), tiny())
+
+
+def test_folded_models_are_not_saved(tmp_path):
+    folded = fold_normalization(tiny(), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    with pytest.raises(ValueError, match="folded normalisation"):
+        save(folded, tmp_path / "folded")
+
+
+def test_new_labels_forget_the_old_problem_type(tmp_path):
+    model = tiny(num_labels=4, problem_type="multi_label_classification")
+    save(model, tmp_path / "model")
+    assert load(tmp_path / "model").config.problem_type == "multi_label_classification"
+    assert load(tmp_path / "model", labels=["a", "b"]).config.problem_type is None
 
 
 def test_wrapped_names(tmp_path):
@@ -278,6 +367,20 @@ def test_damaged_files(tmp_path, suffix):
         with pytest.raises(CheckpointError, match=message) as info:
             load(path, form="l2")
         assert str(path) in str(info.value) and "\n" not in str(info.value)
+
+
+def test_damaged_files_of_the_older_pickle_format(tmp_path):
+    path = tmp_path / "old.pth"
+    torch.save(tiny().state_dict(), path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    rng = random.Random(0)
+    for _ in range(25):
+        cut = bytearray(whole[: rng.randrange(1, len(whole))])
+        cut[rng.randrange(len(cut))] ^= 255
+        path.write_bytes(cut)
+        with pytest.raises(CheckpointError) as info:
+            load(path, form="uniform")
+        assert "\n" not in str(info.value)
 
 
 def test_foreign_files(tmp_path):

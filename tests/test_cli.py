@@ -113,11 +113,16 @@ def test_a_broken_file_among_good_ones(cli, model_folder, pictures):
         (["convert", "{tmp}/notes.txt", "{tmp}/out"], "notes.txt: truncated, or no PyTorch checkpoint"),
         (["convert", "{model}", "{tmp}/out", "--to", "keras"], "keras"),
         (["paint"], "paint"),
+        (["classify", "{tmp}/a.png", "--model", "{model}", "--device", "nonsense"], "found 'nonsense'"),
+        (["train", "--data", "{tmp}/flat", "--recipe", "smoke"], "found the training images again"),
     ],
 )  # fmt: skip
 def test_bad_input_gets_one_line_and_exit_code_2(cli, tmp_path, model_folder, arguments, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("no checkpoint, only words")
+    for name in ("x", "y"):
+        (tmp_path / "flat" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / "flat" / name / "a.png")
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     code, out, err = cli(*(a.format(tmp=tmp_path, model=model_folder) for a in arguments))
     assert code == 2 and out == "" and message in err
@@ -125,11 +130,28 @@ def test_bad_input_gets_one_line_and_exit_code_2(cli, tmp_path, model_folder, ar
         assert err.count("\n") == 1
 
 
+def test_names_with_brackets_are_printed_as_they_are(cli, model_folder, tmp_path):
+    folder = tmp_path / "photos[new]"
+    folder.mkdir()
+    Image.new("RGB", (40, 40)).save(folder / "img[b].png")
+    code, out, _ = cli("classify", folder, "--model", model_folder)
+    assert code == 0 and "photos[new]/img[b].png" in out.replace("\n", "")
+    assert cli("info", model_folder)[0] == 0
+
+
+def test_info_of_a_backbone(cli, model_folder, tmp_path):
+    save(load(model_folder, task="backbone"), tmp_path / "backbone.pth", format="authors")
+    description = json.loads(cli("info", tmp_path / "backbone.pth", "--json")[1])
+    assert description["classes"] is None and description["layers"][-1]["name"] == "stage4"
+
+
 def test_convert_between_formats(cli, tmp_path, model_folder):
     assert cli("convert", model_folder, tmp_path / "a.pth", "--to", "authors")[0] == 0
-    code, _, err = cli("convert", tmp_path / "a.pth", tmp_path / "b.safetensors", "--to", "timm")
+    torch.save({"model": torch.load(tmp_path / "a.pth")["model"]}, tmp_path / "foreign.pth")
+    code, _, err = cli("convert", tmp_path / "foreign.pth", tmp_path / "b.safetensors", "--to", "timm")
     assert code == 2 and "pass form=" in err
-    assert cli("convert", tmp_path / "a.pth", tmp_path / "b.safetensors", "--to", "timm", "--form", "l2")[0] == 0
+    assert cli("convert", tmp_path / "foreign.pth", tmp_path / "b.safetensors", "--to", "timm", "--form", "l2")[0] == 0
+    assert cli("convert", tmp_path / "a.pth", tmp_path / "d.safetensors", "--to", "timm")[0] == 0
     assert cli("convert", tmp_path / "b.safetensors", tmp_path / "c", "--half")[0] == 0
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():

@@ -10,7 +10,7 @@ from PIL import Image
 from conftest import shared
 from swiftformer.data.loaders import evaluation_loader, training_loader
 from swiftformer.data.sources import open_source
-from swiftformer.image_processing import Preprocessing
+from swiftformer.image_processing import ImageError, Preprocessing
 from swiftformer.train.recipes import get_recipe
 from test_image_processing import encoded
 
@@ -102,8 +102,27 @@ def test_labels_beyond_the_class_names(tmp_path):
         table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}),
         tmp_path / "val-0.parquet",
     )
-    with pytest.raises(ValueError, match="expected labels from 0 to 1, found 7 to 7"):
+    with pytest.raises(ValueError, match="expected labels from 0 to 1, found 7"):
         open_source(tmp_path, "val")
+
+
+def test_rows_without_label_or_image(tmp_path):
+    pq.write_table(pa.table({"image": [b"x", b"y"], "label": [0, None]}), tmp_path / "val-0.parquet")
+    with pytest.raises(ValueError, match="expected a label for every image, found 1 without one"):
+        open_source(tmp_path, "val")
+    pq.write_table(pa.table({"image": [b"x", b"y"], "label": [0, -1]}), tmp_path / "val-0.parquet")
+    with pytest.raises(ValueError, match="found 1 without one"):
+        open_source(tmp_path, "val")
+    table = pa.table({"image": [{"bytes": None, "path": None}], "label": [0]})
+    pq.write_table(table, tmp_path / "val-0.parquet")
+    with pytest.raises(ImageError, match="row 0: expected an image, found an empty cell"):
+        open_source(tmp_path, "val").image(0)
+
+
+def test_unknown_augmentation(image_folder):
+    recipe = get_recipe("smoke", ["auto_augment=foo"])
+    with pytest.raises(ValueError, match="auto_augment: expected a policy of timm .*, found 'foo'"):
+        training_loader(open_source(image_folder, "train"), recipe, 32, torch.device("cpu"), 0)
 
 
 def test_missing_path_and_unreachable_name():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -119,6 +120,16 @@ def test_reset_classifier():
     assert model(torch.randn(1, 3, 32, 32)).logits.shape == (1, 48)
     with pytest.raises(ValueError, match="expected 2 class names, found 1"):
         model.reset_classifier(2, {0: "a"})
+    one = tiny(num_labels=1)
+    one(torch.randn(2, 3, 32, 32), labels=torch.randn(2))
+    one.reset_classifier(3)
+    assert one(torch.randn(2, 3, 32, 32), labels=torch.tensor([0, 2])).loss > 0
+
+
+@pytest.mark.parametrize("fields", [{"mlp_ratio": "4"}, {"use_layer_scale": "no"}, {"num_channels": 3.5}])
+def test_types_are_checked_as_stock_transformers_does(fields):
+    with pytest.raises(StrictDataclassFieldValidationError):
+        SwiftFormerConfig(**fields)
 
 
 def test_hidden_act_is_honoured_everywhere():

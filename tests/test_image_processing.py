@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import relative, shared, tiny
-from swiftformer import ImageError, Preprocessing, fold_normalization, open_image
+from swiftformer import ImageError, Preprocessing, classify, fold_normalization, open_image
 from swiftformer.image_processing import AUTHORS, HUB, IMAGENET_MEAN, IMAGENET_STD, TIMM
 
 STD = np.array(IMAGENET_STD)[:, None, None]
@@ -67,7 +67,7 @@ def test_equals_torchvision_at_any_size(width, height, target, extra, interpolat
     from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
     image = Image.fromarray(np.random.default_rng(width * 91 + height).integers(0, 256, (height, width, 3), np.uint8))
-    short = max(target) + extra
+    short = max(1, max(target) + extra - 10)  # smaller than the crop as well: then a black border is added
     preprocessing = Preprocessing(size=target, resize="shortest", resize_to=short, interpolation=interpolation)
     if max(width, height) / min(width, height) * short > 4000:
         return
@@ -299,10 +299,21 @@ def test_missing_folder_and_forbidden_files(tmp_path, monkeypatch):
 def test_one_pixel_and_extreme_shapes():
     for size in ((1, 1), (1, 300), (300, 1)):
         for preprocessing in (HUB, AUTHORS, Preprocessing(size=(32, 32), resize="shortest")):
-            if preprocessing is AUTHORS and size != (1, 1):
-                continue
             batch = preprocessing(Image.new("RGB", size, (255, 255, 255)))
             assert batch.shape[0] == 1 and np.isfinite(batch).all()
+
+
+def test_a_shape_too_extreme_to_be_resized_is_named():
+    with pytest.raises(ImageError, match=r"line: expected a less extreme shape than 1x60000: with a short side of 256"):
+        AUTHORS.prepare(Image.new("RGB", (1, 60000)), "line")
+
+
+def test_lazily_read_pictures_and_odd_tensors(tmp_path):
+    content = encoded(Image.effect_noise((64, 64), 90), "JPEG")
+    (tmp_path / "cut.jpg").write_bytes(content[:700])
+    with pytest.raises(ImageError, match="lazy: broken image"):
+        open_image(Image.open(tmp_path / "cut.jpg"), "lazy")
+    assert open_image(torch.ones(3, 5, 7, dtype=torch.bfloat16)).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_a_list_makes_a_batch():
@@ -327,6 +338,16 @@ def test_folded_normalisation_is_exact_up_to_the_border(height, width, weighting
         found = folded(pixels, output_hidden_states=True)
     assert relative(found.hidden_states[0], expected.hidden_states[0]) < 1e-5
     assert relative(found.logits, expected.logits) < 1e-5
+
+
+def test_a_folded_model_classifies_as_before():
+    model = tiny()
+    model.preprocessing = Preprocessing(size=(64, 64))
+    folded = fold_normalization(model, IMAGENET_MEAN, IMAGENET_STD)
+    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
+    found, expected = (next(classify(image, net)).predictions for net in (folded, model))
+    assert [p.label for p in found] == [p.label for p in expected]
+    assert found[0].probability == pytest.approx(expected[0].probability, rel=1e-4)
 
 
 def test_folding_leaves_the_model_alone_and_refuses_twice():

@@ -10,7 +10,7 @@ import torch
 
 from swiftformer import SwiftFormerConfig, SwiftFormerForImageClassification, load, save
 from swiftformer.data.sources import open_source
-from swiftformer.evaluate.classification import evaluate_classifier, evaluate_reference
+from swiftformer.evaluate.classification import _match_classes, evaluate_classifier, evaluate_reference
 from swiftformer.train import loop
 from swiftformer.train.recipes import get_recipe
 
@@ -116,6 +116,48 @@ def test_sigkill_loses_at_most_the_epoch_under_way(image_folder, tmp_path):
     state = torch.load(output / "state.pt", weights_only=True)
     assert done - 1 <= state["epoch"] + 1 <= done
     assert load(output / "best").config.num_labels == 2
+    # Resumed with a target two epochs further on, it goes on where the state was saved.
+    state["recipe"] |= {"epochs": done + 2}
+    torch.save(state, output / "state.pt")
+    resumed = [part.replace("epochs=400", f"epochs={done + 2}") for part in command]
+    subprocess.run([*resumed, "--resume"], env=environment, check=True, timeout=120, stderr=subprocess.DEVNULL)
+    lines = [json.loads(line)["epoch"] for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert lines == list(range(1, done + 3))
+
+
+def test_resuming_keeps_the_numeric_form(image_folder, tmp_path):
+    config = SwiftFormerConfig(depths=[1, 1, 1, 1], embed_dims=[8, 8, 8, 16], num_labels=5)
+    save(SwiftFormerForImageClassification(config), tmp_path / "uniform")
+    run(image_folder, tmp_path / "run", model=str(tmp_path / "uniform"))
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    state["recipe"] |= {"epochs": 3}
+    torch.save(state, tmp_path / "run" / "state.pt")
+    metrics = run(image_folder, tmp_path / "run", "epochs=3", resume=True)  # without naming the model again
+    assert metrics["epoch"] == 3 and load(tmp_path / "run" / "last").config.form == "uniform"
+    again = run(image_folder, tmp_path / "run", "epochs=3", resume=True)
+    assert again == metrics  # nothing left to train
+    (image_folder / "train" / "red").rename(image_folder / "train" / "green")
+    (image_folder / "val" / "red").rename(image_folder / "val" / "green")
+    with pytest.raises(ValueError, match=r"started with the classes \['blue', 'red'\], found \['blue', 'green'\]"):
+        run(image_folder, tmp_path / "run", "epochs=3", resume=True)
+
+
+def test_loader_processes(image_folder, tmp_path):
+    recipe = get_recipe("smoke", ["auto_augment=rand-m9-mstd0.5-inc1", "mixup=0.5"])
+    train, val = open_source(image_folder, "train"), open_source(image_folder, "val")
+    metrics = loop.train(recipe, train, val, tmp_path / "run", workers=2)
+    assert metrics["epoch"] == 2
+
+
+def test_classes_are_matched_by_name_only_where_names_are_unique():
+    imagenet = ["crane", "heron", "crane"]
+    assert _match_classes(imagenet, ["crane", "heron", "crane"], [0, 1, 2]) == [0, 1, 2]
+    assert _match_classes(imagenet, ["n1", "n2", "n3"], [2, 1]) == [2, 1]
+    assert _match_classes(["a", "b", "c"], ["c", "a"], [0, 1]) == [2, 0]
+    with pytest.raises(ValueError, match="several called crane"):
+        _match_classes(imagenet, ["heron", "crane"], [0])
+    with pytest.raises(ValueError, match=r"found 2 others \(x, y\)"):
+        _match_classes(imagenet, ["x", "y"], [0])
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from dataclasses import dataclass, field
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 from swiftformer.convert import HEAD_KEYS, Naming, convert_state_dict, detect_naming, infer_config
 from swiftformer.files import atomic_file, atomic_folder
-from swiftformer.image_processing import AUTHORS, HUB, TIMM
+from swiftformer.image_processing import AUTHORS, HUB, TIMM, Preprocessing
 from swiftformer.locate import CheckpointError, Located, locate
-from swiftformer.weights_file import read_weights
+from swiftformer.normalization import NormalizingConv2d
+from swiftformer.weights_file import NOTES, read_weights
 
 if TYPE_CHECKING:
     from swiftformer.config import SwiftFormerConfig
@@ -30,7 +32,11 @@ FORMS: dict[str, dict[str, Any]] = {
     "uniform": {"global_query_weighting": "uniform", "normalize_query_key": True},
     "l2": {"global_query_weighting": "l2", "normalize_query_key": True},
     "uniform-unnormalized": {"global_query_weighting": "uniform", "normalize_query_key": False},
+    # Never released, but a configuration can ask for it.
+    "l2-unnormalized": {"global_query_weighting": "l2", "normalize_query_key": False},
 }
+# What `load` decides itself, and no override may change.
+DECIDED = ("global_query_weighting", "normalize_query_key", "depths", "embed_dims", "distillation")
 ASK_FOR_FORM = (
     "the file does not tell its numeric form, and the wrong one gives wrong predictions without an error: pass form="
     "'uniform' (weights of March 2023), 'l2' (July 2023) or 'uniform-unnormalized' (March 2023, Core ML build)"
@@ -104,10 +110,13 @@ def load(
     from swiftformer.config import SwiftFormerConfig
     from swiftformer.hf import SwiftFormerBackbone, SwiftFormerForImageClassification
 
+    known = {f.name for f in dataclasses.fields(SwiftFormerConfig)} | {"out_features", "out_indices"}
+    if wrong := [name for name in overrides if name not in known or name in DECIDED]:
+        raise ValueError(f"expected fields of SwiftFormerConfig that loading leaves open, found {', '.join(wrong)}")
     if labels is not None and num_labels not in (None, len(labels)):
         raise ValueError(f"expected {num_labels} labels, found {len(labels)}")
     located = locate(reference)
-    naming, state_dict = _read_state_dict(located, ema)
+    located, naming, state_dict = _read_state_dict(located, ema)
     config = _read_config(located, naming, state_dict, form)
     has_head = "head.weight" in state_dict
     if task not in (None, "classification", "backbone"):
@@ -124,13 +133,13 @@ def load(
             config = {key: value for key, value in config.items() if key not in ("out_features", "out_indices")}
         if not chosen and "out_features" not in config:
             config["out_indices"] = list(range(1, len(config["depths"]) + 1))
-        model: Any = SwiftFormerBackbone(SwiftFormerConfig(**(config | overrides)))
+        model: Any = SwiftFormerBackbone(_checked_config(located, config | overrides))
         replaced = False
     else:
         if not has_head and num_labels is None:
             raise CheckpointError(f"{located.path}: expected a classification head, found none; pass num_labels")
         replaced, config = _resolve_labels(config, state_dict, num_labels, labels)
-        model = SwiftFormerForImageClassification(SwiftFormerConfig(**(config | overrides)))
+        model = SwiftFormerForImageClassification(_checked_config(located, config | overrides))
 
     missing, unexpected = _fill(model, state_dict, located, task, replaced, strict)
     model.preprocessing = located.preprocessing or {"transformers": HUB, "authors": AUTHORS, "timm": TIMM}[naming]
@@ -148,13 +157,36 @@ def load(
     return model.eval()
 
 
-def _read_state_dict(located: Located, ema: bool) -> tuple[Naming, dict[str, Tensor]]:
-    state_dict = read_weights(located.weights, ema=ema)
+def _checked_config(located: Located, fields: dict[str, Any]) -> SwiftFormerConfig:
+    from huggingface_hub.errors import StrictDataclassError
+
+    from swiftformer.config import SwiftFormerConfig
+
+    try:
+        return SwiftFormerConfig(**fields)
+    except (StrictDataclassError, TypeError) as error:
+        raise CheckpointError(
+            f"{located.path}: its configuration is broken ({' '.join(str(error).split())})"
+        ) from error
+
+
+def _read_state_dict(located: Located, ema: bool) -> tuple[Located, Naming, dict[str, Tensor]]:
+    state_dict, notes = read_weights(located.weights, ema=ema)
+    if notes and not located.config:
+        try:
+            located = dataclasses.replace(
+                located,
+                form=notes["form"],
+                labels=notes["labels"],
+                preprocessing=Preprocessing.from_dict(notes["preprocessing"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{located.weights}: its notes are broken ({error})") from error
     naming = detect_naming(state_dict)
     if naming is None:
         found = ", ".join(list(state_dict)[:3]) or "nothing"
         raise CheckpointError(f"{located.weights}: expected the weights of a SwiftFormer, found {found}")
-    return naming, convert_state_dict(state_dict, naming, "transformers")
+    return located, naming, convert_state_dict(state_dict, naming, "transformers")
 
 
 def _read_config(located: Located, naming: Naming, state_dict: dict[str, Tensor], form: str | None) -> dict[str, Any]:
@@ -165,6 +197,13 @@ def _read_config(located: Located, naming: Naming, state_dict: dict[str, Tensor]
         inferred = infer_config(state_dict)
     except ValueError as error:
         raise CheckpointError(f"{located.weights}: {error}") from error
+    try:
+        return _resolve_config(located, naming, inferred, form)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{located.path}: its configuration is broken ({error})") from error
+
+
+def _resolve_config(located: Located, naming: Naming, inferred: dict[str, Any], form: str | None) -> dict[str, Any]:
     config = dict(located.config)
     if isinstance(config.get("depths"), str):  # the refusal written for stock transformers
         config["depths"] = config.pop("stage_depths")
@@ -176,6 +215,8 @@ def _read_config(located: Located, naming: Naming, state_dict: dict[str, Tensor]
     told = located.form or ("l2" if naming == "timm" else None)
     if form is None and told is None:
         raise CheckpointError(f"{located.path}: {ASK_FOR_FORM}")
+    if told is not None and told not in FORMS:
+        raise CheckpointError(f"{located.path}: expected a form of {', '.join(FORMS)}, found {told!r}")
     if form is not None and told is not None and form != told:
         raise CheckpointError(f"{located.path}: its form is {told!r}, but form={form!r} was asked for")
     config = inferred | config | FORMS[form or told or "uniform"]
@@ -203,7 +244,8 @@ def _resolve_labels(
     replaced = wanted != stored or (labels is not None and bool(names) and labels != names)
     if replaced or labels is not None or len(names) != stored:
         new = labels or [f"LABEL_{i}" for i in range(wanted)]
-        config = {key: value for key, value in config.items() if key != "num_labels"}
+        # Another kind of label may need another loss: transformers works it out anew.
+        config = {key: value for key, value in config.items() if key not in ("num_labels", "problem_type")}
         config["id2label"] = dict(enumerate(new))
         config["label2id"] = {label: i for i, label in enumerate(new)}
     return replaced, config
@@ -263,7 +305,10 @@ def save(
     Raises:
         ValueError: the format cannot hold the model without changing its predictions (timm: the l2 form only).
     """
+    if any(isinstance(module, NormalizingConv2d) for module in model.modules()):
+        raise ValueError("expected a model that takes normalised pixels, found one with folded normalisation")
     path = Path(path)
+    preprocessing = getattr(model, "preprocessing", None) or HUB
     state_dict = {
         key: value.detach().to("cpu", dtype if dtype and value.is_floating_point() else None).contiguous()
         for key, value in model.state_dict().items()
@@ -275,33 +320,41 @@ def save(
         config.architectures = [type(model).__name__.removesuffix("WithTeacher")]
         config.dtype = dtype or model.dtype
         with atomic_folder(path) as folder:
-            save_file(state_dict, folder / "model.safetensors", metadata={"format": "pt", "form": config.form})
+            save_file(state_dict, folder / "model.safetensors", metadata={"format": "pt"})
             config.to_json_file(folder / "config.json")
-            preprocessing = getattr(model, "preprocessing", None) or HUB
             (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict(), indent=2) + "\n")
         return path
     if format not in ("authors", "timm"):
         raise ValueError(f"format must be 'transformers', 'authors' or 'timm', found {format!r}")
-    if format == "timm":
-        _check_timm(model.config)
+    _check_fits(model.config, format)
     renamed = convert_state_dict(state_dict, "transformers", format)
+    is_classifier = "head.weight" in state_dict
+    notes = json.dumps(
+        {
+            "form": model.config.form,
+            "labels": [model.config.id2label[i] for i in range(model.config.num_labels)] if is_classifier else None,
+            "preprocessing": preprocessing.to_dict(),
+        }
+    )
     with atomic_file(path) as file:
         if path.suffix == ".safetensors":
             from safetensors.torch import save_file
 
-            save_file(renamed, file, metadata={"format": "pt", "form": model.config.form})
+            save_file(renamed, file, metadata={"format": "pt", NOTES: notes})
         else:
-            torch.save({"model": renamed} if format == "authors" else renamed, file)
+            torch.save({"model" if format == "authors" else "state_dict": renamed, NOTES: notes}, file)
     return path
 
 
-def _check_timm(config: SwiftFormerConfig) -> None:
-    problems = []
-    if config.form != "l2":
+def _check_fits(config: SwiftFormerConfig, format: str) -> None:
+    """Raise ValueError where the code behind a format would compute another function from the weights."""
+    fixed = {"hidden_act": "gelu", "batch_norm_eps": 1e-5, "down_stride": 2, "down_pad": 1}
+    problems = [f"{name} {getattr(config, name)}" for name, value in fixed.items() if getattr(config, name) != value]
+    if format == "timm" and config.form != "l2":
         problems.append(f"form {config.form}")
-    if not config.distillation:
+    if format == "timm" and not config.distillation:
         problems.append("a single head")
-    if config.hidden_act != "gelu":
-        problems.append(f"hidden_act {config.hidden_act}")
     if problems:
-        raise ValueError(f"timm computes the l2 form with two heads and gelu; found {', '.join(problems)}")
+        expected = ", ".join(f"{name} {value}" for name, value in fixed.items())
+        expected += ", form l2 and two heads" if format == "timm" else ""
+        raise ValueError(f"{format} computes with {expected}; found {', '.join(problems)}")

@@ -207,7 +207,7 @@ def main() -> None:
         app()
     except (ValueError, OSError) as error:
         lines = str(error).split("\n")
-        typer.echo(f"error: {' '.join(line.strip() for line in lines)}", err=True)
+        typer.echo(f"error: {' '.join(line.strip() for line in lines).strip()}", err=True)
         sys.exit(2)
     except FloatingPointError as error:
         typer.echo(f"error: {error}", err=True)

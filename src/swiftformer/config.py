@@ -1,6 +1,6 @@
 """SwiftFormer's configuration: transformers' arguments and defaults, and the numeric form."""
 
-from __future__ import annotations
+# No postponed annotations here: `strict` checks values against the types themselves.
 
 import json
 from typing import Any, ClassVar, Self
@@ -55,7 +55,7 @@ class SwiftFormerConfig(BackboneConfigMixin, PreTrainedConfig):
 
     image_size: int | list[int] | tuple[int, int] = 224
     num_channels: int = 3
-    depths: list[int] | tuple[int, ...] = (3, 3, 6, 4)
+    depths: list[int] | tuple[int, ...] | str = (3, 3, 6, 4)  # a string only in files that stock must refuse
     embed_dims: list[int] | tuple[int, ...] = (48, 56, 112, 220)
     mlp_ratio: int | float = 4
     downsamples: list[bool] | tuple[bool, ...] = (True, True, True, True)
@@ -79,26 +79,28 @@ class SwiftFormerConfig(BackboneConfigMixin, PreTrainedConfig):
         stage_depths = kwargs.pop("stage_depths", None)
         if isinstance(self.depths, str) and stage_depths is not None:
             self.depths = stage_depths
-        self._check()
+        if isinstance(self.depths, str):
+            raise ValueError(f"expected depths as a list of numbers, found {self.depths!r}")
+        self._check(self.depths)
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, len(self.depths) + 1)]
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
         )
         super().__post_init__(**kwargs)
 
-    def _check(self) -> None:
-        if len(self.depths) != len(self.embed_dims):
+    def _check(self, depths: list[int] | tuple[int, ...]) -> None:
+        if len(depths) != len(self.embed_dims):
             raise ValueError(
-                f"depths and embed_dims must have one entry per stage: found {len(self.depths)} depths "
-                f"{list(self.depths)} and {len(self.embed_dims)} embed_dims {list(self.embed_dims)}"
+                f"depths and embed_dims must have one entry per stage: found {len(depths)} depths "
+                f"{list(depths)} and {len(self.embed_dims)} embed_dims {list(self.embed_dims)}"
             )
-        if not self.depths or any(depth < 1 for depth in self.depths):
-            raise ValueError(f"expected at least one stage with depths of at least 1, found {list(self.depths)}")
+        if not depths or any(depth < 1 for depth in depths):
+            raise ValueError(f"expected at least one stage with depths of at least 1, found {list(depths)}")
         if any(dim < 1 for dim in self.embed_dims) or self.embed_dims[0] < 2:
             raise ValueError(f"expected positive embed_dims, the first at least 2, found {list(self.embed_dims)}")
-        if len(self.downsamples) < len(self.depths) - 1:
+        if len(self.downsamples) < len(depths) - 1:
             raise ValueError(
-                f"downsamples must have an entry for each of the {len(self.depths) - 1} steps between stages, "
+                f"downsamples must have an entry for each of the {len(depths) - 1} steps between stages, "
                 f"found {len(self.downsamples)}"
             )
         if self.hidden_act not in ACT2CLS:

@@ -56,12 +56,14 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             _sync(file)
         if not path.exists():
             temporary.chmod(0o755)
+            _sync(temporary)
             temporary.replace(path)
         else:
             for file in files:
                 target = path / file.relative_to(temporary)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 file.replace(target)
+            _sync(path)
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -7,7 +7,7 @@ Code written for `transformers.SwiftFormer*` runs after changing the import. Wha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +26,6 @@ from swiftformer.attention import EfficientAdditiveAttention
 from swiftformer.config import SwiftFormerConfig
 from swiftformer.model import Activation, ConvBranch, Encoder, EncoderBlock, PatchEmbedding
 
-if TYPE_CHECKING:
-    from swiftformer.checkpoints import LoadReport
-    from swiftformer.image_processing import Preprocessing
-
 
 class SwiftFormerPreTrainedModel(PreTrainedModel):
     """Weight initialisation, and what transformers needs to know to load, split and checkpoint the model."""
@@ -41,9 +37,10 @@ class SwiftFormerPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     _no_split_modules = ["ConvEncoder", "EncoderBlock"]  # noqa: RUF012
-    # What `swiftformer.load` knows beyond the weights.
-    preprocessing: Preprocessing
-    load_report: LoadReport
+    # What `swiftformer.load` knows beyond the weights: a `Preprocessing` and a `LoadReport`. transformers resolves
+    # these annotations at run time.
+    preprocessing: Any
+    load_report: Any
 
     @classmethod
     def from_variant(cls, name: str, **kwargs: Any) -> Self:
@@ -157,6 +154,7 @@ class SwiftFormerForImageClassification(SwiftFormerPreTrainedModel):
             raise ValueError(f"expected {num_labels} class names, found {len(id2label or {})}")
         self.config.id2label = id2label or {i: f"LABEL_{i}" for i in range(num_labels)}
         self.config.label2id = {label: i for i, label in self.config.id2label.items()}
+        self.config.problem_type = None  # transformers' losses set it from the number of labels, once
         self.num_labels = num_labels
         like = self.norm.weight
         self._make_heads()

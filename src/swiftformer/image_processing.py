@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -57,11 +57,11 @@ def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _decode(io.BytesIO(source), name or "image")
     if isinstance(source, Image.Image):
-        return _to_rgb(source, name or "image")
+        return _guarded(lambda: _to_rgb(source, name or "image"), source, name or "image")
     if hasattr(source, "read"):
         return _decode(source, name or str(getattr(source, "name", "image")))
-    if hasattr(source, "detach"):
-        source = source.detach().cpu().numpy()
+    if hasattr(source, "detach"):  # a torch tensor; NumPy has no bfloat16
+        source = (source.detach().float() if source.is_floating_point() else source.detach()).cpu().numpy()
     if isinstance(source, np.ndarray):
         return _to_rgb(_from_array(source, name or "array"), name or "array")
     raise ImageError(
@@ -70,12 +70,20 @@ def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
 
 
 def _decode(file: Any, name: str) -> Image.Image:
-    try:
+    def opened() -> Image.Image:
         with warnings.catch_warnings():
             # MAX_PIXELS is the limit here; oddities in the metadata are no reason to fail either.
             warnings.simplefilter("ignore")
             with Image.open(file) as image:
                 return _to_rgb(image, name)
+
+    return _guarded(opened, file, name)
+
+
+def _guarded(read: Callable[[], Image.Image], file: Any, name: str) -> Image.Image:
+    """Whatever goes wrong in `read` becomes an ImageError with one line."""
+    try:
+        return read()
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file") from None
     except IsADirectoryError:
@@ -202,10 +210,14 @@ class Preprocessing:
         short, long = sorted(image.size)
         new_long = int(self.short_side * long / short)  # rounded down, as torchvision does
         new_size = (self.short_side, new_long) if image.width <= image.height else (new_long, self.short_side)
+        if new_size[0] * new_size[1] > MAX_PIXELS:
+            raise ImageError(
+                f"expected a less extreme shape than {image.width}x{image.height}: with a short side of "
+                f"{self.short_side} it has more than {MAX_PIXELS:,} pixels"
+            )
         if new_size != image.size:
             image = image.resize(new_size, filter_)
-        # Centre crop with torchvision's rounding; outside the picture it is black, as there.
-        left, top = round((image.width - width) / 2.0), round((image.height - height) / 2.0)
+        left, top = _crop_offset(image.width, width), _crop_offset(image.height, height)
         return np.asarray(image.crop((left, top, left + width, top + height)))
 
     def normalized(self, pixels: np.ndarray) -> np.ndarray:
@@ -215,6 +227,19 @@ class Preprocessing:
         table = (table - mean) / std  # (3, 256): each of the 256 values is computed once per channel
         return np.stack([table[c][pixels[:, :, c]] for c in range(len(self.mean))])
 
+    def prepare(self, source: ImageSource, name: str | None = None) -> np.ndarray:
+        """Read, resize, crop and normalise one picture: `(3, H, W)` float32.
+
+        Raises:
+            ImageError: it cannot be read, or is too long and thin to be resized; the message begins with its name.
+        """
+        image = open_image(source, name)
+        try:
+            return self.normalized(self.resized(image))
+        except ImageError as error:
+            name = name or (str(source) if isinstance(source, (str, Path)) else "image")
+            raise ImageError(f"{name}: {error}") from None
+
     def __call__(self, images: ImageSource | Sequence[ImageSource]) -> np.ndarray:
         """Turn one image or a list of images into a batch: `(N, 3, H, W)` float32.
 
@@ -223,7 +248,7 @@ class Preprocessing:
         """
         if not isinstance(images, (list, tuple)):
             images = [images]
-        return np.stack([self.normalized(self.resized(open_image(image))) for image in images])
+        return np.stack([self.prepare(image) for image in images])
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `preprocessor_config.json`, readable by transformers' AutoImageProcessor."""
@@ -289,6 +314,11 @@ class Preprocessing:
             return cls(resize="squash", **common)
         crop_pct = fields.get("crop_pct") or 0.875
         return cls(resize="shortest", resize_to=math.floor(max(height, width) / crop_pct), **common)
+
+
+def _crop_offset(size: int, target: int) -> int:
+    """Where torchvision's centre crop begins; negative where the picture is smaller and a black border is added."""
+    return round((size - target) / 2) if size >= target else -((target - size) // 2)
 
 
 HUB = Preprocessing(interpolation="bilinear")  # ViTImageProcessor's default

@@ -47,13 +47,14 @@ class Complexity:
         }
 
 
-def complexity(config: SwiftFormerConfig, size: tuple[int, int] = (224, 224)) -> Complexity:
+def complexity(config: SwiftFormerConfig, size: tuple[int, int] = (224, 224), heads: bool = True) -> Complexity:
     """Count parameters and multiply-accumulates (half of PyTorch's FLOP count) of one image.
 
     Nothing is computed: the model lives on the meta device.
 
     Args:
         size: height and width of the image, at least 32 pixels each.
+        heads: count the classification heads as well.
 
     Raises:
         ValueError: a smaller size.
@@ -73,13 +74,14 @@ def complexity(config: SwiftFormerConfig, size: tuple[int, int] = (224, 224)) ->
         for name, member in members:
             x, macs, activations = _count(member, x)
             layers.append(Layer(name, tuple(x.shape[1:]), _parameters(member), macs / 1e9, activations))
-        _, macs, activations = _count(model.heads, x)
-    heads = [module for module in (model.norm, model.head, model.dist_head) if module is not None]
-    shape = (model.num_labels,)
-    layers.append(Layer("heads", shape, sum(map(_parameters, heads)), macs / 1e9, activations))
+        if heads:
+            _, macs, activations = _count(model.heads, x)
+            modules = [module for module in (model.norm, model.head, model.dist_head) if module is not None]
+            parameters = sum(map(_parameters, modules))
+            layers.append(Layer("heads", (model.num_labels,), parameters, macs / 1e9, activations))
     return Complexity(
         size=size,
-        parameters=_parameters(model),
+        parameters=sum(layer.parameters for layer in layers),
         gmacs=sum(layer.gmacs for layer in layers),
         activation_megabytes=sum(layer.megabytes for layer in layers),
         layers=layers,
@@ -110,9 +112,9 @@ def describe(model: str, size: tuple[int, int] | None = None, form: str | None =
         totals = complexity(SwiftFormerConfig.from_variant(variant.name), size or (224, 224))
         published = f"{variant.gmacs} GMACs at 224x224, {variant.top1}% ImageNet-1k top-1"
         return {"model": variant.name, **totals.to_dict(), "published": published}
-    loaded: Any = load(model, form=form, task="classification")
-    totals = complexity(loaded.config, size or loaded.preprocessing.size)
+    loaded: Any = load(model, form=form)
     report = loaded.load_report
+    totals = complexity(loaded.config, size or loaded.preprocessing.size, heads=report.task == "classification")
     return {
         "model": model,
         **totals.to_dict(),

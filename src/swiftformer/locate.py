@@ -66,29 +66,17 @@ def locate(reference: str | Path) -> Located:
 
 
 def _file(path: Path) -> Located:
-    config = path.parent / "config.json"
-    if path.name in WEIGHT_FILES and config.exists():
-        return _folder(path.parent)
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"{path}: expected weights, found an empty file")
-    form = None
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, "np") as file:
-                form = (file.metadata() or {}).get("form")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: truncated or no safetensors file ({error})") from error
-    return Located(path=path, weights=path, form=form)
+    if path.name in WEIGHT_FILES and (path.parent / "config.json").exists():
+        return _folder(path.parent, path)
+    return Located(path=path, weights=path)
 
 
-def _folder(path: Path) -> Located:
+def _folder(path: Path, weights: Path | None = None) -> Located:
     if not (path / "config.json").exists():
         for name in RUN_FOLDERS:
             if (path / name / "config.json").exists():
                 return _folder(path / name)
-    weights = next((path / name for name in WEIGHT_FILES if (path / name).exists()), None)
+    weights = weights or next((path / name for name in WEIGHT_FILES if (path / name).exists()), None)
     if weights is None or not (path / "config.json").exists():
         files = sorted(file.name for file in path.iterdir()) or ["nothing"]
         raise CheckpointError(
@@ -128,8 +116,8 @@ def _timm_folder(path: Path, weights: Path, config: dict[str, Any]) -> Located:
 
 
 def _hub(text: str) -> Located:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
 
     repo = re.sub(r"^hf[-_]hub:", "", text)
     repo = next((v.timm_id for v in VARIANTS.values() if repo in (f"swiftformer_{v.name}", v.timm_id[5:])), repo)
@@ -139,13 +127,10 @@ def _hub(text: str) -> Located:
             f"MBZUAI/swiftformer-xs, or a timm name such as swiftformer_xs.dist_in1k"
         )
     try:
-        folder = Path(hf_hub_download(repo, "config.json")).parent
-        for name in ("preprocessor_config.json", *WEIGHT_FILES):
-            try:
-                hf_hub_download(repo, name)
-            except EntryNotFoundError:
-                continue
-            if name in WEIGHT_FILES:
+        for weights in WEIGHT_FILES:
+            wanted = ["config.json", "preprocessor_config.json", weights]
+            folder = Path(snapshot_download(repo, allow_patterns=wanted))
+            if (folder / weights).exists():
                 break
     except (OSError, ValueError, HFValidationError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

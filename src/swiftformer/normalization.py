@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from swiftformer.image_processing import Preprocessing
 
 
 class NormalizingConv2d(nn.Module):
@@ -52,7 +56,8 @@ def fold_normalization(
         scale: what brings raw pixels to [0, 1]: 1/255 for 0..255, 1 for values that are there already.
 
     Returns:
-        A model whose output on `x` equals that of `model` on `(x * scale - mean) / std`, up to rounding.
+        A model whose output on `x` equals that of `model` on `(x * scale - mean) / std`, up to rounding. It cannot be
+        saved as a checkpoint.
 
     Raises:
         ValueError: another number of channels than the model's.
@@ -65,4 +70,8 @@ def fold_normalization(
     if not len(mean) == len(std) == conv.in_channels:
         raise ValueError(f"expected {conv.in_channels} means and stds, found {len(mean)} and {len(std)}")
     stem[0] = NormalizingConv2d(conv, mean, std, scale)
+    if isinstance(preprocessing := getattr(model, "preprocessing", None), Preprocessing):
+        # Preprocessing gives (x / 255 - mean) / std: raw pixels of this scale need mean 0 and std `scale`.
+        raw: dict[str, Any] = {"mean": (0.0,) * len(mean), "std": (scale,) * len(std)}
+        folded.preprocessing = dataclasses.replace(preprocessing, **raw)  # type: ignore[assignment]
     return folded

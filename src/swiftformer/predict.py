@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,13 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from swiftformer.data.sources import IMAGE_SUFFIXES
-from swiftformer.image_processing import ImageError, ImageSource, open_image
+from swiftformer.image_processing import HUB, ImageError, ImageSource
 from swiftformer.locate import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from swiftformer.hf import SwiftFormerForImageClassification
+
+
+# What could be iterated over, but is a single picture.
+ONE_IMAGE = (str, Path, bytes, bytearray, memoryview, np.ndarray, Image.Image, io.IOBase)
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ def find_images(references: Iterable[str]) -> list[tuple[str, ImageSource]]:
 
 
 def classify(
-    images: Iterable[ImageSource],
+    images: ImageSource | Iterable[ImageSource],
     model: str | Path | SwiftFormerForImageClassification = DEFAULT_MODEL,
     *,
     names: Iterable[str] | None = None,
@@ -84,8 +90,8 @@ def classify(
     """Classify pictures in batches.
 
     Args:
-        images: anything that `open_image` reads.
-        model: a checkpoint reference, or a loaded model.
+        images: anything that `open_image` reads; one, or several.
+        model: a checkpoint reference, or a model; one that did not come from `load` gets the hub's preprocessing.
         names: what to call the images in results; their paths by default.
         form: numeric form of the checkpoint, where its file cannot tell.
         top_k: classes per picture; fewer where the model has fewer.
@@ -103,20 +109,22 @@ def classify(
     import torch
 
     from swiftformer.checkpoints import load
+    from swiftformer.device import select_device
 
     if top_k < 1 or batch_size < 1:
         raise ValueError(f"expected top_k and batch_size of at least 1, found {top_k} and {batch_size}")
     net: Any = load(model, form=form, task="classification") if isinstance(model, (str, Path)) else model
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    net = net.to(device).eval()
-    sources = list(images)
+    where = select_device(device)
+    net = net.to(where).eval()
+    preprocessing = getattr(net, "preprocessing", HUB)
+    sources = list(images) if isinstance(images, Iterable) and not isinstance(images, ONE_IMAGE) else [images]
     called = list(names) if names is not None else [_name(s, i) for i, s in enumerate(sources)]
     for start in range(0, len(sources), batch_size):
         pixels: list[np.ndarray] = []
         errors: dict[int, str] = {}
         for i in range(start, min(start + batch_size, len(sources))):
             try:
-                pixels.append(net.preprocessing(open_image(sources[i], called[i]))[0])
+                pixels.append(preprocessing.prepare(sources[i], called[i]))
             except ImageError as error:
                 if not skip_broken:
                     raise
@@ -124,7 +132,7 @@ def classify(
         probabilities = iter(())
         if pixels:
             with torch.inference_mode():
-                logits = net(torch.from_numpy(np.stack(pixels)).to(device)).logits
+                logits = net(torch.from_numpy(np.stack(pixels)).to(where)).logits
             probabilities = iter(logits.float().softmax(dim=1).cpu())
         for i in range(start, min(start + batch_size, len(sources))):
             if i in errors:

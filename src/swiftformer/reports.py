@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from swiftformer.predict import Classified
@@ -33,8 +34,8 @@ def classification_table(results: list[Classified]) -> None:
     for result in results:
         for rank, prediction in enumerate(result.predictions):
             table.add_row(
-                result.image if rank == 0 else "",
-                prediction.label,
+                Text(result.image if rank == 0 else ""),
+                Text(prediction.label),
                 f"{100 * prediction.probability:.1f}%",
                 "█" * round(20 * prediction.probability),
                 style=None if rank == 0 else "dim",
@@ -53,7 +54,8 @@ def metrics_table(metrics: dict[str, Any]) -> None:
 def complexity_table(description: dict[str, Any]) -> None:
     """The rows of `swiftformer.info.describe`, and their totals."""
     height, width = description["size"]
-    table = Table(title=f"{description['model']} at {height}x{width}", title_justify="left", box=None, pad_edge=False)
+    title = Text(f"{description['model']} at {height}x{width}")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("layer")
     for name in ("output", "parameters", "GMACs", "output MB"):
         table.add_column(name, justify="right")
@@ -77,4 +79,4 @@ def complexity_table(description: dict[str, Any]) -> None:
     console.print(table)
     for key in ("form", "classes", "path", "published"):
         if key in description:
-            console.print(f"{key}: {description[key]}", highlight=False, soft_wrap=True)
+            console.print(f"{key}: {description[key]}", highlight=False, markup=False, soft_wrap=True)

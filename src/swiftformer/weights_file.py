@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,12 +15,15 @@ from torch import Tensor
 from swiftformer.locate import CheckpointError
 
 # How training scripts wrap a model's state dict, and what wrappers put in front of its keys.
-CONTAINERS = ("model", "state_dict", "state_dict_ema", "module")
+CONTAINERS = ("model", "state_dict", "module")
+AVERAGED = ("model_ema", "state_dict_ema", "ema")
 PREFIXES = ("module.", "_orig_mod.")
+# What `swiftformer.save` writes beside a state dict in another release's naming, as JSON.
+NOTES = "swiftformer"
 
 
-def read_weights(path: Path, *, ema: bool = False) -> dict[str, Tensor]:
-    """The state dict in a .safetensors file or a PyTorch pickle.
+def read_weights(path: Path, *, ema: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state dict in a .safetensors file or a PyTorch pickle, and the notes that this package left with it.
 
     Args:
         ema: take the averaged weights of a training checkpoint.
@@ -32,31 +36,35 @@ def read_weights(path: Path, *, ema: bool = False) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         if ema:
             raise CheckpointError(f"{path}: expected a training checkpoint with averaged weights, found safetensors")
-        return _clean(_read_safetensors(path), path)
+        tensors, notes = _read_safetensors(path)
+        return _clean(tensors, path), _parse(notes, path)
     content = _read_pickle(path)
-    if isinstance(content, Mapping):
-        if ema:
-            if not isinstance(content.get("model_ema"), Mapping):
-                raise CheckpointError(
-                    f"{path}: expected averaged weights (model_ema), found {', '.join(map(str, content))}"
-                )
-            return _clean(content["model_ema"], path)
-        for name in CONTAINERS:
-            if isinstance(content.get(name), Mapping):
-                content = content[name]
-                break
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: expected a state dict, found {type(content).__name__}")
-    return _clean(content, path)
+    notes = content.get(NOTES)
+    containers = AVERAGED if ema else CONTAINERS
+    found = next((content[name] for name in containers if isinstance(content.get(name), Mapping)), None)
+    if ema and found is None:
+        keys = ", ".join(map(str, list(content)[:5]))
+        raise CheckpointError(f"{path}: expected averaged weights ({', '.join(AVERAGED)}), found {keys}")
+    return _clean(content if found is None else found, path), _parse(notes, path)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _parse(notes: Any, path: Path) -> dict[str, Any]:
+    try:
+        parsed = json.loads(notes) if notes is not None else {}
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: expected its notes as JSON ({error})") from error
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, (file.metadata() or {}).get(NOTES)  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: truncated or no safetensors file ({error})") from error
 
 
@@ -71,7 +79,7 @@ def _read_pickle(path: Path) -> Any:
                 f"{path}: refused, because it holds more than tensors and plain values and loading it would run code"
             ) from error
         raise CheckpointError(f"{path}: truncated, or no PyTorch checkpoint") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, OSError) as error:
+    except Exception as error:  # the reader answers damage with whatever it stumbled over
         raise CheckpointError(f"{path}: truncated, or no PyTorch checkpoint ({type(error).__name__})") from error
 
 

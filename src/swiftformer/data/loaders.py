@@ -67,11 +67,11 @@ class EvaluationDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int, int] | None:
         try:
-            image = self.source.image(index)
+            pixels = self.preprocessing.prepare(self.source.image(index), self.source.name(index))
         except ImageError as error:
             logger.warning("skipped %s", error)
             return None
-        return self.preprocessing(image)[0], self.source.labels[index], index
+        return pixels, self.source.labels[index], index
 
 
 def _collate(samples: list[tuple[np.ndarray, int, int] | None]) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,9 +113,8 @@ def training_loader(
 
     if len(source) < recipe.batch_size:
         raise ValueError(f"expected at least one batch of {recipe.batch_size} training images, found {len(source)}")
-    dataset = TrainingDataset(
-        source,
-        create_transform(
+    try:
+        transform = create_transform(
             image_size,
             is_training=True,
             use_prefetcher=True,
@@ -127,8 +126,12 @@ def training_loader(
             interpolation=recipe.interpolation,
             mean=recipe.mean,
             std=recipe.std,
-        ),
-    )
+        )
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"auto_augment: expected a policy of timm such as rand-m9-mstd0.5-inc1, found {recipe.auto_augment!r}"
+        ) from error
+    dataset = TrainingDataset(source, transform)
     collate = fast_collate
     if recipe.mixes:
         collate = FastCollateMixup(
@@ -153,7 +156,6 @@ def training_loader(
         collate_fn=collate,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
-        worker_init_fn=_seed_worker,
     )
     return PrefetchLoader(
         loader,
@@ -163,8 +165,3 @@ def training_loader(
         re_prob=recipe.random_erasing,
         re_mode="pixel",
     )
-
-
-def _seed_worker(worker: int) -> None:
-    # torch seeds `random` and itself in every worker; timm's augmentation draws from NumPy as well.
-    np.random.seed(torch.initial_seed() % 2**32)

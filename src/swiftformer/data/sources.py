@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from swiftformer.image_processing import open_image
+from swiftformer.image_processing import ImageError, open_image
 
 # What people call the split that is not trained on, in order of preference.
 SPLIT_ALIASES: dict[str, tuple[str, ...]] = {
@@ -65,7 +65,7 @@ class ImageFolderSource:
 class ParquetSource:
     """Parquet shards in the layout of the hub: an image column `{bytes, path}` and a label column.
 
-    The bytes stay in Arrow's buffers, so loader processes share them.
+    The encoded pictures are held in memory, in Arrow's buffers, which loader processes share.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -83,22 +83,18 @@ class ParquetSource:
                 f"{files[0]}: expected an image column (image, img) and a label column (label), "
                 f"found {', '.join(table.column_names)}"
             )
-        column = table.column(image).combine_chunks()
-        self._bytes = column.field("bytes") if pyarrow.types.is_struct(column.type) else column
+        self._images = table.column(image)  # in chunks: together they may be longer than Arrow's 32-bit offsets
         self.labels: list[int] = table.column(label).to_pylist()
-        self.classes = _class_names(table.schema.metadata, label) or [str(i) for i in range(max(self.labels) + 1)]
+        names = _class_names(table.schema.metadata, label)
+        _check_labels(self.labels, names, str(files[0]))
+        self.classes = names or [str(i) for i in range(max(self.labels) + 1)]
         self._file = files[0]
-        if self.labels and not 0 <= min(self.labels) <= max(self.labels) < len(self.classes):
-            raise ValueError(
-                f"{files[0]}: expected labels from 0 to {len(self.classes) - 1}, "
-                f"found {min(self.labels)} to {max(self.labels)}"
-            )
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
-        return open_image(self._bytes[index].as_buffer().to_pybytes(), self.name(index))
+        return _open_entry(self._images[index].as_py(), self.name(index))
 
     def name(self, index: int) -> str:
         return f"{self._file} row {index}"
@@ -110,6 +106,25 @@ def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> list[str] |
         return list(features[label]["names"])
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def _check_labels(labels: list[Any], classes: list[str] | None, name: str) -> None:
+    """Raise ValueError for a split without rows, without labels, or with labels that name no class."""
+    if not labels:
+        raise ValueError(f"{name}: expected labelled images, found none")
+    missing = sum(label is None or label < 0 for label in labels)
+    if missing:
+        raise ValueError(f"{name}: expected a label for every image, found {missing} without one")
+    if classes is not None and max(labels) >= len(classes):
+        raise ValueError(f"{name}: expected labels from 0 to {len(classes) - 1}, found {max(labels)}")
+
+
+def _open_entry(entry: Any, name: str) -> Image.Image:
+    """An image as Parquet and `datasets` store it: encoded bytes, or a dictionary of bytes and path."""
+    content = (entry.get("bytes") or entry.get("path")) if isinstance(entry, dict) else entry
+    if content is None:
+        raise ImageError(f"{name}: expected an image, found an empty cell")
+    return open_image(content, name)
 
 
 class DatasetsSource:
@@ -127,13 +142,13 @@ class DatasetsSource:
         self._column, self._name = image, name
         self.labels: list[int] = list(dataset[label])
         self.classes = list(features[label].names)
+        _check_labels(self.labels, self.classes, name)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
-        entry = self._images[index][self._column]
-        return open_image(entry["bytes"] if entry["bytes"] is not None else entry["path"], self.name(index))
+        return _open_entry(self._images[index][self._column], self.name(index))
 
     def name(self, index: int) -> str:
         return f"{self._name} row {index}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from swiftformer.checkpoints import load
 from swiftformer.data.loaders import evaluation_loader
 from swiftformer.data.sources import open_source
+from swiftformer.device import select_device
 
 
 @torch.inference_mode()
@@ -67,7 +68,7 @@ def evaluate_reference(
 ) -> dict[str, float]:
     """Evaluate a checkpoint on a split of a data set, with the preprocessing that belongs to the checkpoint.
 
-    Classes are matched by name; where no name is common to both, by position.
+    Classes are matched by name; where the names are the same in order or none is common, by position.
 
     Returns:
         As `evaluate_classifier`, and `unreadable`, the number of pictures that were skipped.
@@ -78,22 +79,26 @@ def evaluate_reference(
     """
     source = open_source(data, split)
     net: Any = load(model, form=form, task="classification")
-    source.labels = _match_classes(net.config.label2id, source.classes, source.labels)
+    names = [net.config.id2label[i] for i in range(net.num_labels)]
+    source.labels = _match_classes(names, source.classes, source.labels)
     loader = evaluation_loader(source, net.preprocessing, batch_size, workers)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    metrics = evaluate_classifier(net, loader, device, progress)
+    metrics = evaluate_classifier(net, loader, select_device(device), progress)
     return metrics | {"unreadable": len(source) - metrics["images"]}
 
 
-def _match_classes(label2id: dict[str, int], classes: list[str], labels: Sequence[int]) -> list[int]:
-    known = [name in label2id for name in classes]
-    if all(known):
-        place = [label2id[name] for name in classes]
-        return [place[label] for label in labels]
-    if any(known) or len(classes) != len(label2id):
-        unknown = [name for name, is_known in zip(classes, known, strict=True) if not is_known]
+def _match_classes(names: list[str], classes: list[str], labels: list[int]) -> list[int]:
+    """The labels of a data set with `classes`, as indices of a model with `names`."""
+    known = set(classes) & set(names)
+    if classes == names or (not known and len(classes) == len(names)):
+        return list(labels)
+    unknown = [name for name in classes if name not in known]
+    if unknown:
         raise ValueError(
-            f"expected classes that the model knows ({len(label2id)}: {', '.join(list(label2id)[:5])}, ...), "
+            f"expected classes that the model knows ({len(names)}: {', '.join(names[:5])}, ...), "
             f"found {len(unknown)} others ({', '.join(unknown[:5])})"
         )
-    return list(labels)
+    if len({*names}) < len(names):  # ImageNet has two kinds of crane
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"cannot match classes by name, as the model has several called {', '.join(twice)}")
+    place = {name: i for i, name in enumerate(names)}
+    return [place[classes[label]] for label in labels]

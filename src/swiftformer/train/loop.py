@@ -16,8 +16,10 @@ import torch
 from torch import nn
 
 from swiftformer.checkpoints import load, save
+from swiftformer.config import SwiftFormerConfig
 from swiftformer.data.loaders import evaluation_loader, training_loader
 from swiftformer.data.sources import Source
+from swiftformer.device import select_device
 from swiftformer.evaluate.classification import evaluate_classifier
 from swiftformer.files import atomic_file
 from swiftformer.hf import SwiftFormerForImageClassificationWithTeacher
@@ -46,14 +48,14 @@ def train(
     """Train a classifier.
 
     Writes to `output`: `recipe.json`, `metrics.jsonl` (a line per epoch), `state.pt` (to resume from, after every
-    epoch), and the weights after the best and the last epoch in `best/` and `last/` (the averaged ones, where the
-    recipe averages), which `swiftformer.load` reads.
+    epoch), and the weights of the best and of the last epoch so far in `best/` and `last/` (the averaged ones, where
+    the recipe averages), which `swiftformer.load` reads.
 
     Args:
         variant: `xs`, `s`, `l1` or `l3`, with random weights in the July 2023 form; ignored where `model` is given.
         model: a checkpoint reference to start from; its head is replaced where the classes differ.
         form: numeric form of `model`, where its file cannot tell.
-        resume: go on from `output/state.pt`.
+        resume: go on from `output/state.pt`, which also knows the model.
         device: where to train; CUDA if there is one.
         workers: processes that load images.
 
@@ -61,8 +63,8 @@ def train(
         The metrics of the last epoch: `top1`, `top5` in percent, `loss`, `images_per_second`, ...
 
     Raises:
-        ValueError: train and val have different classes; `output` holds a run and `resume` is not set, or there is
-            nothing to resume, or its recipe differs.
+        ValueError: train and val have different classes, or are the same images; `output` holds a run and `resume` is
+            not set, or there is nothing to resume, or its recipe or classes differ.
         FloatingPointError: the loss is not finite; the last checkpoint stays.
     """
     from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -71,16 +73,22 @@ def train(
     from timm.utils import ModelEmaV3, adaptive_clip_grad
 
     output = Path(output)
+    if train_source.name(0) == val_source.name(0):
+        raise ValueError(f"expected a split to validate on, found the training images again ({train_source.name(0)})")
     if train_source.classes != val_source.classes:
         raise ValueError(
             f"expected the same classes in train and val, found {train_source.classes} and {val_source.classes}"
         )
-    state = _read_state(output, recipe) if resume else None
+    state = _read_state(output, recipe, train_source.classes) if resume else None
     if state is None and (output / STATE).exists():
         raise ValueError(f"{output} holds a run already: choose another folder, or resume it")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = select_device(device)
     _seed(recipe.seed)
-    net: Any = _build(recipe, train_source.classes, variant, model, form).to(device)
+    net: Any = (
+        SwiftFormerForImageClassificationWithTeacher(SwiftFormerConfig(**state["config"]))
+        if state is not None
+        else _build(recipe, train_source.classes, variant, model, form)
+    ).to(device)
     if recipe.channels_last:
         net = net.to(memory_format=torch.channels_last)
     ema = ModelEmaV3(net, decay=recipe.ema_decay, use_warmup=recipe.ema_warmup) if recipe.ema_decay > 0 else None
@@ -131,7 +139,7 @@ def train(
 
     forward = torch.compile(net, dynamic=False) if recipe.compile else net
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16")
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = state["metrics"] if state is not None else {}
     with TrainingProgress(recipe.epochs, steps, len(val_source), first_epoch) as progress:
         for epoch in range(first_epoch, recipe.epochs):
             _seed(recipe.seed + 1 + epoch)
@@ -146,14 +154,14 @@ def train(
                 if recipe.channels_last:
                     pixels = pixels.contiguous(memory_format=torch.channels_last)
                 with autocast:
-                    output = forward(pixels, return_dict=True)
+                    predicted = forward(pixels, return_dict=True)
                     teacher_logits = teacher(pixels) if teacher is not None else None
-                logits = output.logits if teacher is None else output.cls_logits
+                logits = predicted.logits if teacher is None else predicted.cls_logits
                 loss = criterion(logits.float(), targets)
                 if recipe.distillation != "none":
                     loss = distillation_loss(
                         loss,
-                        output.distillation_logits.float(),
+                        predicted.distillation_logits.float(),
                         teacher_logits,
                         recipe.distillation,
                         recipe.distillation_alpha,
@@ -198,16 +206,14 @@ def train(
                 "images_per_second": steps * recipe.batch_size / seconds,
                 "seconds": seconds,
             }
-            is_last = epoch + 1 == recipe.epochs
             evaluated.preprocessing = recipe.preprocessing
-            if is_last or (epoch + 1) % recipe.evaluate_every == 0:
+            save(evaluated, output / "last")
+            if epoch + 1 == recipe.epochs or (epoch + 1) % recipe.evaluate_every == 0:
                 result = evaluate_classifier(evaluated, val_batches, device, progress.evaluated)
                 metrics |= {"top1": result["top1"], "top5": result["top5"]}
                 if metrics["top1"] > best:
                     best = metrics["top1"]
                     save(evaluated, output / "best")
-            if is_last:
-                save(evaluated, output / "last")
             progress.epoch(metrics)
             with (output / "metrics.jsonl").open("a") as log:
                 log.write(json.dumps(metrics) + "\n")
@@ -219,6 +225,8 @@ def train(
                         "optimizer": optimizer.state_dict(),
                         "epoch": epoch,
                         "best": best,
+                        "metrics": metrics,
+                        "config": json.loads(net.config.to_json_string()),
                         "recipe": dataclasses.asdict(recipe),
                     },
                     file,
@@ -245,7 +253,7 @@ def _build(recipe: Recipe, classes: list[str], variant: str, model: str | None, 
     return net
 
 
-def _read_state(output: Path, recipe: Recipe) -> dict[str, Any]:
+def _read_state(output: Path, recipe: Recipe, classes: list[str]) -> dict[str, Any]:
     path = output / STATE
     if not path.exists():
         raise ValueError(f"{path}: expected the state of a run to resume, found none")
@@ -255,13 +263,16 @@ def _read_state(output: Path, recipe: Recipe) -> dict[str, Any]:
     differing = [f"{k} {stored[k]} -> {v}" for k, v in wanted.items() if stored[k] != v]
     if differing:
         raise ValueError(f"{output} was started with another recipe ({'; '.join(differing)}): resume with the same one")
+    labels = state["config"]["id2label"]
+    if [labels[key] for key in sorted(labels, key=int)] != classes:
+        raise ValueError(f"{output} was started with the classes {list(labels.values())}, found {classes}")
     return state
 
 
 def _forget_lines_after(path: Path, epoch: int) -> None:
-    """Drop the lines of epochs that ended after the state was saved: they will be trained again."""
+    """Drop what was written after the state was saved, a torn last line included: it will be trained again."""
     if path.exists():
-        lines = [line for line in path.read_text().splitlines() if json.loads(line)["epoch"] <= epoch]
+        lines = path.read_text().splitlines()[:epoch]
         with atomic_file(path) as file:
             file.write_text("".join(line + "\n" for line in lines))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -47,7 +48,7 @@ class Recipe:
         distillation_alpha: share of the distillation loss.
         distillation_tau: temperature of the soft form.
         teacher: a reference for `swiftformer.train.distillation.load_teacher`.
-        resize_to: short side before the centre crop in evaluation; None for `image_size`.
+        crop_pct: in evaluation the short side is resized to `image_size / crop_pct`, then the centre is cropped.
         mean, std: normalisation of values in [0, 1].
         precision: `bf16` for autocast, or `fp32`.
         channels_last: memory format of model and images.
@@ -89,7 +90,7 @@ class Recipe:
     distillation_alpha: float = 0.5
     distillation_tau: float = 1.0
     teacher: str = DEFAULT_TEACHER
-    resize_to: int | None = None
+    crop_pct: float = 1.0
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -110,6 +111,11 @@ class Recipe:
             raise ValueError(
                 f"expected total_batch_size to be a multiple of batch_size ({self.batch_size}), "
                 f"found {self.total_batch_size}"
+            )
+        if not 0 < self.crop_pct <= 1 or not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"expected crop_pct in (0, 1] and label_smoothing in [0, 1), "
+                f"found {self.crop_pct} and {self.label_smoothing}"
             )
         if not 0 <= self.distillation_alpha <= 1 or self.distillation_tau <= 0:
             raise ValueError(
@@ -146,7 +152,7 @@ class Recipe:
         return Preprocessing(
             size=(self.image_size, self.image_size),
             resize="shortest",
-            resize_to=self.resize_to or self.image_size,
+            resize_to=math.floor(self.image_size / self.crop_pct),
             interpolation="bicubic" if self.interpolation == "random" else self.interpolation,
             mean=self.mean,
             std=self.std,
@@ -175,7 +181,7 @@ def paper_xs() -> Recipe:
         ema_decay=0.99996,
         ema_warmup=False,
         image_size=224,
-        resize_to=256,
+        crop_pct=0.875,
         color_jitter=0.4,
         interpolation="bicubic",
         random_erasing=0.25,
@@ -239,7 +245,7 @@ def finetune() -> Recipe:
         ema_decay=0.999,
         crop_scale=(0.35, 1.0),
         auto_augment="rand-m7-mstd0.5-inc1",
-        resize_to=256,
+        crop_pct=0.875,
     )
 
 

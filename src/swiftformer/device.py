@@ -1,0 +1,22 @@
+"""Where to compute."""
+
+from __future__ import annotations
+
+import torch
+
+
+def select_device(name: str | torch.device | None) -> torch.device:
+    """The device of that name; where None is given, CUDA if there is one, else the CPU.
+
+    Raises:
+        ValueError: no such device, or not usable on this machine.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"device: expected one that this machine has, found {str(name)!r} ({reason})") from None
+    return device
