@@ -319,7 +319,7 @@ def test_deepcopied_and_nested_configs_keep_their_depths():
     assert list(SwiftFormerConfig(**config.to_dict()).depths) == [3, 3, 6, 4]
     fields = json.loads(config.to_json_string())
     assert "swiftformer package" in fields["depths"]
-    assert SwiftFormerConfig(**fields).depths == [3, 3, 6, 4]
+    assert SwiftFormerConfig.from_dict(fields).depths == [3, 3, 6, 4]
 
 
 @pytest.mark.parametrize("weighting", ["uniform", "l2"])

@@ -328,14 +328,9 @@ def save(
         raise ValueError(f"format must be 'transformers', 'authors' or 'timm', found {format!r}")
     _check_fits(model.config, format)
     renamed = convert_state_dict(state_dict, "transformers", format)
-    is_classifier = "head.weight" in state_dict
-    notes = json.dumps(
-        {
-            "form": model.config.form,
-            "labels": [model.config.id2label[i] for i in range(model.config.num_labels)] if is_classifier else None,
-            "preprocessing": preprocessing.to_dict(),
-        }
-    )
+    id2label: dict[Any, str] = model.config.id2label or {}
+    labels = [id2label[i] for i in sorted(id2label)] if "head.weight" in state_dict else None
+    notes = json.dumps({"form": model.config.form, "labels": labels, "preprocessing": preprocessing.to_dict()})
     with atomic_file(path) as file:
         if path.suffix == ".safetensors":
             from safetensors.torch import save_file

@@ -55,7 +55,7 @@ class SwiftFormerConfig(BackboneConfigMixin, PreTrainedConfig):
 
     image_size: int | list[int] | tuple[int, int] = 224
     num_channels: int = 3
-    depths: list[int] | tuple[int, ...] | str = (3, 3, 6, 4)  # a string only in files that stock must refuse
+    depths: list[int] | tuple[int, ...] = (3, 3, 6, 4)
     embed_dims: list[int] | tuple[int, ...] = (48, 56, 112, 220)
     mlp_ratio: int | float = 4
     downsamples: list[bool] | tuple[bool, ...] = (True, True, True, True)
@@ -76,19 +76,15 @@ class SwiftFormerConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        stage_depths = kwargs.pop("stage_depths", None)
-        if isinstance(self.depths, str) and stage_depths is not None:
-            self.depths = stage_depths
-        if isinstance(self.depths, str):
-            raise ValueError(f"expected depths as a list of numbers, found {self.depths!r}")
-        self._check(self.depths)
+        self._check()
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, len(self.depths) + 1)]
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
         )
         super().__post_init__(**kwargs)
 
-    def _check(self, depths: list[int] | tuple[int, ...]) -> None:
+    def _check(self) -> None:
+        depths = self.depths
         if len(depths) != len(self.embed_dims):
             raise ValueError(
                 f"depths and embed_dims must have one entry per stage: found {len(depths)} depths "
@@ -126,6 +122,14 @@ class SwiftFormerConfig(BackboneConfigMixin, PreTrainedConfig):
             kwargs.setdefault("num_labels", 1000)
         defaults = {"depths": variant.depths, "embed_dims": variant.embed_dims, "global_query_weighting": "l2"}
         return cls(**(defaults | kwargs))
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
+        """As transformers', and reads what `to_json_string` wrote in place of the depths."""
+        if isinstance(config_dict.get("depths"), str) and "stage_depths" in config_dict:
+            config_dict = dict(config_dict)
+            config_dict["depths"] = config_dict.pop("stage_depths")
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def form(self) -> str:

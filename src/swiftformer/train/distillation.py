@@ -97,7 +97,7 @@ def _from_timm(name: str, reference: str) -> Loaded:
     from timm.data import resolve_data_config
 
     try:
-        network = timm.create_model(name, pretrained=True)
+        network: Any = timm.create_model(name, pretrained=True)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(

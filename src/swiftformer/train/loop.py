@@ -85,7 +85,7 @@ def train(
     device = select_device(device)
     _seed(recipe.seed)
     net: Any = (
-        SwiftFormerForImageClassificationWithTeacher(SwiftFormerConfig(**state["config"]))
+        SwiftFormerForImageClassificationWithTeacher(SwiftFormerConfig.from_dict(state["config"]))
         if state is not None
         else _build(recipe, train_source.classes, variant, model, form)
     ).to(device)
@@ -155,10 +155,11 @@ def train(
                     pixels = pixels.contiguous(memory_format=torch.channels_last)
                 with autocast:
                     predicted = forward(pixels, return_dict=True)
-                    teacher_logits = teacher(pixels) if teacher is not None else None
                 logits = predicted.logits if teacher is None else predicted.cls_logits
                 loss = criterion(logits.float(), targets)
-                if recipe.distillation != "none":
+                if teacher is not None and recipe.distillation != "none":
+                    with autocast:
+                        teacher_logits = teacher(pixels)
                     loss = distillation_loss(
                         loss,
                         predicted.distillation_logits.float(),
