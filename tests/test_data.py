@@ -176,10 +176,12 @@ def test_order_depends_on_the_epoch_and_repeats(image_folder):
     threefold = training_loader(source, repeated, 32, torch.device("cpu"), 0).sampler
     plain.set_epoch(0)
     first = list(plain)
-    assert sorted(first) == list(range(48)) and first == list(plain)
+    assert sorted(index for index, _ in first) == list(range(48)) and first == list(plain)
+    assert len({seed for _, seed in first}) == 48
     plain.set_epoch(1)
-    assert list(plain) != first
-    indices = [int(i) for i in threefold]
+    assert not {seed for _, seed in plain} & {seed for _, seed in first}
+    assert [index for index, _ in plain] != [index for index, _ in first]
+    indices = [index for index, _ in threefold]
     assert len(indices) == 48 and len(set(indices)) == 16
 
 

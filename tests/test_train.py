@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ from swiftformer.data.sources import open_source
 from swiftformer.evaluate.classification import _match_classes, evaluate_classifier, evaluate_reference
 from swiftformer.train import loop
 from swiftformer.train.recipes import get_recipe
+from swiftformer.train.state import read_state, write_state
+
+FILES = {"recipe.json", "metrics.jsonl", "curves.png", "confusion.png", "states", "best", "last"}
 
 
 @pytest.fixture(autouse=True)
@@ -27,19 +31,14 @@ def tiny_variant(monkeypatch):
 
 def run(folder, output, *settings, **options):
     recipe = get_recipe("smoke", ["lr=5e-3", *settings])
-    return loop.train(recipe, open_source(folder, "train"), open_source(folder, "val"), output, workers=0, **options)
+    options = {"workers": 0} | options
+    return loop.train(recipe, open_source(folder, "train"), open_source(folder, "val"), output, **options)
 
 
 def test_a_run_learns_and_leaves_what_it_promises(image_folder, tmp_path):
     metrics = run(image_folder, tmp_path / "run", "epochs=20", "color_jitter=0")
     assert metrics["top1"] == 100.0 and metrics["epoch"] == 20
-    assert {f.name for f in (tmp_path / "run").iterdir()} == {
-        "recipe.json",
-        "metrics.jsonl",
-        "state.pt",
-        "best",
-        "last",
-    }
+    assert {f.name for f in (tmp_path / "run").iterdir()} == FILES
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == list(range(1, 21))
     assert lines[-1]["loss"] < lines[0]["loss"] and lines[-1]["lr"] < 1e-3
@@ -67,9 +66,10 @@ def test_every_ingredient_runs(image_folder, tmp_path, settings):
     assert 0 <= metrics["top1"] <= 100 and metrics["loss"] > 0
 
 
-def test_resumed_run_equals_an_uninterrupted_one(image_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_run_equals_an_uninterrupted_one(image_folder, tmp_path, monkeypatch, workers):
     settings = ("epochs=4", "auto_augment=rand-m9-mstd0.5-inc1", "mixup=0.5", "drop_path_rate=0.1")
-    whole = run(image_folder, tmp_path / "whole", *settings)
+    whole = run(image_folder, tmp_path / "whole", *settings, workers=workers)
     calls = iter([True, True, False])
 
     def interrupted(*args, **kwargs):
@@ -79,11 +79,11 @@ def test_resumed_run_equals_an_uninterrupted_one(image_folder, tmp_path, monkeyp
 
     monkeypatch.setattr(loop, "evaluate_classifier", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(image_folder, tmp_path / "parts", *settings)
+        run(image_folder, tmp_path / "parts", *settings, workers=workers)
     monkeypatch.setattr(loop, "evaluate_classifier", evaluate_classifier)
-    parts = run(image_folder, tmp_path / "parts", *settings, resume=True)
+    parts = run(image_folder, tmp_path / "parts", *settings, workers=workers, resume=True)
     assert parts["loss"] == whole["loss"] and parts["top1"] == whole["top1"]
-    a, b = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "parts"))
+    a, b = (read_state(tmp_path / name) for name in ("whole", "parts"))
     for part in ("model", "ema"):
         assert all(torch.equal(a[part][key], b[part][key]) for key in a[part])
 
@@ -113,12 +113,12 @@ def test_sigkill_loses_at_most_the_epoch_under_way(image_folder, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
     done = (output / "metrics.jsonl").read_text().count("\n")
-    state = torch.load(output / "state.pt", weights_only=True)
+    state = read_state(output)
     assert done - 1 <= state["epoch"] + 1 <= done
     assert load(output / "best").config.num_labels == 2
     # Resumed with a target two epochs further on, it goes on where the state was saved.
     state["recipe"] |= {"epochs": done + 2}
-    torch.save(state, output / "state.pt")
+    write_state(output, state["epoch"], state)
     resumed = [part.replace("epochs=400", f"epochs={done + 2}") for part in command]
     subprocess.run([*resumed, "--resume"], env=environment, check=True, timeout=120, stderr=subprocess.DEVNULL)
     lines = [json.loads(line)["epoch"] for line in (output / "metrics.jsonl").read_text().splitlines()]
@@ -129,9 +129,9 @@ def test_resuming_keeps_the_numeric_form(image_folder, tmp_path):
     config = SwiftFormerConfig(depths=[1, 1, 1, 1], embed_dims=[8, 8, 8, 16], num_labels=5)
     save(SwiftFormerForImageClassification(config), tmp_path / "uniform")
     run(image_folder, tmp_path / "run", model=str(tmp_path / "uniform"))
-    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    state = read_state(tmp_path / "run")
     state["recipe"] |= {"epochs": 3}
-    torch.save(state, tmp_path / "run" / "state.pt")
+    write_state(tmp_path / "run", state["epoch"], state)
     metrics = run(image_folder, tmp_path / "run", "epochs=3", resume=True)  # without naming the model again
     assert metrics["epoch"] == 3 and load(tmp_path / "run" / "last").config.form == "uniform"
     again = run(image_folder, tmp_path / "run", "epochs=3", resume=True)
@@ -142,11 +142,80 @@ def test_resuming_keeps_the_numeric_form(image_folder, tmp_path):
         run(image_folder, tmp_path / "run", "epochs=3", resume=True)
 
 
+def test_a_damaged_state_falls_back_to_the_one_before(image_folder, tmp_path, caplog):
+    output = tmp_path / "run"
+    run(image_folder, output, "epochs=4")
+    states = sorted(path.name for path in (output / "states").glob("*.pt"))
+    assert states == ["epoch-0003.pt", "epoch-0004.pt"]
+    last = output / "states" / states[-1]
+    content = last.read_bytes()
+    last.write_bytes(content[: len(content) // 2])
+    assert read_state(output)["epoch"] == 2 and "epoch-0004.pt is damaged" in caplog.text
+    assert run(image_folder, output, "epochs=4", resume=True)["epoch"] == 4
+    assert read_state(output)["epoch"] == 3
+    for path in (output / "states").glob("*.pt"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="expected a state that is whole, found 2 damaged ones"):
+        run(image_folder, output, "epochs=4", resume=True)
+
+
+def test_a_full_disk_keeps_the_state_before(image_folder, tmp_path, monkeypatch):
+    output = tmp_path / "run"
+    original = torch.save
+
+    def full(content, file, *args, **kwargs):
+        if content.get("epoch") == 1:
+            original(content, file)
+            file.write_bytes(file.read_bytes()[:1000])
+            raise OSError(28, "No space left on device")
+        original(content, file, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(image_folder, output)
+    monkeypatch.setattr(torch, "save", original)
+    assert [path.name for path in (output / "states").iterdir()] != []
+    assert read_state(output)["epoch"] == 0
+    assert run(image_folder, output, resume=True)["epoch"] == 2
+
+
 def test_loader_processes(image_folder, tmp_path):
     recipe = get_recipe("smoke", ["auto_augment=rand-m9-mstd0.5-inc1", "mixup=0.5"])
     train, val = open_source(image_folder, "train"), open_source(image_folder, "val")
     metrics = loop.train(recipe, train, val, tmp_path / "run", workers=2)
     assert metrics["epoch"] == 2
+
+
+def test_metrics_by_hand():
+    """Against the definitions, in two batches."""
+    logits = torch.randn(40, 7)
+    labels = torch.randint(0, 7, (40,))
+
+    class Table(torch.nn.Module):
+        def forward(self, rows):
+            return SimpleNamespace(logits=logits[rows.long()])
+
+    batches = [(torch.arange(0, 25), labels[:25], None), (torch.arange(25, 40), labels[25:], None)]
+    metrics, confusion = evaluate_classifier(Table(), batches)
+    ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
+    assert metrics["top1"] == pytest.approx(100 * (ranks == 0).float().mean().item())
+    assert metrics["top5"] == pytest.approx(100 * (ranks < 5).float().mean().item())
+    expected = torch.zeros(7, 7, dtype=torch.long)
+    for label, found in zip(labels.tolist(), logits.argmax(1).tolist(), strict=True):
+        expected[label, found] += 1
+    assert torch.equal(confusion, expected)
+    confidence, hits, error = logits.softmax(1).amax(1), ranks == 0, 0.0
+    for i in range(15):
+        inside = (confidence >= i / 15) & (confidence < (i + 1) / 15)
+        if inside.any():
+            error += inside.float().mean() * (confidence[inside].mean() - hits[inside].float().mean()).abs()
+    assert metrics["calibration_error"] == pytest.approx(100 * float(error), abs=1e-4)
+
+
+def test_accuracy_per_class(image_folder, tmp_path):
+    run(image_folder, tmp_path / "run")
+    metrics = evaluate_reference(str(tmp_path / "run"), str(image_folder), workers=0, per_class=True)
+    assert metrics["top1"] == pytest.approx((metrics["top1/blue"] + metrics["top1/red"]) / 2)
 
 
 def test_classes_are_matched_by_name_only_where_names_are_unique():
@@ -179,7 +248,7 @@ def test_gradients_are_accumulated_to_the_total_batch(image_folder, tmp_path):
     recipe = get_recipe("smoke", ["batch_size=12", "total_batch_size=48"])
     assert recipe.accumulation == 4
     metrics = run(image_folder, tmp_path / "run", "batch_size=12", "total_batch_size=48")
-    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    state = read_state(tmp_path / "run")
     steps = {int(entry["step"]) for entry in state["optimizer"]["state"].values()}
     assert steps == {2} and metrics["epoch"] == 2  # one update in each of two epochs
     with pytest.raises(ValueError, match="expected at least 96 training images for one update, found 48"):

@@ -136,17 +136,26 @@ def evaluate(
     split: Annotated[str, typer.Option(help="val, test or train.")] = "val",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 64,
     workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 2,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Accuracy of each class as well.")] = False,
     form: Form = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Top-1 and top-5 accuracy of a classifier, in percent."""
+    """Top-1 and top-5 accuracy and calibration error of a classifier, in percent."""
     from swiftformer.evaluate.classification import evaluate_reference
     from swiftformer.reports import metrics_table, progress_bar
 
     with progress_bar("evaluate", None) as advance:
         metrics = evaluate_reference(
-            model, data, split, form=form, batch_size=batch_size, workers=workers, device=device, progress=advance
+            model,
+            data,
+            split,
+            form=form,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+            per_class=per_class,
+            progress=advance,
         )
     _print_json(metrics) if as_json else metrics_table(metrics)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from swiftformer.data.sources import Source
 from swiftformer.image_processing import ImageError, Preprocessing
@@ -23,8 +24,35 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+class Draws(Sampler[tuple[int, int]]):
+    """Another sampler's indices, each with a seed of its own for the augmentation.
+
+    With it a picture's augmentation depends on the epoch and its place in the order alone, so a resumed run repeats
+    what an uninterrupted one would have done, whatever the loader processes did before.
+    """
+
+    def __init__(self, sampler: Any, seed: int) -> None:
+        self.sampler, self.seed, self.epoch = sampler, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, counted from 0, before iterating."""
+        self.sampler.set_epoch(epoch)
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        first = (self.seed * 1_000_003 + self.epoch) * len(self)
+        for place, index in enumerate(self.sampler):
+            yield int(index), (first + place) % 2**32
+
+
 class TrainingDataset(Dataset):
-    """Transformed image and label by index. An unreadable picture is named in the log and the next one stands in."""
+    """Transformed image and label of a draw `(index, seed)`.
+
+    An unreadable picture is named in the log and the next one stands in.
+    """
 
     def __init__(self, source: Source, transform: Callable[[Image.Image], Any]) -> None:
         self.source = source
@@ -33,7 +61,9 @@ class TrainingDataset(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, draw: tuple[int, int]) -> tuple[Any, int]:
+        index, seed = draw
+        seed_everything(seed)
         for offset in range(len(self)):
             place = (index + offset) % len(self)
             try:
@@ -80,6 +110,13 @@ def _collate(samples: list[tuple[np.ndarray, int, int] | None]) -> tuple[Tensor,
         return torch.empty(0), torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
     pixels, labels, indices = zip(*readable, strict=True)
     return torch.from_numpy(np.stack(pixels)), torch.tensor(labels), torch.tensor(indices)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators of this process; `seed` is below 2**32."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def evaluation_loader(
@@ -142,7 +179,7 @@ def training_loader(
             label_smoothing=recipe.label_smoothing,
             num_classes=len(source.classes),
         )
-    sampler = (
+    order = (
         RepeatAugSampler(dataset, num_replicas=1, rank=0, num_repeats=recipe.repeated_augmentation)
         if recipe.repeated_augmentation > 1
         else DistributedSampler(dataset, num_replicas=1, rank=0, seed=recipe.seed)
@@ -150,12 +187,13 @@ def training_loader(
     loader = DataLoader(
         dataset,
         batch_size=recipe.batch_size,
-        sampler=sampler,
+        sampler=Draws(order, recipe.seed),
         drop_last=True,
         num_workers=workers,
         collate_fn=collate,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
+        generator=torch.Generator(),  # its own, so that starting processes does not move the model's
     )
     return PrefetchLoader(
         loader,

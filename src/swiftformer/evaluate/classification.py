@@ -1,7 +1,8 @@
-"""Top-1 and top-5 accuracy over a data set."""
+"""Accuracy, calibration and confusion of a classifier over a data set."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,6 +15,8 @@ from swiftformer.data.loaders import evaluation_loader
 from swiftformer.data.sources import open_source
 from swiftformer.device import select_device
 
+CALIBRATION_BINS = 15
+
 
 @torch.inference_mode()
 def evaluate_classifier(
@@ -21,7 +24,7 @@ def evaluate_classifier(
     batches: Iterable[tuple[Tensor, Tensor, Tensor]],
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] = lambda images: None,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], Tensor]:
     """Evaluate a classifier on batches of `(pixels (B, 3, H, W), labels (B,), indices (B,))`.
 
     Args:
@@ -29,30 +32,46 @@ def evaluate_classifier(
         progress: called with the number of images of every batch.
 
     Returns:
-        `top1` and `top5` in percent, `images`, and `images_per_second` including loading.
+        `top1`, `top5` and `calibration_error` in percent, `images`, and `images_per_second` including loading; and the
+        confusion matrix `(classes, classes)`, true classes in rows, predicted ones in columns, in images. The
+        calibration error is the expected one, over 15 bins of equal width (arXiv 1706.04599, equation 3).
+
+    Raises:
+        ValueError: no image could be read.
     """
     model = model.to(device).eval()
-    images, top1, top5, start = 0, torch.zeros((), device=device), torch.zeros((), device=device), time.perf_counter()
+    images, start = 0, time.perf_counter()
+    top5 = torch.zeros((), device=device)
+    confusion = torch.zeros(0, device=device)
+    bins = torch.zeros(2, CALIBRATION_BINS, device=device)  # sums of confidence and of hits
     for pixels, labels, _ in batches:
         if len(labels) == 0:
             continue
         labels = labels.to(device, non_blocking=True)
-        logits = model(pixels.to(device, non_blocking=True)).logits
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (B, 5)
-        hits = best == labels[:, None]
-        top1 += hits[:, 0].sum()
-        top5 += hits.any(dim=1).sum()
+        logits = model(pixels.to(device, non_blocking=True)).logits.float()
+        classes = logits.shape[1]
+        best = logits.topk(min(5, classes), dim=1).indices  # (B, 5)
+        top5 += (best == labels[:, None]).any(dim=1).sum()
+        pairs = torch.bincount(labels * classes + best[:, 0], minlength=classes * classes)
+        confusion = pairs if len(confusion) == 0 else confusion + pairs
+        confidence = logits.softmax(dim=1).amax(dim=1)  # (B,)
+        places = (confidence * CALIBRATION_BINS).long().clamp_(max=CALIBRATION_BINS - 1)
+        bins[0].index_add_(0, places, confidence)
+        bins[1].index_add_(0, places, (best[:, 0] == labels).float())
         images += len(labels)
         progress(len(labels))
     if images == 0:
         raise ValueError("expected readable images to evaluate on, found none")
     seconds = time.perf_counter() - start
-    return {
-        "top1": 100 * top1.item() / images,
+    confusion = confusion.view(math.isqrt(len(confusion)), -1).cpu()
+    metrics = {
+        "top1": 100 * confusion.diagonal().sum().item() / images,
         "top5": 100 * top5.item() / images,
+        "calibration_error": 100 * (bins[0] - bins[1]).abs().sum().item() / images,
         "images": images,
         "images_per_second": images / seconds,
     }
+    return metrics, confusion
 
 
 def evaluate_reference(
@@ -64,6 +83,7 @@ def evaluate_reference(
     batch_size: int = 64,
     workers: int = 2,
     device: str | None = None,
+    per_class: bool = False,
     progress: Callable[[int], None] = lambda images: None,
 ) -> dict[str, float]:
     """Evaluate a checkpoint on a split of a data set, with the preprocessing that belongs to the checkpoint.
@@ -71,7 +91,8 @@ def evaluate_reference(
     Classes are matched by name; where the names are the same in order or none is common, by position.
 
     Returns:
-        As `evaluate_classifier`, and `unreadable`, the number of pictures that were skipped.
+        The metrics of `evaluate_classifier`, and `unreadable`, the number of pictures that were skipped. With
+        `per_class`, also `top1/CLASS` for every class that has images.
 
     Raises:
         ValueError: the data set has classes that the model does not know.
@@ -82,8 +103,13 @@ def evaluate_reference(
     names = [net.config.id2label[i] for i in range(net.num_labels)]
     source.labels = _match_classes(names, source.classes, source.labels)
     loader = evaluation_loader(source, net.preprocessing, batch_size, workers)
-    metrics = evaluate_classifier(net, loader, select_device(device), progress)
-    return metrics | {"unreadable": len(source) - metrics["images"]}
+    metrics, confusion = evaluate_classifier(net, loader, select_device(device), progress)
+    metrics["unreadable"] = len(source) - metrics["images"]
+    if per_class:
+        counts = confusion.sum(dim=1).tolist()
+        hits = confusion.diagonal().tolist()
+        metrics |= {f"top1/{names[i]}": 100 * hits[i] / count for i, count in enumerate(counts) if count}
+    return metrics
 
 
 def _match_classes(names: list[str], classes: list[str], labels: list[int]) -> list[int]:

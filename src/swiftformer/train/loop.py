@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import json
 import logging
-import random
 import time
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,19 @@ from torch import nn
 
 from swiftformer.checkpoints import load, save
 from swiftformer.config import SwiftFormerConfig
-from swiftformer.data.loaders import evaluation_loader, training_loader
+from swiftformer.data.loaders import evaluation_loader, seed_everything, training_loader
 from swiftformer.data.sources import Source
 from swiftformer.device import select_device
 from swiftformer.evaluate.classification import evaluate_classifier
 from swiftformer.files import atomic_file
 from swiftformer.hf import SwiftFormerForImageClassificationWithTeacher
 from swiftformer.train.distillation import distillation_loss, load_teacher
+from swiftformer.train.plots import plot_confusion, plot_curves
 from swiftformer.train.progress import TrainingProgress
 from swiftformer.train.recipes import Recipe
+from swiftformer.train.state import has_state, read_state, write_state
 
 logger = logging.getLogger(__name__)
-STATE = "state.pt"
 LOG_EVERY = 20  # steps between two readings of the loss, each of which waits for the device
 
 
@@ -47,15 +47,15 @@ def train(
 ) -> dict[str, float]:
     """Train a classifier.
 
-    Writes to `output`: `recipe.json`, `metrics.jsonl` (a line per epoch), `state.pt` (to resume from, after every
-    epoch), and the weights of the best and of the last epoch so far in `best/` and `last/` (the averaged ones, where
-    the recipe averages), which `swiftformer.load` reads.
+    Writes to `output`: `recipe.json`, `metrics.jsonl` (a line per epoch), `curves.png`, `confusion.png`, `states/`
+    (to resume from: the last two epochs), and the weights of the best and of the last epoch so far in `best/` and
+    `last/` (the averaged ones, where the recipe averages), which `swiftformer.load` reads.
 
     Args:
         variant: `xs`, `s`, `l1` or `l3`, with random weights in the July 2023 form; ignored where `model` is given.
         model: a checkpoint reference to start from; its head is replaced where the classes differ.
         form: numeric form of `model`, where its file cannot tell.
-        resume: go on from `output/state.pt`, which also knows the model.
+        resume: go on from `output/states`, which also knows the model.
         device: where to train; CUDA if there is one.
         workers: processes that load images.
 
@@ -79,11 +79,11 @@ def train(
         raise ValueError(
             f"expected the same classes in train and val, found {train_source.classes} and {val_source.classes}"
         )
-    state = _read_state(output, recipe, train_source.classes) if resume else None
-    if state is None and (output / STATE).exists():
+    state = _resumed(output, recipe, train_source.classes) if resume else None
+    if state is None and has_state(output):
         raise ValueError(f"{output} holds a run already: choose another folder, or resume it")
     device = select_device(device)
-    _seed(recipe.seed)
+    seed_everything(recipe.seed)
     net: Any = (
         SwiftFormerForImageClassificationWithTeacher(SwiftFormerConfig.from_dict(state["config"]))
         if state is not None
@@ -142,7 +142,7 @@ def train(
     metrics: dict[str, float] = state["metrics"] if state is not None else {}
     with TrainingProgress(recipe.epochs, steps, len(val_source), first_epoch) as progress:
         for epoch in range(first_epoch, recipe.epochs):
-            _seed(recipe.seed + 1 + epoch)
+            seed_everything(recipe.seed + 1 + epoch)
             if epoch > first_epoch and recipe.image_size_at(epoch) != recipe.image_size_at(epoch - 1):
                 batches = training_loader(train_source, recipe, recipe.image_size_at(epoch), device, workers)
             batches.sampler.set_epoch(epoch)
@@ -185,7 +185,7 @@ def train(
                     if not np.isfinite(mean_loss):
                         raise FloatingPointError(
                             f"the loss is {mean_loss} in epoch {epoch + 1}, step {step}: expected a finite number; "
-                            f"try a smaller lr, or precision=fp32. The last checkpoint is {output / STATE}"
+                            f"try a smaller lr, or precision=fp32. The last checkpoint stays in {output}"
                         )
                     images = step * recipe.batch_size
                     progress.step(
@@ -210,28 +210,27 @@ def train(
             evaluated.preprocessing = recipe.preprocessing
             save(evaluated, output / "last")
             if epoch + 1 == recipe.epochs or (epoch + 1) % recipe.evaluate_every == 0:
-                result = evaluate_classifier(evaluated, val_batches, device, progress.evaluated)
-                metrics |= {"top1": result["top1"], "top5": result["top5"]}
+                result, confusion = evaluate_classifier(evaluated, val_batches, device, progress.evaluated)
+                metrics |= {name: result[name] for name in ("top1", "top5", "calibration_error")}
+                plot_confusion(confusion, train_source.classes, output / "confusion.png")
                 if metrics["top1"] > best:
                     best = metrics["top1"]
                     save(evaluated, output / "best")
             progress.epoch(metrics)
             with (output / "metrics.jsonl").open("a") as log:
                 log.write(json.dumps(metrics) + "\n")
-            with atomic_file(output / STATE) as file:
-                torch.save(
-                    {
-                        "model": net.state_dict(),
-                        "ema": ema.module.state_dict() if ema is not None else None,
-                        "optimizer": optimizer.state_dict(),
-                        "epoch": epoch,
-                        "best": best,
-                        "metrics": metrics,
-                        "config": json.loads(net.config.to_json_string()),
-                        "recipe": dataclasses.asdict(recipe),
-                    },
-                    file,
-                )
+            state = {
+                "model": net.state_dict(),
+                "ema": ema.module.state_dict() if ema is not None else None,
+                "optimizer": optimizer.state_dict(),
+                "epoch": epoch,
+                "best": best,
+                "metrics": metrics,
+                "config": json.loads(net.config.to_json_string()),
+                "recipe": dataclasses.asdict(recipe),
+            }
+            write_state(output, epoch, state)
+            plot_curves(output / "metrics.jsonl", output / "curves.png")
     return metrics
 
 
@@ -254,11 +253,8 @@ def _build(recipe: Recipe, classes: list[str], variant: str, model: str | None, 
     return net
 
 
-def _read_state(output: Path, recipe: Recipe, classes: list[str]) -> dict[str, Any]:
-    path = output / STATE
-    if not path.exists():
-        raise ValueError(f"{path}: expected the state of a run to resume, found none")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+def _resumed(output: Path, recipe: Recipe, classes: list[str]) -> dict[str, Any]:
+    state = read_state(output)
     # A recipe stored by an older version lacks the newer fields: then their defaults were in force.
     stored, wanted = dataclasses.asdict(Recipe()) | state["recipe"], dataclasses.asdict(recipe)
     differing = [f"{k} {stored[k]} -> {v}" for k, v in wanted.items() if stored[k] != v]
@@ -276,9 +272,3 @@ def _forget_lines_after(path: Path, epoch: int) -> None:
         lines = path.read_text().splitlines()[:epoch]
         with atomic_file(path) as file:
             file.write_text("".join(line + "\n" for line in lines))
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)

@@ -1,0 +1,60 @@
+"""Pictures of a run: its curves, and the confusion matrix of the last evaluation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from swiftformer.files import atomic_file
+
+INK, SECOND, GRID = "#1f4e79", "#c0504d", "#dddddd"
+MAX_NAMED_CLASSES = 40  # more names than this would lie on each other
+
+
+def plot_curves(metrics: Path, target: Path) -> None:
+    """Draw loss, accuracy and learning rate over the epochs of a `metrics.jsonl`."""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    figure, axes = _figure(12, 3.6, columns=3)
+    panels = (
+        ("loss", {"loss": "training"}),
+        ("accuracy, %", {"train_accuracy": "training", "top1": "validation"}),
+        ("learning rate", {"lr": ""}),
+    )
+    for axis, (title, series) in zip(axes, panels, strict=True):
+        for color, (key, label) in zip((INK, SECOND), series.items(), strict=False):
+            points = [(line["epoch"], line[key]) for line in lines if key in line]
+            axis.plot(*zip(*points, strict=True), color=color, label=label, marker="." if len(points) < 60 else "")
+        axis.set(title=title, xlabel="epoch")
+        axis.grid(color=GRID)
+        if len(series) > 1:
+            axis.legend(frameon=False)
+    _save(figure, target)
+
+
+def plot_confusion(confusion: Tensor, classes: list[str], target: Path) -> None:
+    """Draw a confusion matrix `(classes, classes)`, each row as shares of its true class."""
+    side = min(max(4.0, 0.35 * len(classes)), 14.0)
+    figure, (axis,) = _figure(side + 1.5, side + 0.8)
+    shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
+    image = axis.imshow(100 * shares.numpy(), cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(image, ax=axis, label="% of the true class", shrink=0.8)
+    axis.set(xlabel="predicted", ylabel="true")
+    if len(classes) <= MAX_NAMED_CLASSES:
+        axis.set_xticks(range(len(classes)), classes, rotation=90)
+        axis.set_yticks(range(len(classes)), classes)
+    _save(figure, target)
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # without pyplot: no window system, no global state
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
+
+
+def _save(figure: Any, target: Path) -> None:
+    with atomic_file(target) as file:
+        figure.savefig(file, format="png", dpi=110)
