@@ -9,7 +9,7 @@ from PIL import Image
 
 from conftest import shared
 from swiftformer.data.loaders import evaluation_loader, training_loader
-from swiftformer.data.sources import open_source
+from swiftformer.data.sources import _from_datasets, open_source
 from swiftformer.image_processing import ImageError, Preprocessing
 from swiftformer.train.recipes import get_recipe
 from test_image_processing import encoded
@@ -117,6 +117,29 @@ def test_rows_without_label_or_image(tmp_path):
     pq.write_table(table, tmp_path / "val-0.parquet")
     with pytest.raises(ImageError, match="row 0: expected an image, found an empty cell"):
         open_source(tmp_path, "val").image(0)
+
+
+def test_labels_that_are_no_numbers(tmp_path):
+    pq.write_table(pa.table({"image": [b"x", b"y"], "label": ["cat", "dog"]}), tmp_path / "val-0.parquet")
+    with pytest.raises(ValueError, match="expected whole numbers as labels, found 'cat'"):
+        open_source(tmp_path, "val")
+
+
+def test_hidden_files_and_folders_are_left_out(image_folder):
+    (image_folder / "val" / ".ipynb_checkpoints").mkdir()
+    (image_folder / "val" / "red" / "._0.png").write_bytes(b"x")
+    source = open_source(image_folder, "val")
+    assert source.classes == ["blue", "red"] and len(source) == 16
+
+
+def test_splits_of_a_named_data_set_are_told_apart(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    for split in ("train", "test"):
+        write_parquet(tmp_path / "set" / "data" / f"{split}-00000-of-00001.parquet")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    train, val = (_from_datasets("set", split) for split in ("train", "val"))
+    assert train.name(0).endswith("set train row 0") and val.name(0).endswith("set test row 0")
 
 
 def test_unknown_augmentation(image_folder):

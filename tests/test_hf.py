@@ -314,12 +314,14 @@ def test_stock_transformers_loads_the_uniform_form(tmp_path):
     assert relative(stock(x).logits, model(x).logits) < 1e-6
 
 
-def test_deepcopied_and_nested_configs_keep_their_depths():
+def test_configurations_keep_their_depths(tmp_path):
     config = SwiftFormerConfig.from_variant("xs")
     assert list(SwiftFormerConfig(**config.to_dict()).depths) == [3, 3, 6, 4]
-    fields = json.loads(config.to_json_string())
-    assert "swiftformer package" in fields["depths"]
-    assert SwiftFormerConfig.from_dict(fields).depths == [3, 3, 6, 4]
+    assert SwiftFormerConfig.from_dict(json.loads(config.to_json_string())).depths == [3, 3, 6, 4]
+    config.to_json_file(tmp_path / "config.json")
+    assert "swiftformer package" in json.loads((tmp_path / "config.json").read_text())["depths"]
+    assert SwiftFormerConfig.from_json_file(tmp_path / "config.json").depths == [3, 3, 6, 4]
+    assert "swiftformer package" not in repr(config)
 
 
 @pytest.mark.parametrize("weighting", ["uniform", "l2"])

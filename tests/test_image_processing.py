@@ -41,7 +41,7 @@ def test_equals_transformers_vit_processor(photographs):
 def test_bicubic_equals_transformers_pillow_backend(photographs):
     fields = {"image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD), "resample": 3}
     pillow = transformers.ViTImageProcessorPil(**fields)
-    for file in photographs[::5]:
+    for file in photographs:
         image = Image.open(file).convert("RGB")
         expected = pillow(image, return_tensors="np")["pixel_values"][0]
         assert np.array_equal(dataclasses.replace(HUB, interpolation="bicubic")(file)[0], expected)
@@ -112,6 +112,8 @@ def test_bad_preprocessing(fields, message):
 def test_preprocessor_configs_that_cannot_be_reproduced():
     with pytest.raises(ValueError, match="do_resize"):
         Preprocessing.from_dict({"do_resize": False})
+    with pytest.raises(ValueError, match="centre crop after size.shortest_edge"):
+        Preprocessing.from_dict({"size": {"height": 256, "width": 256}, "do_center_crop": True, "crop_size": 224})
     with pytest.raises(ValueError, match="rescale_factor of 1/255, found 1"):
         Preprocessing.from_dict({"rescale_factor": 1})
 
@@ -306,6 +308,16 @@ def test_one_pixel_and_extreme_shapes():
 def test_a_shape_too_extreme_to_be_resized_is_named():
     with pytest.raises(ImageError, match=r"line: expected a less extreme shape than 1x60000: with a short side of 256"):
         AUTHORS.prepare(Image.new("RGB", (1, 60000)), "line")
+
+
+def test_transparent_colour_of_an_rgb_png():
+    image = Image.new("RGB", (4, 4), (9, 8, 7))
+    assert open_image(encoded(image, "PNG", transparency=(9, 8, 7))).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_floats_that_overshoot_one():
+    assert open_image(np.full((4, 4, 3), 1.02)).getpixel((0, 0)) == (255, 255, 255)
+    assert open_image(np.full((4, 4, 3), 200.0)).getpixel((0, 0)) == (200, 200, 200)
 
 
 def test_lazily_read_pictures_and_odd_tensors(tmp_path):

@@ -94,11 +94,12 @@ def test_inference_agrees_with_peers_and_weights_go_back(variant, kind):
 
 
 @pytest.mark.parametrize("kind", ["timm", "transformers"])
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("variant", ["xs", "s", "l1", "l3"])
-def test_training_agrees_with_peers(variant, kind):
+def test_training_agrees_with_peers(variant, size, kind):
     peer, ours = peers(variant, kind)
     peer.train(), ours.train()
-    x, labels = torch.randn(2, 3, 65, 97), torch.tensor([1, 7])
+    x, labels = torch.randn(2, 3, *size), torch.tensor([1, 7])
     with torch.no_grad():
         assert relative(logits_of(copy.deepcopy(ours), x), logits_of(copy.deepcopy(peer), x)) < 1e-5
     # Gradients in float64: that of a bias in front of a BatchNorm is zero, and in float32 only its rounding is left.

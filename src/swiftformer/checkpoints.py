@@ -16,7 +16,7 @@ from swiftformer.convert import HEAD_KEYS, Naming, convert_state_dict, detect_na
 from swiftformer.files import atomic_file, atomic_folder
 from swiftformer.image_processing import AUTHORS, HUB, TIMM, Preprocessing
 from swiftformer.locate import CheckpointError, Located, locate
-from swiftformer.normalization import NormalizingConv2d
+from swiftformer.normalization import refuse_folded
 from swiftformer.weights_file import NOTES, read_weights
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def _resolve_config(located: Located, naming: Naming, inferred: dict[str, Any], 
         raise CheckpointError(f"{located.path}: expected a form of {', '.join(FORMS)}, found {told!r}")
     if form is not None and told is not None and form != told:
         raise CheckpointError(f"{located.path}: its form is {told!r}, but form={form!r} was asked for")
-    config = inferred | config | FORMS[form or told or "uniform"]
+    config = inferred | config | FORMS[form or told]
     if located.labels and "id2label" not in config and len(located.labels) == inferred.get("num_labels"):
         config["id2label"] = dict(enumerate(located.labels))
     if inferred.get("num_labels") == 1000 and "id2label" not in config:
@@ -257,7 +257,8 @@ def _fill(
     wanted = model.state_dict()
     # Stray counters of BatchNorm change nothing; older files lack them.
     optional = {key for key in wanted if key.endswith("num_batches_tracked")}
-    allowed_missing, allowed_unexpected = set(optional), set()
+    allowed_missing: set[str] = set()
+    allowed_unexpected: set[str] = set()
     if replaced:
         state_dict = {k: v for k, v in state_dict.items() if not k.startswith(("head.", "dist_head."))}
         allowed_missing |= {key for key in wanted if key.startswith(HEAD_KEYS)}
@@ -305,8 +306,7 @@ def save(
     Raises:
         ValueError: the format cannot hold the model without changing its predictions (timm: the l2 form only).
     """
-    if any(isinstance(module, NormalizingConv2d) for module in model.modules()):
-        raise ValueError("expected a model that takes normalised pixels, found one with folded normalisation")
+    refuse_folded(model)
     path = Path(path)
     preprocessing = getattr(model, "preprocessing", None) or HUB
     state_dict = {

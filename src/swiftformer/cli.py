@@ -113,6 +113,11 @@ def train(
     from swiftformer.train.loop import train as run
     from swiftformer.train.recipes import get_recipe
 
+    if recipe == "finetune" and model is None and not resume:
+        raise ValueError(
+            "the recipe finetune starts from a checkpoint: expected --model, such as MBZUAI/swiftformer-xs, "
+            "or another --recipe to train from scratch"
+        )
     metrics = run(
         get_recipe(recipe, set_ or ()),
         open_source(data, "train"),

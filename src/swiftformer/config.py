@@ -3,6 +3,8 @@
 # No postponed annotations here: `strict` checks values against the types themselves.
 
 import json
+import os
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from huggingface_hub.dataclasses import strict
@@ -125,11 +127,16 @@ class SwiftFormerConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
-        """As transformers', and reads what `to_json_string` wrote in place of the depths."""
+        """As transformers', and reads what `to_json_file` wrote in place of the depths."""
         if isinstance(config_dict.get("depths"), str) and "stage_depths" in config_dict:
             config_dict = dict(config_dict)
             config_dict["depths"] = config_dict.pop("stage_depths")
         return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike) -> Self:
+        """As transformers', and reads what `to_json_file` wrote in place of the depths."""
+        return cls.from_dict(json.loads(Path(json_file).read_text(encoding="utf-8")))
 
     @property
     def form(self) -> str:
@@ -141,11 +148,11 @@ class SwiftFormerConfig(BackboneConfigMixin, PreTrainedConfig):
         """Whether `transformers.SwiftFormer*` computes the same function from the same weights."""
         return self.form == "uniform" and self.distillation and self.hidden_act == "gelu"
 
-    def to_json_string(self, use_diff: bool = True) -> str:
-        text = super().to_json_string(use_diff=use_diff)
-        if self.is_stock:
-            return text
-        fields = json.loads(text)
-        fields["stage_depths"] = list(self.depths)
-        fields["depths"] = f"{self.form}: {STOCK_REFUSAL}"
-        return json.dumps(fields, indent=2, sort_keys=True) + "\n"
+    def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
+        """As transformers'; where stock transformers would compute something else, in a form that it refuses."""
+        text = self.to_json_string(use_diff=use_diff)
+        if not self.is_stock:
+            fields = json.loads(text)
+            fields |= {"stage_depths": fields["depths"], "depths": f"{self.form}: {STOCK_REFUSAL}"}
+            text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
+        Path(json_file_path).write_text(text, encoding="utf-8")

@@ -25,6 +25,7 @@ from transformers.utils import ModelOutput
 from swiftformer.attention import EfficientAdditiveAttention
 from swiftformer.config import SwiftFormerConfig
 from swiftformer.model import Activation, ConvBranch, Encoder, EncoderBlock, PatchEmbedding
+from swiftformer.normalization import refuse_folded
 
 
 class SwiftFormerPreTrainedModel(PreTrainedModel):
@@ -54,6 +55,15 @@ class SwiftFormerPreTrainedModel(PreTrainedModel):
             ValueError: unknown variant, or fields that do not fit together.
         """
         return cls(SwiftFormerConfig.from_variant(name, **kwargs))
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As transformers'.
+
+        Raises:
+            ValueError: the model has the normalisation folded in, which a checkpoint cannot tell.
+        """
+        refuse_folded(self)
+        super().save_pretrained(*args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -45,8 +45,8 @@ def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
 
     Args:
         source: path; bytes or binary file with an encoded picture; PIL image; or pixels as a NumPy array or torch
-            tensor, `(H, W)`, `(H, W, C)` or `(C, H, W)` with 1, 3 or 4 channels: integers with the full range of
-            their type, or floats in [0, 1].
+            tensor, `(H, W)`, `(H, W, C)` or `(C, H, W)` with 1, 3 or 4 channels: 8-bit or 16-bit integers with
+            the full range of their type, larger integers with either range, floats in [0, 1] or up to 255.
         name: what to call the picture in errors; the path, if there is one.
 
     Raises:
@@ -127,7 +127,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         image = ImageOps.exif_transpose(image)
     except Exception:  # broken EXIF data: the pixels are still good
         image = image.copy()
-    if image.mode == "RGB":
+    if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_to_uint8(np.asarray(image))).convert("RGB")
@@ -147,7 +147,8 @@ def _to_uint8(pixels: np.ndarray) -> np.ndarray:
         return pixels.astype(np.uint8) * 255
     if np.issubdtype(pixels.dtype, np.floating):
         peak = float(np.nanmax(pixels, initial=0.0))
-        pixels = np.nan_to_num(pixels.astype(np.float64)) * (255.0 if peak <= 1.0 else 1.0)
+        # Resampled pictures overshoot 1 a little; Pillow's mode F and some arrays go up to 255.
+        pixels = np.nan_to_num(pixels.astype(np.float64)) * (255.0 if peak <= 2.0 else 1.0)
         return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
     # 32-bit integers come from Pillow's mode I, which holds 8-bit or 16-bit values.
     peak = int(pixels.max(initial=0))
@@ -293,6 +294,8 @@ class Preprocessing:
         if isinstance(size, int):
             size = {"height": size, "width": size}
         if "shortest_edge" not in size:
+            if fields.get("do_center_crop") and fields.get("crop_size") not in (None, size):
+                raise ValueError("expected a centre crop after size.shortest_edge, found one after a fixed size")
             return cls(size=(size["height"], size["width"]), resize="squash", **common)
         crop = fields.get("crop_size", size["shortest_edge"])
         crop = (crop["height"], crop["width"]) if isinstance(crop, Mapping) else (crop, crop)

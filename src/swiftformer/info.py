@@ -108,6 +108,8 @@ def describe(model: str, size: tuple[int, int] | None = None, form: str | None =
         form: numeric form of a checkpoint whose file cannot tell.
     """
     if model.lower() in VARIANTS:
+        if form is not None:
+            raise ValueError(f"form: expected none for a variant, found {form!r}; all forms cost the same")
         variant = VARIANTS[model.lower()]
         totals = complexity(SwiftFormerConfig.from_variant(variant.name), size or (224, 224))
         published = f"{variant.gmacs} GMACs at 224x224, {variant.top1}% ImageNet-1k top-1"

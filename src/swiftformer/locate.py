@@ -117,7 +117,6 @@ def _timm_folder(path: Path, weights: Path, config: dict[str, Any]) -> Located:
 
 def _hub(text: str) -> Located:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
 
     repo = re.sub(r"^hf[-_]hub:", "", text)
     repo = next((v.timm_id for v in VARIANTS.values() if repo in (f"swiftformer_{v.name}", v.timm_id[5:])), repo)
@@ -132,7 +131,7 @@ def _hub(text: str) -> Located:
             folder = Path(snapshot_download(repo, allow_patterns=wanted))
             if (folder / weights).exists():
                 break
-    except (OSError, ValueError, HFValidationError) as error:
+    except Exception as error:  # the hub's own errors, and those of whatever carries its requests
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{text}: no such file or folder, and not to be had from the hub ({reason})") from error
     return _folder(folder)

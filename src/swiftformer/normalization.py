@@ -45,6 +45,12 @@ class NormalizingConv2d(nn.Module):
         return F.conv2d(x, self.weight, self.bias, self.stride)
 
 
+def refuse_folded(model: nn.Module) -> None:
+    """Raise ValueError for a model with folded normalisation: its weights would be read as an ordinary model's."""
+    if any(isinstance(module, NormalizingConv2d) for module in model.modules()):
+        raise ValueError("expected a model that takes normalised pixels, found one with folded normalisation")
+
+
 def fold_normalization(
     model: nn.Module, mean: Sequence[float], std: Sequence[float], scale: float = 1 / 255
 ) -> nn.Module:
@@ -62,11 +68,10 @@ def fold_normalization(
     Raises:
         ValueError: another number of channels than the model's.
     """
+    refuse_folded(model)
     folded = copy.deepcopy(model)
     stem = next(m for name, m in folded.named_modules() if name.endswith("patch_embedding"))
     conv = stem[0]
-    if not isinstance(conv, nn.Conv2d):
-        raise ValueError("expected a model that takes normalised pixels, found one with folded normalisation")
     if not len(mean) == len(std) == conv.in_channels:
         raise ValueError(f"expected {conv.in_channels} means and stds, found {len(mean)} and {len(std)}")
     stem[0] = NormalizingConv2d(conv, mean, std, scale)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from swiftformer.data.sources import IMAGE_SUFFIXES
+from swiftformer.data.sources import is_image
 from swiftformer.image_processing import HUB, ImageError, ImageSource
 from swiftformer.locate import DEFAULT_MODEL
 
@@ -62,7 +62,7 @@ def find_images(references: Iterable[str]) -> list[tuple[str, ImageSource]]:
         if reference == "-":
             found.append(("-", sys.stdin.buffer.read()))
         elif path.is_dir():
-            files = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+            files = sorted(file for file in path.rglob("*") if is_image(file))
             if not files:
                 raise ImageError(f"{reference}: expected a folder with images, found none")
             found += [(str(f), f) for f in files]
@@ -70,7 +70,8 @@ def find_images(references: Iterable[str]) -> list[tuple[str, ImageSource]]:
             matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 absolute patterns too
             if not matches:
                 raise ImageError(f"{reference}: expected a pattern that matches files, found no match")
-            found += [(f, Path(f)) for f in matches]
+            for match in matches:
+                found += find_images([match]) if Path(match).is_dir() else [(match, Path(match))]
         else:
             found.append((reference, path))
     return found

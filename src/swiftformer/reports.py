@@ -47,7 +47,7 @@ def metrics_table(metrics: dict[str, Any]) -> None:
     """A line for each metric."""
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in metrics.items():
-        table.add_row(name, f"{value:.2f}" if isinstance(value, float) else str(value))
+        table.add_row(Text(name), f"{value:.2f}" if isinstance(value, float) else str(value))
     Console().print(table)
 
 

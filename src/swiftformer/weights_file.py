@@ -79,6 +79,8 @@ def _read_pickle(path: Path) -> Any:
                 f"{path}: refused, because it holds more than tensors and plain values and loading it would run code"
             ) from error
         raise CheckpointError(f"{path}: truncated, or no PyTorch checkpoint") from error
+    except PermissionError as error:
+        raise CheckpointError(f"{path}: no permission to read it") from error
     except Exception as error:  # the reader answers damage with whatever it stumbled over
         raise CheckpointError(f"{path}: truncated, or no PyTorch checkpoint ({type(error).__name__})") from error
 

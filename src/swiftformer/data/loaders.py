@@ -36,7 +36,8 @@ class Draws(Sampler[tuple[int, int]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, counted from 0, before iterating."""
-        self.sampler.set_epoch(epoch)
+        # timm's sampler for repeated augmentation knows no seed besides the epoch.
+        self.sampler.set_epoch(self.seed * 1_000_003 + epoch)
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -63,7 +64,7 @@ class TrainingDataset(Dataset):
 
     def __getitem__(self, draw: tuple[int, int]) -> tuple[Any, int]:
         index, seed = draw
-        seed_everything(seed)
+        seed_generators(seed)
         for offset in range(len(self)):
             place = (index + offset) % len(self)
             try:
@@ -112,11 +113,13 @@ def _collate(samples: list[tuple[np.ndarray, int, int] | None]) -> tuple[Tensor,
     return torch.from_numpy(np.stack(pixels)), torch.tensor(labels), torch.tensor(indices)
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's generators of this process; `seed` is below 2**32."""
+def seed_generators(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's CPU generators of this process; `seed` is below 2**32."""
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(
+        seed
+    )  # of the CPU; torch.manual_seed does much more, too much for every picture
 
 
 def evaluation_loader(
@@ -182,7 +185,7 @@ def training_loader(
     order = (
         RepeatAugSampler(dataset, num_replicas=1, rank=0, num_repeats=recipe.repeated_augmentation)
         if recipe.repeated_augmentation > 1
-        else DistributedSampler(dataset, num_replicas=1, rank=0, seed=recipe.seed)
+        else DistributedSampler(dataset, num_replicas=1, rank=0)
     )
     loader = DataLoader(
         dataset,

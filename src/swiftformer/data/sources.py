@@ -20,6 +20,11 @@ SPLIT_ALIASES: dict[str, tuple[str, ...]] = {
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
 
 
+def is_image(file: Path) -> bool:
+    """Whether a file in a folder is taken for a picture, by its name. Hidden files (macOS's `._a.jpg`) are not."""
+    return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
+
+
 class Source(Protocol):
     """Labelled images by index. `classes` are the class names in the order of the labels."""
 
@@ -41,12 +46,12 @@ class ImageFolderSource:
     """`ROOT/CLASS/**/*.jpg`, classes in alphabetical order."""
 
     def __init__(self, root: Path) -> None:
-        self.classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+        self.classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and folder.name[0] != ".")
         self.files: list[Path] = []
         self.labels: list[int] = []
         for label, name in enumerate(self.classes):
             for file in sorted((root / name).rglob("*")):
-                if file.suffix.lower() in IMAGE_SUFFIXES:
+                if is_image(file):
                     self.files.append(file)
                     self.labels.append(label)
         if not self.files:
@@ -112,6 +117,9 @@ def _check_labels(labels: list[Any], classes: list[str] | None, name: str) -> No
     """Raise ValueError for a split without rows, without labels, or with labels that name no class."""
     if not labels:
         raise ValueError(f"{name}: expected labelled images, found none")
+    odd = next((label for label in labels if label is not None and not isinstance(label, int)), None)
+    if odd is not None:
+        raise ValueError(f"{name}: expected whole numbers as labels, found {odd!r}")
     missing = sum(label is None or label < 0 for label in labels)
     if missing:
         raise ValueError(f"{name}: expected a label for every image, found {missing} without one")
@@ -179,11 +187,10 @@ def open_source(data: str | Path, split: str) -> Source:
     for alias in aliases:
         if (path / alias).is_dir():
             return ImageFolderSource(path / alias)
-    splits = [a for names in SPLIT_ALIASES.values() for a in names if (path / a).is_dir()]
-    if splits or any(path.glob("**/*.parquet")):
-        raise ValueError(
-            f"{path}: expected a split named one of {', '.join(aliases)}, found {', '.join(splits) or 'none'}"
-        )
+    splits = sorted({a for names in SPLIT_ALIASES.values() for a in names if (path / a).is_dir()})
+    splits += sorted(file.name for file in path.glob("**/*.parquet"))[:4]
+    if splits:
+        raise ValueError(f"{path}: expected a split named one of {', '.join(aliases)}, found {', '.join(splits)}")
     return ImageFolderSource(path)
 
 
@@ -200,7 +207,7 @@ def _from_datasets(name: str, split: str) -> Source:
         available = datasets.get_dataset_split_names(name)
         found = next((s for s in SPLIT_ALIASES.get(split, (split,)) if s in available), None)
         if found is not None:
-            return DatasetsSource(datasets.load_dataset(name, split=found), name)
+            return DatasetsSource(datasets.load_dataset(name, split=found), f"{name} {found}")
     except ValueError:
         raise
     except Exception as error:

@@ -16,7 +16,7 @@ from torch import nn
 
 from swiftformer.checkpoints import load, save
 from swiftformer.config import SwiftFormerConfig
-from swiftformer.data.loaders import evaluation_loader, seed_everything, training_loader
+from swiftformer.data.loaders import evaluation_loader, seed_generators, training_loader
 from swiftformer.data.sources import Source
 from swiftformer.device import select_device
 from swiftformer.evaluate.classification import evaluate_classifier
@@ -80,10 +80,11 @@ def train(
             f"expected the same classes in train and val, found {train_source.classes} and {val_source.classes}"
         )
     state = _resumed(output, recipe, train_source.classes) if resume else None
-    if state is None and has_state(output):
+    if state is None and (has_state(output) or (output / "best").exists()):
         raise ValueError(f"{output} holds a run already: choose another folder, or resume it")
     device = select_device(device)
-    seed_everything(recipe.seed)
+    seed_generators(recipe.seed)
+    torch.manual_seed(recipe.seed)
     net: Any = (
         SwiftFormerForImageClassificationWithTeacher(SwiftFormerConfig.from_dict(state["config"]))
         if state is not None
@@ -133,6 +134,8 @@ def train(
         best = state["best"]
         _forget_lines_after(output / "metrics.jsonl", state["epoch"] + 1)
         logger.info("resuming %s behind epoch %d of %d", output, first_epoch, recipe.epochs)
+    else:
+        _forget_lines_after(output / "metrics.jsonl", 0)
     output.mkdir(parents=True, exist_ok=True)
     with atomic_file(output / "recipe.json") as file:
         file.write_text(json.dumps(dataclasses.asdict(recipe), indent=2) + "\n")
@@ -142,7 +145,8 @@ def train(
     metrics: dict[str, float] = state["metrics"] if state is not None else {}
     with TrainingProgress(recipe.epochs, steps, len(val_source), first_epoch) as progress:
         for epoch in range(first_epoch, recipe.epochs):
-            seed_everything(recipe.seed + 1 + epoch)
+            seed_generators(recipe.seed + 1 + epoch)
+            torch.manual_seed(recipe.seed + 1 + epoch)
             if epoch > first_epoch and recipe.image_size_at(epoch) != recipe.image_size_at(epoch - 1):
                 batches = training_loader(train_source, recipe, recipe.image_size_at(epoch), device, workers)
             batches.sampler.set_epoch(epoch)
@@ -212,7 +216,6 @@ def train(
             if epoch + 1 == recipe.epochs or (epoch + 1) % recipe.evaluate_every == 0:
                 result, confusion = evaluate_classifier(evaluated, val_batches, device, progress.evaluated)
                 metrics |= {name: result[name] for name in ("top1", "top5", "calibration_error")}
-                plot_confusion(confusion, train_source.classes, output / "confusion.png")
                 if metrics["top1"] > best:
                     best = metrics["top1"]
                     save(evaluated, output / "best")
@@ -231,6 +234,8 @@ def train(
             }
             write_state(output, epoch, state)
             plot_curves(output / "metrics.jsonl", output / "curves.png")
+            if "top1" in metrics:
+                plot_confusion(confusion, train_source.classes, output / "confusion.png")
     return metrics
 
 

@@ -43,8 +43,8 @@ def plot_confusion(confusion: Tensor, classes: list[str], target: Path) -> None:
     figure.colorbar(image, ax=axis, label="% of the true class", shrink=0.8)
     axis.set(xlabel="predicted", ylabel="true")
     if len(classes) <= MAX_NAMED_CLASSES:
-        axis.set_xticks(range(len(classes)), classes, rotation=90)
-        axis.set_yticks(range(len(classes)), classes)
+        axis.set_xticks(range(len(classes)), classes, rotation=90, parse_math=False)
+        axis.set_yticks(range(len(classes)), classes, parse_math=False)
     _save(figure, target)
 
 

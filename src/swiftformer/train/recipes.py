@@ -286,7 +286,8 @@ def get_recipe(name: str, settings: Iterable[str] = ()) -> Recipe:
         try:
             changes[key] = _parse(text, types_[key])
         except ValueError:
-            expected = getattr(types_[key], "__name__", str(types_[key]))
+            kind = types_[key]
+            expected = str(kind).replace("typing.", "") if typing.get_origin(kind) else kind.__name__
             raise ValueError(f"{key}: expected {expected}, found {text!r}") from None
     return dataclasses.replace(RECIPES[name](), **changes)
 

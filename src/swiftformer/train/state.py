@@ -18,7 +18,7 @@ KEEP = 2  # epochs; the one before the last is there for the case that the last 
 
 def has_state(run: Path) -> bool:
     """Whether a run folder holds something to resume from."""
-    return any((run / FOLDER).glob("epoch-*.pt"))
+    return any((run / FOLDER).glob("epoch-*.sha256"))
 
 
 def write_state(run: Path, epoch: int, state: dict[str, Any]) -> Path:
