@@ -201,7 +201,7 @@ def _from_datasets(name: str, split: str) -> Source:
         import datasets
     except ImportError:
         raise ValueError(
-            f"{name}: no such folder; loading it by name needs the datasets library (pip install swiftformer[datasets])"
+            f"{name}: no such folder; loading it by name needs the datasets library (pip install datasets)"
         ) from None
     try:
         available = datasets.get_dataset_split_names(name)
