@@ -213,13 +213,14 @@ def _resolve_config(located: Located, naming: Naming, inferred: dict[str, Any], 
                 f"{located.path}: config.json says {name} {list(config[name])}, the weights have {inferred[name]}"
             )
     told = located.form or ("l2" if naming == "timm" else None)
-    if form is None and told is None:
+    resolved = form or told
+    if resolved is None:
         raise CheckpointError(f"{located.path}: {ASK_FOR_FORM}")
     if told is not None and told not in FORMS:
         raise CheckpointError(f"{located.path}: expected a form of {', '.join(FORMS)}, found {told!r}")
     if form is not None and told is not None and form != told:
         raise CheckpointError(f"{located.path}: its form is {told!r}, but form={form!r} was asked for")
-    config = inferred | config | FORMS[form or told]
+    config = inferred | config | FORMS[resolved]
     if located.labels and "id2label" not in config and len(located.labels) == inferred.get("num_labels"):
         config["id2label"] = dict(enumerate(located.labels))
     if inferred.get("num_labels") == 1000 and "id2label" not in config:
