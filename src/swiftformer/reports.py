@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from swiftformer.predict import Classified
 
 
+def _console() -> Console:
+    """Standard output, with room for long paths where it is a file or a pipe."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
 @contextmanager
 def progress_bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Yield a function that moves a bar forward; nothing is drawn where standard error is no terminal."""
@@ -40,7 +46,7 @@ def classification_table(results: list[Classified]) -> None:
                 "█" * round(20 * prediction.probability),
                 style=None if rank == 0 else "dim",
             )
-    Console().print(table)
+    _console().print(table)
 
 
 def metrics_table(metrics: dict[str, Any]) -> None:
@@ -48,7 +54,7 @@ def metrics_table(metrics: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in metrics.items():
         table.add_row(Text(name), f"{value:.2f}" if isinstance(value, float) else str(value))
-    Console().print(table)
+    _console().print(table)
 
 
 def complexity_table(description: dict[str, Any]) -> None:
@@ -75,7 +81,7 @@ def complexity_table(description: dict[str, Any]) -> None:
         f"{description['activation_megabytes']:.3f}",
         style="bold",
     )
-    console = Console()
+    console = _console()
     console.print(table)
     for key in ("form", "classes", "path", "published"):
         if key in description:
