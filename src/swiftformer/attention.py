@@ -68,7 +68,7 @@ class EfficientAdditiveAttention(nn.Module):
         global_query = query.sum(dim=1, keepdim=True)
         if self.w_g.requires_grad and torch.is_grad_enabled():
             # A parameter without any gradient makes DistributedDataParallel wait for it for ever.
-            global_query = global_query + 0 * self.w_g.transpose(0, 1)
+            global_query = global_query + 0 * self.w_g.flatten()
         return global_query
 
     def extra_repr(self) -> str:
