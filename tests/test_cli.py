@@ -115,7 +115,7 @@ def test_a_broken_file_among_good_ones(cli, model_folder, pictures):
         (["convert", "{model}", "{tmp}/out", "--to", "keras"], "keras"),
         (["paint"], "paint"),
         (["classify", "{tmp}/a.png", "--model", "{model}", "--device", "nonsense"], "found 'nonsense'"),
-        (["train", "--data", "{tmp}/flat", "--recipe", "smoke"], "found the training images again"),
+        (["train", "--data", "{tmp}/flat", "--recipe", "smoke"], "two or more pictures of some class to hold one out"),
     ],
 )  # fmt: skip
 def test_bad_input_gets_one_line_and_exit_code_2(cli, tmp_path, model_folder, arguments, message):
@@ -229,3 +229,15 @@ def test_public_names_exist():
         assert getattr(swiftformer, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         swiftformer.nonsense  # noqa: B018
+
+
+def test_slurm_prints_or_writes_the_script(cli, tmp_path):
+    from swiftformer.train.slurm import slurm_script
+
+    train = ["--data", "my images", "--recipe", "paper_xs", "--output", "runs/xs", "--set", "lr=1e-3"]
+    expected = slurm_script(train, nodes=2, gpus=4, setup=["module load cuda"])
+    options = ["slurm", "--nodes", 2, "--gpus", 4, "--setup", "module load cuda"]
+    assert cli(*options, "--", *train)[:2] == (0, expected)
+    assert cli(*options, "--write", tmp_path / "job.sh", "--", *train)[0] == 0
+    assert (tmp_path / "job.sh").read_text() == expected
+    assert cli("slurm", "--time", "soon", "--", *train)[0] == 2

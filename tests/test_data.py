@@ -1,158 +1,20 @@
-import json
-
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 
-from conftest import shared
-from swiftformer.data.loaders import evaluation_loader, training_loader
-from swiftformer.data.sources import _from_datasets, open_source
-from swiftformer.image_processing import ImageError, Preprocessing
+from swiftformer.data.loaders import Normalization, TrainingLoader, evaluation_loader, seed_generators
+from swiftformer.data.samplers import BalancedSampler
+from swiftformer.data.sources import open_source
+from swiftformer.image_processing import Preprocessing
 from swiftformer.train.recipes import get_recipe
-from test_image_processing import encoded
 
 SMALL = Preprocessing(size=(32, 32), resize="shortest")
-
-
-def write_parquet(path, count=6, names=("cat", "dog"), image="image", label="label", metadata=True):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    images = [
-        {"bytes": encoded(Image.new("RGB", (40, 36), (i * 9, 0, 0)), "PNG"), "path": f"{i}.png"} for i in range(count)
-    ]
-    table = pa.table({image: images, label: [i % len(names) for i in range(count)]})
-    if metadata:
-        features = {image: {"_type": "Image"}, label: {"names": list(names), "_type": "ClassLabel"}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    pq.write_table(table, path)
-
-
-def test_image_folder(image_folder):
-    source = open_source(image_folder, "train")
-    assert source.classes == ["blue", "red"] and len(source) == 48 and set(source.labels) == {0, 1}
-    assert source.image(0).mode == "RGB" and source.name(0).endswith("0.png")
-    assert len(open_source(image_folder, "val")) == len(open_source(image_folder, "test")) == 16
-    flat = open_source(image_folder / "train", "val")
-    assert len(flat) == 48
-
-
-@pytest.mark.parametrize(
-    "layout", ["train-00000-of-00001.parquet", "data/train-00000-of-00002.parquet", "train.parquet"]
-)
-def test_parquet_layouts(tmp_path, layout):
-    write_parquet(tmp_path / layout)
-    source = open_source(tmp_path, "train")
-    assert source.classes == ["cat", "dog"] and len(source) == 6
-    assert source.image(3).getpixel((0, 0)) == (27, 0, 0)
-    assert len(open_source(tmp_path / layout, "anything")) == 6
-
-
-def test_parquet_columns_and_shards(tmp_path):
-    write_parquet(tmp_path / "test-00000-of-00002.parquet", image="img", label="fine_label", metadata=False)
-    write_parquet(tmp_path / "test-00001-of-00002.parquet", image="img", label="fine_label", metadata=False)
-    source = open_source(tmp_path, "val")
-    assert len(source) == 12 and source.classes == ["0", "1"]
-    assert source.image(11).size == (40, 36)
-
-
-def test_cifar10_as_shared():
-    source = open_source(shared("data", "cifar10"), "test")
-    assert len(source) == 10_000 and source.classes[:2] == ["airplane", "automobile"]
-    assert source.image(9_999).size == (32, 32)
-
-
-def test_datasets_library(tmp_path):
-    write_parquet(tmp_path / "set" / "data" / "train-00000-of-00001.parquet")
-    datasets = pytest.importorskip("datasets")
-    from swiftformer.data.sources import DatasetsSource
-
-    source = DatasetsSource(
-        datasets.load_dataset(str(tmp_path / "set"), split="train", cache_dir=str(tmp_path / "cache")), "set"
-    )
-    assert source.classes == ["cat", "dog"] and source.labels == [0, 1, 0, 1, 0, 1]
-    assert source.image(2).getpixel((0, 0)) == (18, 0, 0)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda p: (p / "a").mkdir(), "expected one folder of images per class, found none"),
-        (lambda p: None, "expected one folder of images per class, found none"),
-        (lambda p: (p / "train" / "x").mkdir(parents=True), "expected a split named one of val.*found train"),
-        (lambda p: write_parquet(p / "train-0.parquet"), "expected a split named one of val"),
-        (lambda p: (p / "val-0.parquet").write_text("no parquet"), "expected a Parquet file"),
-        (
-            lambda p: write_parquet(p / "val-0.parquet", image="pixels"),
-            "expected an image column .* found pixels, label",
-        ),
-    ],
-)
-def test_folders_that_are_no_data_set(tmp_path, make, message):
-    make(tmp_path)
-    with pytest.raises(ValueError, match=message):
-        open_source(tmp_path, "val")
-
-
-def test_labels_beyond_the_class_names(tmp_path):
-    table = pa.table({"image": [{"bytes": b"", "path": ""}], "label": [7]})
-    features = {"label": {"names": ["a", "b"]}}
-    pq.write_table(
-        table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}),
-        tmp_path / "val-0.parquet",
-    )
-    with pytest.raises(ValueError, match="expected labels from 0 to 1, found 7"):
-        open_source(tmp_path, "val")
-
-
-def test_rows_without_label_or_image(tmp_path):
-    pq.write_table(pa.table({"image": [b"x", b"y"], "label": [0, None]}), tmp_path / "val-0.parquet")
-    with pytest.raises(ValueError, match="expected a label for every image, found 1 without one"):
-        open_source(tmp_path, "val")
-    pq.write_table(pa.table({"image": [b"x", b"y"], "label": [0, -1]}), tmp_path / "val-0.parquet")
-    with pytest.raises(ValueError, match="found 1 without one"):
-        open_source(tmp_path, "val")
-    table = pa.table({"image": [{"bytes": None, "path": None}], "label": [0]})
-    pq.write_table(table, tmp_path / "val-0.parquet")
-    with pytest.raises(ImageError, match="row 0: expected an image, found an empty cell"):
-        open_source(tmp_path, "val").image(0)
-
-
-def test_labels_that_are_no_numbers(tmp_path):
-    pq.write_table(pa.table({"image": [b"x", b"y"], "label": ["cat", "dog"]}), tmp_path / "val-0.parquet")
-    with pytest.raises(ValueError, match="expected whole numbers as labels, found 'cat'"):
-        open_source(tmp_path, "val")
-
-
-def test_hidden_files_and_folders_are_left_out(image_folder):
-    (image_folder / "val" / ".ipynb_checkpoints").mkdir()
-    (image_folder / "val" / "red" / "._0.png").write_bytes(b"x")
-    source = open_source(image_folder, "val")
-    assert source.classes == ["blue", "red"] and len(source) == 16
-
-
-def test_splits_of_a_named_data_set_are_told_apart(tmp_path, monkeypatch):
-    pytest.importorskip("datasets")
-    for split in ("train", "test"):
-        write_parquet(tmp_path / "set" / "data" / f"{split}-00000-of-00001.parquet")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    train, val = (_from_datasets("set", split) for split in ("train", "val"))
-    assert train.name(0).endswith("set train row 0") and val.name(0).endswith("set test row 0")
 
 
 def test_unknown_augmentation(image_folder):
     recipe = get_recipe("smoke", ["auto_augment=foo"])
     with pytest.raises(ValueError, match="auto_augment: expected a policy of timm .*, found 'foo'"):
-        training_loader(open_source(image_folder, "train"), recipe, 32, torch.device("cpu"), 0)
-
-
-def test_missing_path_and_unreachable_name():
-    with pytest.raises(ValueError, match="/no/such/folder: no such file or folder"):
-        open_source("/no/such/folder", "val")
-    with pytest.raises(ValueError, match="nobody/nothing: no such folder, and the datasets library cannot load it"):
-        open_source("nobody/nothing", "val")
+        TrainingLoader(open_source(image_folder, "train"), recipe, 32, 16, workers=0)
 
 
 def test_unreadable_pictures_are_named_and_skipped(image_folder, caplog):
@@ -164,8 +26,13 @@ def test_unreadable_pictures_are_named_and_skipped(image_folder, caplog):
     assert str(broken) in caplog.text
     (image_folder / "train" / "blue" / "0.png").write_bytes(b"")
     recipe = get_recipe("smoke", ["batch_size=48"])
-    _, targets = next(iter(training_loader(open_source(image_folder, "train"), recipe, 32, torch.device("cpu"), 0)))
-    assert len(targets) == 48 and "found an empty file" in caplog.text
+    batch = next(TrainingLoader(open_source(image_folder, "train"), recipe, 32, 48, workers=0).batches(0))
+    assert (
+        len(batch.targets) == 48
+        and batch.unreadable == 1
+        and sorted(batch.indices.tolist())[:2] == [1, 1]
+        and "found an empty file" in caplog.text
+    )
 
 
 def test_evaluation_batches_are_the_preprocessing(image_folder):
@@ -179,12 +46,16 @@ def test_evaluation_batches_are_the_preprocessing(image_folder):
 def test_training_batches(image_folder, settings):
     recipe = get_recipe("smoke", ["batch_size=12", "auto_augment=rand-m9-mstd0.5-inc1", "random_erasing=1", *settings])
     source = open_source(image_folder, "train")
-    loader = training_loader(source, recipe, 32, torch.device("cpu"), 0)
-    loader.sampler.set_epoch(0)
-    batches = list(loader)
-    assert len(batches) == 4
-    for pixels, targets in batches:
-        assert pixels.shape == (12, 3, 32, 32) and pixels.dtype == torch.float32
+    loader = TrainingLoader(source, recipe, 32, 12, workers=0)
+    normalize = Normalization(recipe, torch.device("cpu"))
+    batches = list(loader.batches(0))
+    assert len(batches) == len(loader) == 4
+    for pixels, targets, indices, unreadable in batches:
+        assert pixels.shape == (12, 3, 32, 32) and pixels.dtype == torch.uint8 and unreadable == 0
+        normalized = normalize(pixels)
+        assert normalized.shape == (12, 3, 32, 32) and normalized.dtype == torch.float32
+        if not recipe.mixes:
+            assert [source.labels[index] for index in indices] == targets.tolist()
         if recipe.mixes:
             assert targets.shape == (12, 2)
             torch.testing.assert_close(targets.sum(1), torch.ones(12))
@@ -194,9 +65,9 @@ def test_training_batches(image_folder, settings):
 
 def test_order_depends_on_the_epoch_and_repeats(image_folder):
     source = open_source(image_folder, "train")
-    plain = training_loader(source, get_recipe("smoke"), 32, torch.device("cpu"), 0).sampler
+    plain = TrainingLoader(source, get_recipe("smoke"), 32, 16, workers=0).sampler
     repeated = get_recipe("smoke", ["repeated_augmentation=3"])
-    threefold = training_loader(source, repeated, 32, torch.device("cpu"), 0).sampler
+    threefold = TrainingLoader(source, repeated, 32, 16, workers=0).sampler
     plain.set_epoch(0)
     first = list(plain)
     assert sorted(index for index, _ in first) == list(range(48)) and first == list(plain)
@@ -211,4 +82,62 @@ def test_order_depends_on_the_epoch_and_repeats(image_folder):
 def test_too_few_images(image_folder):
     source, recipe = open_source(image_folder, "train"), get_recipe("smoke", ["batch_size=64"])
     with pytest.raises(ValueError, match="at least one batch of 64 training images, found 48"):
-        training_loader(source, recipe, 32, torch.device("cpu"), 0)
+        TrainingLoader(source, recipe, 32, 64, workers=0)
+
+
+def test_normalisation_is_that_of_timm(image_folder):
+    """timm's own loader on the same batch; erasing follows the generators, which are seeded alike."""
+    from timm.data.loader import PrefetchLoader
+
+    recipe = get_recipe("smoke", ["random_erasing=0.7"])
+    batch = next(TrainingLoader(open_source(image_folder, "train"), recipe, 32, 16, workers=0).batches(0))
+    loader = PrefetchLoader(
+        [(batch.pixels.clone(), batch.targets)], mean=recipe.mean, std=recipe.std, device=torch.device("cpu"),
+        re_prob=0.7, re_mode="pixel",
+    )  # fmt: skip
+    seed_generators(3)
+    ((expected, _),) = loader
+    seed_generators(3)
+    found = Normalization(recipe, torch.device("cpu"))(batch.pixels)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("settings", [(), ("repeated_augmentation=3",), ("sampler=balanced",)])
+def test_processes_share_the_order_of_one(image_folder, settings):
+    """Batch by batch: the same pictures with the same augmentation."""
+    source, recipe = open_source(image_folder, "train"), get_recipe("smoke", ["random_erasing=0", *settings])
+    one = list(TrainingLoader(source, recipe, 32, 12, workers=0).batches(3))
+    shares = [list(TrainingLoader(source, recipe, 32, 6, workers=0, rank=r, world_size=2).batches(3)) for r in (0, 1)]
+    for whole, first, second in zip(one, *shares, strict=True):
+        order = torch.stack([torch.arange(6), torch.arange(6, 12)], dim=1).flatten()
+        for name in ("pixels", "targets", "indices"):
+            together = torch.cat([getattr(first, name), getattr(second, name)])[order]
+            assert torch.equal(getattr(whole, name), together)
+
+
+def test_batches_from_the_middle_of_an_epoch(image_folder):
+    source, recipe = open_source(image_folder, "train"), get_recipe("smoke", ["mixup=0.8"])
+    loader = TrainingLoader(source, recipe, 32, 6, workers=0)
+    whole, part = list(loader.batches(2)), list(loader.batches(2, start=3, stop=7))
+    assert len(part) == 4
+    for a, b in zip(whole[3:7], part, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_balanced_sampler_draws_every_class_equally_often():
+    labels = [0] * 9000 + [2] * 900 + [3] * 100  # no picture of class 1
+    sampler = BalancedSampler(labels)
+    drawn = torch.bincount(torch.tensor([labels[index] for index in sampler]), minlength=4)
+    assert len(sampler) == 10_000 and drawn[1] == 0 and ((drawn[[0, 2, 3]] - 3333).abs() < 200).all()
+    sampler.set_epoch(1)
+    again = torch.bincount(torch.tensor([labels[index] for index in sampler]), minlength=4)
+    assert not torch.equal(again, drawn)
+
+
+def test_evaluation_is_shared_without_repeating(image_folder):
+    source = open_source(image_folder, "val")
+    found = []
+    for rank in range(3):
+        for _, _, indices in evaluation_loader(source, SMALL, batch_size=4, workers=0, rank=rank, world_size=3):
+            found += indices.tolist()
+    assert sorted(found) == list(range(16))

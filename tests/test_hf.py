@@ -398,3 +398,19 @@ def test_gpu_agrees_with_cpu(dtype):
     expected = model(x).logits
     found = model.to("cuda", dtype)(x.to("cuda", dtype)).logits.float().cpu()
     assert relative(found, expected) < {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}[dtype]
+
+
+def test_trainer_reports_the_loss_of_the_batch_whatever_the_accumulation(tmp_path):
+    """Were the loss taken for a share, it would grow with the number of accumulated batches."""
+    from transformers import Trainer, TrainingArguments
+
+    data = [{"pixel_values": torch.randn(3, 32, 32), "labels": i % 10} for i in range(16)]
+    losses = []
+    for steps in (1, 4):
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path / str(steps)), per_device_train_batch_size=4, gradient_accumulation_steps=steps,
+            max_steps=4 // steps, learning_rate=0.0, report_to="none", use_cpu=True, logging_steps=1,
+        )  # fmt: skip
+        trainer = Trainer(model=tiny(), args=arguments, train_dataset=data)
+        losses.append(trainer.train().training_loss)
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)

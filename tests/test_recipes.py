@@ -42,7 +42,9 @@ def test_settings():
         ("smoke", "compile=maybe", "compile: expected bool, found 'maybe'"),
         ("smoke", "warmup_epochs=9", "expected warmup_epochs from 0 to epochs"),
         ("smoke", "progressive_sizes=64", "expected progressive_sizes from 32 to image_size"),
-        ("smoke", "total_batch_size=50", "multiple of batch_size .16., found 50"),
+        ("smoke", "total_batch_size=0", "total_batch_size of at least 1, found 0"),
+        ("smoke", "class_weights=some", "class_weights: expected"),
+        ("paper_xs", "sampler=balanced", "expected repeated_augmentation of 1, found 3"),
         ("smoke", "distillation=medium", "distillation: expected"),
         ("smoke", "distillation_alpha=2", "distillation_alpha in"),
         ("smoke", "crop_pct=0", "crop_pct in"),
@@ -80,7 +82,8 @@ def test_paper_recipes_field_by_field():
         recipe = get_recipe(f"paper_{variant}")
         for name, value in (common | fields).items():
             assert getattr(recipe, name) == value, (variant, name)
-        assert recipe.accumulation * recipe.batch_size == 2048
+        batch_size, accumulation = recipe.batches()
+        assert (batch_size, accumulation) == (128, 16)
         assert recipe.preprocessing == AUTHORS
 
 

@@ -1,22 +1,23 @@
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 
 from swiftformer import SwiftFormerConfig, SwiftFormerForImageClassification, load, save
 from swiftformer.data.sources import open_source
 from swiftformer.evaluate.classification import _match_classes, evaluate_classifier, evaluate_reference
-from swiftformer.train import loop
+from swiftformer.train import distillation, loop
 from swiftformer.train.recipes import get_recipe
 from swiftformer.train.state import read_state, write_state
 
-FILES = {"recipe.json", "metrics.jsonl", "curves.png", "confusion.png", "states", "best", "last"}
+FILES = {
+    *("recipe.json", "metrics.jsonl", "train.log", "tensorboard", "curves.png", "confusion.png", "README.md"),
+    *("states", "best", "last", "raw"),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +48,10 @@ def test_a_run_learns_and_leaves_what_it_promises(image_folder, tmp_path):
     assert model.preprocessing == get_recipe("smoke").preprocessing
     evaluated = evaluate_reference(str(tmp_path / "run"), str(image_folder), workers=0)
     assert evaluated["top1"] == 100.0 and evaluated["images"] == 16 and evaluated["unreadable"] == 0
-    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["epochs"] == 20
+    for place in (".", "best", "last", "raw"):
+        assert json.loads((tmp_path / "run" / place / "recipe.json").read_text())["epochs"] == 20
+    averaged, raw = (load(tmp_path / "run" / name).head.weight for name in ("last", "raw"))
+    assert not torch.equal(averaged, raw)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +63,8 @@ def test_a_run_learns_and_leaves_what_it_promises(image_folder, tmp_path):
         ("progressive_sizes=32", "image_size=64", "channels_last=false"),
         ("optimizer=lion", "drop_path_rate=0.2"),
         ("evaluate_every=2",),
+        ("precision=fp16",),
+        ("class_weights=balanced", "sampler=balanced"),
     ],
 )
 def test_every_ingredient_runs(image_folder, tmp_path, settings):
@@ -88,50 +94,13 @@ def test_resumed_run_equals_an_uninterrupted_one(image_folder, tmp_path, monkeyp
         assert all(torch.equal(a[part][key], b[part][key]) for key in a[part])
 
 
-def test_sigkill_loses_at_most_the_epoch_under_way(image_folder, tmp_path):
-    output = tmp_path / "run"
-    settings = ["--set", "epochs=400", "--set", "warmup_epochs=1", "--workers", "0", "--output", str(output)]
-    command = [
-        sys.executable,
-        "-m",
-        "swiftformer",
-        "train",
-        "--data",
-        str(image_folder),
-        "--recipe",
-        "smoke",
-        *settings,
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 120
-        while not (output / "metrics.jsonl").exists() or (output / "metrics.jsonl").read_text().count("\n") < 2:
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.05)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    done = (output / "metrics.jsonl").read_text().count("\n")
-    state = read_state(output)
-    assert done - 1 <= state["epoch"] + 1 <= done
-    assert load(output / "best").config.num_labels == 2
-    # Resumed with a target two epochs further on, it goes on where the state was saved.
-    state["recipe"] |= {"epochs": done + 2}
-    write_state(output, state["epoch"], state)
-    resumed = [part.replace("epochs=400", f"epochs={done + 2}") for part in command]
-    subprocess.run([*resumed, "--resume"], env=environment, check=True, timeout=120, stderr=subprocess.DEVNULL)
-    lines = [json.loads(line)["epoch"] for line in (output / "metrics.jsonl").read_text().splitlines()]
-    assert lines == list(range(1, done + 3))
-
-
 def test_resuming_keeps_the_numeric_form(image_folder, tmp_path):
     config = SwiftFormerConfig(depths=[1, 1, 1, 1], embed_dims=[8, 8, 8, 16], num_labels=5)
     save(SwiftFormerForImageClassification(config), tmp_path / "uniform")
     run(image_folder, tmp_path / "run", model=str(tmp_path / "uniform"))
     state = read_state(tmp_path / "run")
     state["recipe"] |= {"epochs": 3}
-    write_state(tmp_path / "run", state["epoch"], state)
+    write_state(tmp_path / "run", state["epochs"], 0, state)
     metrics = run(image_folder, tmp_path / "run", "epochs=3", resume=True)  # without naming the model again
     assert metrics["epoch"] == 3 and load(tmp_path / "run" / "last").config.form == "uniform"
     again = run(image_folder, tmp_path / "run", "epochs=3", resume=True)
@@ -150,9 +119,9 @@ def test_a_damaged_state_falls_back_to_the_one_before(image_folder, tmp_path, ca
     last = output / "states" / states[-1]
     content = last.read_bytes()
     last.write_bytes(content[: len(content) // 2])
-    assert read_state(output)["epoch"] == 2 and "epoch-0004.pt is damaged" in caplog.text
+    assert read_state(output)["epochs"] == 3 and "epoch-0004.pt is damaged" in caplog.text
     assert run(image_folder, output, "epochs=4", resume=True)["epoch"] == 4
-    assert read_state(output)["epoch"] == 3
+    assert read_state(output)["epochs"] == 4
     for path in (output / "states").glob("*.pt"):
         path.write_bytes(b"")
     with pytest.raises(ValueError, match="expected a state that is whole, found 2 damaged ones"):
@@ -164,7 +133,7 @@ def test_a_full_disk_keeps_the_state_before(image_folder, tmp_path, monkeypatch)
     original = torch.save
 
     def full(content, file, *args, **kwargs):
-        if content.get("epoch") == 1:
+        if content.get("epochs") == 2:
             original(content, file)
             file.write_bytes(file.read_bytes()[:1000])
             raise OSError(28, "No space left on device")
@@ -175,7 +144,7 @@ def test_a_full_disk_keeps_the_state_before(image_folder, tmp_path, monkeypatch)
         run(image_folder, output)
     monkeypatch.setattr(torch, "save", original)
     assert [path.name for path in (output / "states").iterdir()] != []
-    assert read_state(output)["epoch"] == 0
+    assert read_state(output)["epochs"] == 1
     assert run(image_folder, output, resume=True)["epoch"] == 2
 
 
@@ -245,8 +214,6 @@ def test_distillation_from_a_teacher(image_folder, tmp_path, kind):
 
 
 def test_gradients_are_accumulated_to_the_total_batch(image_folder, tmp_path):
-    recipe = get_recipe("smoke", ["batch_size=12", "total_batch_size=48"])
-    assert recipe.accumulation == 4
     metrics = run(image_folder, tmp_path / "run", "batch_size=12", "total_batch_size=48")
     state = read_state(tmp_path / "run")
     steps = {int(entry["step"]) for entry in state["optimizer"]["state"].values()}
@@ -316,3 +283,46 @@ def test_weight_decay_spares_biases_and_norms(image_folder, tmp_path, monkeypatc
     plain, decayed = seen["optimizer"].param_groups
     assert plain["weight_decay"] == 0 and decayed["weight_decay"] > 0
     assert all(p.ndim <= 1 for p in plain["params"]) and all(p.ndim > 1 for p in decayed["params"])
+
+
+def test_unreadable_pictures_are_counted_and_named(image_folder, tmp_path):
+    broken = image_folder / "train" / "red" / "5.png"
+    broken.write_bytes(b"broken")
+    assert run(image_folder, tmp_path / "run", workers=1)["unreadable"] == 1
+    assert str(broken) in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_a_folder_without_splits_is_cut(image_folder, tmp_path):
+    flat = str(image_folder / "train")
+    metrics = run(flat, tmp_path / "run", "epochs=10")
+    held_out = evaluate_reference(str(tmp_path / "run"), flat, "val", workers=0)
+    assert held_out["images"] == 4 and held_out["top1"] == metrics["top1"]
+    assert evaluate_reference(str(tmp_path / "run"), flat, workers=0)["images"] == 48
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_cached_teacher(image_folder, tmp_path, monkeypatch, kind):
+    """Without augmentation the cache tells what the teacher would; a second run over the same images reads it."""
+    run(image_folder, tmp_path / "teacher", "epochs=8")
+    asked = []
+    forward = distillation.Teacher.forward
+    monkeypatch.setattr(distillation.Teacher, "forward", lambda self, x: asked.append(len(x)) or forward(self, x))
+    settings = [f"distillation={kind}", f"teacher={tmp_path / 'teacher'}", "crop_scale=1,1", "crop_ratio=1.2,1.2"]
+    settings += ["horizontal_flip=0", "color_jitter=0", "random_erasing=0", "interpolation=bicubic"]
+    run(image_folder, tmp_path / "cached", *settings, "cache_teacher=true")
+    assert sum(asked) == 48
+    logits = load_file(tmp_path / "cached" / "teacher.safetensors")["logits"]
+    assert logits.shape == (48, 2) and logits.dtype == torch.float16
+    assert (logits.argmax(1) == torch.tensor(open_source(image_folder, "train").labels)).float().mean() > 0.9
+    (tmp_path / "again").mkdir()
+    shutil.copy(tmp_path / "cached" / "teacher.safetensors", tmp_path / "again")
+    asked.clear()
+    first = run(image_folder, tmp_path / "again", *settings, "cache_teacher=true")
+    assert asked == [] and first["loss"] > 0
+    Image.new("RGB", (40, 48)).save(image_folder / "train" / "red" / "new.png")
+    (tmp_path / "other").mkdir()
+    shutil.copy(tmp_path / "cached" / "teacher.safetensors", tmp_path / "other")
+    run(image_folder, tmp_path / "other", *settings, "cache_teacher=true")
+    assert sum(asked) == 49
+    with pytest.raises(ValueError, match="a cached teacher knows nothing of mixed images"):
+        get_recipe("paper_l1", ["cache_teacher=true"])

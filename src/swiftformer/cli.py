@@ -1,13 +1,15 @@
 """The command line: `swiftformer VERB`. Heavy imports sit inside the commands, so that `--help` is quick.
 
 Results go to standard output, progress and logs to standard error. Exit code 0 is success, 2 bad usage or bad input
-with one line of explanation, 1 an internal failure.
+with one line of explanation, 1 an internal failure, 128 plus the signal a training that was asked to stop.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
@@ -28,6 +30,7 @@ Form = Annotated[
 ]
 Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, ...; CUDA if there is one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+Level = Annotated[str, typer.Option(help="What a class is in iNaturalist's data: name, genus, family, ...")]
 DEFAULT_MODEL = "swiftformer-xs-cifar10"
 MODEL_HELP = "Bundled name, hub id, timm name, folder or file."
 
@@ -106,9 +109,14 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
     device: Device = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 2,
+    save_minutes: Annotated[float, typer.Option(min=0, help="Save the state this often within an epoch.")] = 30.0,
+    level: Level = "name",
     as_json: AsJson = False,
 ) -> None:
-    """Train or fine-tune a classifier; weights, metrics and the state to resume from go to the run folder."""
+    """Train or fine-tune a classifier; weights, metrics and the state to resume from go to the run folder.
+
+    On several GPUs or machines: torchrun -m swiftformer train ..., or see `swiftformer slurm --help`.
+    """
     from swiftformer.data.sources import open_source
     from swiftformer.train.loop import train as run
     from swiftformer.train.recipes import get_recipe
@@ -120,8 +128,8 @@ def train(
         )
     metrics = run(
         get_recipe(recipe, set_ or ()),
-        open_source(data, "train"),
-        open_source(data, "val"),
+        open_source(data, "train", level=level),
+        open_source(data, "val", level=level),
         output,
         variant=variant,
         model=model,
@@ -129,6 +137,9 @@ def train(
         resume=resume,
         device=device,
         workers=workers,
+        save_minutes=save_minutes,
+        data_name=data,
+        command=shlex.join(["swiftformer", *sys.argv[1:]]),
     )
     if as_json:
         _print_json(metrics)
@@ -138,10 +149,14 @@ def train(
 def evaluate(
     data: Annotated[str, typer.Option(help="Folder with val/, Parquet shards, or a data set's name.")],
     model: Annotated[str, typer.Option(help=MODEL_HELP)] = DEFAULT_MODEL,
-    split: Annotated[str, typer.Option(help="val, test or train.")] = "val",
+    split: Annotated[
+        Optional[str], typer.Option(help="train, val, test or all; validation images where they lie apart, or all.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 64,
     workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 2,
     per_class: Annotated[bool, typer.Option("--per-class", help="Accuracy of each class as well.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Of a run folder, the weights that are not averaged.")] = False,
+    level: Level = "name",
     form: Form = None,
     device: Device = None,
     as_json: AsJson = False,
@@ -152,10 +167,11 @@ def evaluate(
 
     with progress_bar("evaluate", None) as advance:
         metrics = evaluate_reference(
-            model,
+            str(Path(model) / "raw") if raw else model,
             data,
             split,
             form=form,
+            level=level,
             batch_size=batch_size,
             workers=workers,
             device=device,
@@ -199,6 +215,56 @@ def info(
     _print_json(description) if as_json else complexity_table(description)
 
 
+@app.command()
+def slurm(
+    arguments: Annotated[list[str], typer.Argument(help="Behind --: what `swiftformer train` gets.")],
+    nodes: Annotated[int, typer.Option(help="Machines.")] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs of each, with one process per GPU; 0 for a cluster without.")] = 8,
+    tasks: Annotated[int, typer.Option(help="Processes per machine where there are no GPUs.")] = 1,
+    cpus: Annotated[int, typer.Option(help="Cores per process; --workers share them.")] = 8,
+    time: Annotated[str, typer.Option(help="Limit of one stay: minutes, HH:MM:SS or D-HH:MM:SS.")] = "1-00:00:00",
+    job_name: Annotated[str, typer.Option(help="What squeue shows.")] = "swiftformer",
+    partition: Annotated[Optional[str], typer.Option(help="As sbatch's.")] = None,
+    account: Annotated[Optional[str], typer.Option(help="As sbatch's.")] = None,
+    constraint: Annotated[Optional[str], typer.Option(help="As sbatch's.")] = None,
+    memory: Annotated[Optional[str], typer.Option(help="Per machine, such as 200G.")] = None,
+    log: Annotated[str, typer.Option(help="The job's log; %j is the job's number.")] = "slurm-%j.out",
+    requeue: Annotated[bool, typer.Option(help="Back to the queue at the time limit and after preemption.")] = True,
+    signal_seconds: Annotated[int, typer.Option(help="Time to save the state before the limit.")] = 120,
+    setup: Annotated[
+        Optional[list[str]], typer.Option(help="Line of shell to run first, such as 'module load cuda'; repeatable.")
+    ] = None,
+    write: Annotated[Optional[Path], typer.Option(help="File to write; otherwise the script is printed.")] = None,
+) -> None:
+    """A batch script for Slurm that trains on many GPUs, requeues itself and resumes: swiftformer slurm ... -- ARGS."""
+    from swiftformer.files import atomic_file
+    from swiftformer.train.slurm import slurm_script
+
+    script = slurm_script(
+        arguments,
+        nodes=nodes,
+        gpus=gpus,
+        tasks=tasks,
+        cpus=cpus,
+        time=time,
+        job_name=job_name,
+        partition=partition,
+        account=account,
+        constraint=constraint,
+        memory=memory,
+        output=log,
+        requeue=requeue,
+        signal_seconds=signal_seconds,
+        setup=setup or (),
+    )
+    if write is None:
+        typer.echo(script, nl=False)
+        return
+    with atomic_file(write) as file:
+        file.write_text(script)
+    typer.echo(f"wrote {write}; submit it with: sbatch {shlex.quote(str(write))}", err=True)
+
+
 def _parse_size(text: str) -> tuple[int, int]:
     try:
         numbers = [int(number) for number in text.lower().split("x")]
@@ -210,19 +276,28 @@ def _parse_size(text: str) -> tuple[int, int]:
 
 
 def _print_json(document: Any) -> None:
-    typer.echo(json.dumps(document, indent=2))
+    if _rank() == 0:  # of several processes, one speaks
+        typer.echo(json.dumps(document, indent=2))
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
 
 
 def main() -> None:
     """Run the command line."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-    logging.getLogger("swiftformer").setLevel(logging.INFO)
+    logging.getLogger("swiftformer").setLevel(logging.INFO if _rank() == 0 else logging.WARNING)
     try:
         app()
     except (ValueError, OSError) as error:
         lines = str(error).split("\n")
         typer.echo(f"error: {' '.join(line.strip() for line in lines).strip()}", err=True)
         sys.exit(2)
-    except FloatingPointError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(1)
+    except (FloatingPointError, RuntimeError) as error:
+        # Told by name: naming the classes would import torch at every start.
+        kind = type(error).__name__
+        if kind not in ("FloatingPointError", "LoaderError", "TrainingStopped"):
+            raise
+        typer.echo(f"{'stopped' if kind == 'TrainingStopped' else 'error'}: {error}", err=True)
+        sys.exit(128 + getattr(error, "signal", 0) if kind == "TrainingStopped" else 1)

@@ -38,6 +38,9 @@ class SwiftFormerPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     _no_split_modules = ["ConvEncoder", "EncoderBlock"]  # noqa: RUF012
+    # The losses are means over the batch. Without this, transformers' Trainer takes them for shares of the loss of all
+    # devices and accumulation steps, because `forward` takes further keyword arguments.
+    accepts_loss_kwargs = False
     # What `swiftformer.load` knows beyond the weights: a `Preprocessing` and a `LoadReport`. transformers resolves
     # these annotations at run time.
     preprocessing: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -95,3 +96,9 @@ def get_variant(name: str) -> Variant:
         return VARIANTS[name.lower()]
     except KeyError:
         raise ValueError(f"unknown variant {name!r}: expected one of {', '.join(VARIANTS)}") from None
+
+
+def variant_of(depths: Sequence[int], embed_dims: Sequence[int]) -> Variant | None:
+    """The variant with these depths and widths, if there is one."""
+    wanted = (tuple(depths), tuple(embed_dims))
+    return next((v for v in VARIANTS.values() if (v.depths, v.embed_dims) == wanted), None)

@@ -1,1 +1,1 @@
-"""Labelled images from folders, Parquet files and the `datasets` library, and the loaders that batch them."""
+"""Labelled images from every usual layout, deterministic splits of them, and the loaders that batch them."""

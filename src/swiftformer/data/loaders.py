@@ -4,56 +4,54 @@ from __future__ import annotations
 
 import logging
 import random
+import signal
+import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
 
+from swiftformer.data.samplers import Draws, training_order
 from swiftformer.data.sources import Source
 from swiftformer.image_processing import ImageError, Preprocessing
 
 if TYPE_CHECKING:
-    from timm.data.loader import PrefetchLoader
-
     from swiftformer.train.recipes import Recipe
 
 logger = logging.getLogger(__name__)
+RESTARTS = 3  # of the loader processes, at one and the same batch
 
 
-class Draws(Sampler[tuple[int, int]]):
-    """Another sampler's indices, each with a seed of its own for the augmentation.
+class LoaderError(RuntimeError):
+    """The processes that load images die again and again."""
 
-    With it a picture's augmentation depends on the epoch and its place in the order alone, so a resumed run repeats
-    what an uninterrupted one would have done, whatever the loader processes did before.
-    """
 
-    def __init__(self, sampler: Any, seed: int) -> None:
-        self.sampler, self.seed, self.epoch = sampler, seed, 0
+class TrainingSample(NamedTuple):
+    """An augmented image, `(3, S, S)` uint8, its label, its place in the source, and the unreadable ones before it."""
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, counted from 0, before iterating."""
-        # timm's sampler for repeated augmentation knows no seed besides the epoch.
-        self.sampler.set_epoch(self.seed * 1_000_003 + epoch)
-        self.epoch = epoch
+    image: np.ndarray
+    label: int
+    place: int
+    unreadable: int
 
-    def __len__(self) -> int:
-        return len(self.sampler)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        first = (self.seed * 1_000_003 + self.epoch) * len(self)
-        for place, index in enumerate(self.sampler):
-            yield int(index), (first + place) % 2**32
+class TrainingBatch(NamedTuple):
+    """Pixels `(B, 3, S, S)` uint8; class indices `(B,)` or, where images are mixed, distributions `(B, classes)`;
+    indices of the images `(B,)`; and the number of unreadable ones that others stand in for."""
+
+    pixels: Tensor
+    targets: Tensor
+    indices: Tensor
+    unreadable: Tensor
 
 
 class TrainingDataset(Dataset):
-    """Transformed image and label of a draw `(index, seed)`.
-
-    An unreadable picture is named in the log and the next one stands in.
-    """
+    """The sample of a draw `(index, seed)`. An unreadable picture is named in the log and the next one stands in."""
 
     def __init__(self, source: Source, transform: Callable[[Image.Image], Any]) -> None:
         self.source = source
@@ -62,7 +60,7 @@ class TrainingDataset(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, draw: tuple[int, int]) -> tuple[Any, int]:
+    def __getitem__(self, draw: tuple[int, int]) -> TrainingSample:
         index, seed = draw
         seed_generators(seed)
         for offset in range(len(self)):
@@ -72,7 +70,7 @@ class TrainingDataset(Dataset):
             except ImageError as error:
                 logger.warning("skipped %s", error)
                 continue
-            return self._transformed(image), self.source.labels[place]
+            return TrainingSample(self._transformed(image), self.source.labels[place], place, offset)
         raise ValueError("expected readable images, found none")
 
     def _transformed(self, image: Image.Image) -> Any:
@@ -84,6 +82,40 @@ class TrainingDataset(Dataset):
                 if "bits must be between" not in str(error):
                     raise
         return self.transform(image)
+
+
+class TrainingCollate:
+    """Samples to a `TrainingBatch`. `mix` is timm's collate function, which stacks the images and may mix them."""
+
+    def __init__(self, mix: Callable[[list[tuple[np.ndarray, int]]], tuple[Tensor, Tensor]]) -> None:
+        self.mix = mix
+
+    def __call__(self, samples: list[TrainingSample]) -> TrainingBatch:
+        pixels, targets = self.mix([(sample.image, sample.label) for sample in samples])
+        indices = torch.tensor([sample.place for sample in samples])
+        return TrainingBatch(pixels, targets, indices, torch.tensor(sum(sample.unreadable for sample in samples)))
+
+
+class Normalization(nn.Module):
+    """uint8 pixels to normalised float32 with random erasing, on the device that it lies on."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        from timm.data.random_erasing import RandomErasing
+
+        super().__init__()
+        for name, values in (("mean", recipe.mean), ("std", recipe.std)):
+            self.register_buffer(name, torch.tensor([255 * value for value in values], device=device).view(1, 3, 1, 1))
+        self.erase = RandomErasing(recipe.random_erasing, mode="pixel", device=device)
+        self.memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """`(B, 3, H, W)` to the same shape."""
+        pixels = pixels.to(self.mean.device, non_blocking=True).contiguous(memory_format=self.memory_format)
+        pixels = pixels.float().sub_(self.mean).div_(self.std)
+        return self.erase(pixels) if self.erase.probability > 0 else pixels
 
 
 class EvaluationDataset(Dataset):
@@ -117,92 +149,177 @@ def seed_generators(seed: int) -> None:
     """Seed Python's, NumPy's and torch's CPU generators of this process; `seed` is below 2**32."""
     random.seed(seed)
     np.random.seed(seed)
-    torch.default_generator.manual_seed(
-        seed
-    )  # of the CPU; torch.manual_seed does much more, too much for every picture
+    # Of the CPU; torch.manual_seed does much more, too much for every picture.
+    torch.default_generator.manual_seed(seed)
+
+
+class Share(Sampler[int]):
+    """Every `world_size`-th image, from `rank` on: together the shares hold each image exactly once."""
+
+    def __init__(self, length: int, rank: int, world_size: int) -> None:
+        self.places = range(rank, length, world_size)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.places)
 
 
 def evaluation_loader(
-    source: Source, preprocessing: Preprocessing, batch_size: int, workers: int
+    source: Source, preprocessing: Preprocessing, batch_size: int, workers: int, rank: int = 0, world_size: int = 1
 ) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
-    """Batches `(pixels (B, 3, H, W) float32, labels (B,), indices (B,))` in order, each readable picture once."""
+    """Batches `(pixels (B, 3, H, W) float32, labels (B,), indices (B,))` in order, each readable picture once.
+
+    Of several processes, each gets its share.
+    """
     return DataLoader(
         EvaluationDataset(source, preprocessing),
         batch_size=batch_size,
+        sampler=Share(len(source), rank, world_size),
         num_workers=workers,
         collate_fn=_collate,
+        worker_init_fn=_ignore_signals,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
     )
 
 
-def training_loader(
-    source: Source, recipe: Recipe, image_size: int, device: torch.device, workers: int
-) -> PrefetchLoader:
-    """Shuffled batches with the recipe's augmentation, `(pixels (B, 3, S, S), targets)` on `device`, S = `image_size`.
+class TrainingLoader:
+    """Shuffled, augmented batches of one image size, for one of `world_size` processes.
 
-    Pixels are normalised on the device. Targets are class indices `(B,)`, or, where the recipe mixes images,
-    distributions `(B, classes)`. Call `loader.sampler.set_epoch(epoch)` before each epoch: the order depends on it.
+    Args:
+        image_size: side of the images in pixels.
+        batch_size: images per batch and process.
+        workers: processes that load.
 
     Raises:
-        ValueError: fewer images than one batch.
+        ValueError: fewer images than one batch of all processes, or an unknown augmentation.
     """
-    from timm.data import FastCollateMixup, create_transform
-    from timm.data.distributed_sampler import RepeatAugSampler
-    from timm.data.loader import PrefetchLoader, fast_collate
 
-    if len(source) < recipe.batch_size:
-        raise ValueError(f"expected at least one batch of {recipe.batch_size} training images, found {len(source)}")
+    def __init__(
+        self,
+        source: Source,
+        recipe: Recipe,
+        image_size: int,
+        batch_size: int,
+        workers: int,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        if len(source) < batch_size * world_size:
+            raise ValueError(
+                f"expected at least one batch of {batch_size * world_size} training images, found {len(source)}"
+            )
+        self.batch_size = batch_size
+        self.sampler = Draws(training_order(source, recipe, rank, world_size), recipe.seed, rank, world_size)
+        self._dataset = TrainingDataset(source, _augmentation(recipe, image_size))
+        self._options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "sampler": self.sampler,
+            "drop_last": True,
+            "num_workers": workers,
+            "collate_fn": TrainingCollate(_mixing(recipe, len(source.classes))),
+            "worker_init_fn": _ignore_signals,
+            "pin_memory": pin_memory,
+            "persistent_workers": workers > 0,
+        }
+        self._loader: DataLoader[TrainingBatch] | None = None
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return len(self.sampler) // self.batch_size
+
+    def batches(self, epoch: int, start: int = 0, stop: int | None = None) -> Iterator[TrainingBatch]:
+        """Batches `start` to `stop` of an epoch; they depend on the epoch and their place alone.
+
+        Where a loading process dies, new ones go on at the batch that was owed.
+
+        Raises:
+            LoaderError: they died several times at one batch.
+        """
+        place, deaths = start, 0
+        stop = len(self) if stop is None else stop
+        while place < stop:
+            self.sampler.set_epoch(epoch, place * self.batch_size)
+            if self._loader is None:
+                # A generator of its own, so that starting processes does not move the model's.
+                self._loader = DataLoader(self._dataset, generator=torch.Generator(), **self._options)
+            try:
+                for batch in islice(_quietly_started(self._loader), stop - place):
+                    yield batch
+                    place, deaths = place + 1, 0
+                if place < stop:
+                    raise AssertionError(f"{stop} batches were promised, {place} came")
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                # What a dead process leaves behind, as opposed to an error that a living one reports.
+                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                    raise
+                if "Caught " in str(error) or self._options["num_workers"] == 0:
+                    raise
+                self._loader = None
+                deaths += 1
+                if deaths == RESTARTS:
+                    raise LoaderError(
+                        f"the processes that load images died {deaths} times at batch {place} of epoch {epoch + 1}: "
+                        f"expected enough memory (/dev/shm as well) for {self._options['num_workers']} of them, "
+                        f"try fewer workers ({error})"
+                    ) from error
+                logger.warning("a process that loads images died (%s); starting new ones at batch %d", error, place)
+
+
+def _ignore_signals(worker: int) -> None:
+    """Let loader processes outlive a SIGTERM or Ctrl-C that goes to all, as long as the state is being saved."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _quietly_started(loader: DataLoader[TrainingBatch]) -> Iterator[TrainingBatch]:
+    """An iterator whose processes, when they die, make `next` raise and nothing else.
+
+    torch raises from a signal handler, wherever the program happens to be: within an update of the weights, say.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGCHLD)
+    iterator = iter(loader)
+    if in_main_thread:
+        signal.signal(signal.SIGCHLD, handler)
+    return iterator
+
+
+def _augmentation(recipe: Recipe, image_size: int) -> Callable[[Image.Image], Any]:
+    from timm.data import create_transform
+
     try:
-        transform = create_transform(
+        return create_transform(
             image_size,
             is_training=True,
-            use_prefetcher=True,
+            use_prefetcher=True,  # uint8 arrays; normalised later, on the device
             scale=recipe.crop_scale,
             ratio=recipe.crop_ratio,
             hflip=recipe.horizontal_flip,
             color_jitter=recipe.color_jitter,
             auto_augment=recipe.auto_augment or None,
             interpolation=recipe.interpolation,
-            mean=recipe.mean,
-            std=recipe.std,
         )
     except (AssertionError, KeyError, ValueError) as error:
         raise ValueError(
             f"auto_augment: expected a policy of timm such as rand-m9-mstd0.5-inc1, found {recipe.auto_augment!r}"
         ) from error
-    dataset = TrainingDataset(source, transform)
-    collate = fast_collate
-    if recipe.mixes:
-        collate = FastCollateMixup(
-            mixup_alpha=recipe.mixup,
-            cutmix_alpha=recipe.cutmix,
-            prob=recipe.mix_prob,
-            switch_prob=recipe.mix_switch_prob,
-            label_smoothing=recipe.label_smoothing,
-            num_classes=len(source.classes),
-        )
-    order = (
-        RepeatAugSampler(dataset, num_replicas=1, rank=0, num_repeats=recipe.repeated_augmentation)
-        if recipe.repeated_augmentation > 1
-        else DistributedSampler(dataset, num_replicas=1, rank=0)
-    )
-    loader = DataLoader(
-        dataset,
-        batch_size=recipe.batch_size,
-        sampler=Draws(order, recipe.seed),
-        drop_last=True,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0,
-        generator=torch.Generator(),  # its own, so that starting processes does not move the model's
-    )
-    return PrefetchLoader(
-        loader,
-        mean=recipe.mean,
-        std=recipe.std,
-        device=device,
-        re_prob=recipe.random_erasing,
-        re_mode="pixel",
+
+
+def _mixing(recipe: Recipe, classes: int) -> Callable[[Any], tuple[Tensor, Tensor]]:
+    from timm.data import FastCollateMixup
+    from timm.data.loader import fast_collate
+
+    if not recipe.mixes:
+        return fast_collate
+    return FastCollateMixup(
+        mixup_alpha=recipe.mixup,
+        cutmix_alpha=recipe.cutmix,
+        prob=recipe.mix_prob,
+        switch_prob=recipe.mix_switch_prob,
+        label_smoothing=recipe.label_smoothing,
+        num_classes=classes,
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from swiftformer.checkpoints import load
 from swiftformer.data.loaders import evaluation_loader
 from swiftformer.data.sources import open_source
-from swiftformer.device import select_device
+from swiftformer.train.distributed import Processes, join_processes
 
 CALIBRATION_BINS = 15
 
@@ -24,12 +24,14 @@ def evaluate_classifier(
     batches: Iterable[tuple[Tensor, Tensor, Tensor]],
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] = lambda images: None,
+    processes: Processes | None = None,
 ) -> tuple[dict[str, float], Tensor]:
     """Evaluate a classifier on batches of `(pixels (B, 3, H, W), labels (B,), indices (B,))`.
 
     Args:
         model: returns an output with `logits` `(B, classes)`; it is put in eval mode.
         progress: called with the number of images of every batch.
+        processes: of a distributed evaluation, in which each has batches of its own: all get the metrics of all images.
 
     Returns:
         `top1`, `top5` and `calibration_error` in percent, `images`, and `images_per_second` including loading; and the
@@ -39,10 +41,12 @@ def evaluate_classifier(
     Raises:
         ValueError: no image could be read.
     """
+    processes = processes or Processes(0, 1, torch.device(device))
+    device = processes.device
     model = model.to(device).eval()
-    images, start = 0, time.perf_counter()
-    top5 = torch.zeros((), device=device)
-    confusion = torch.zeros(0, device=device)
+    start = time.perf_counter()
+    counts = torch.zeros(2, device=device, dtype=torch.long)  # images, and hits among the first five
+    confusion = torch.zeros(0, device=device, dtype=torch.long)
     bins = torch.zeros(2, CALIBRATION_BINS, device=device)  # sums of confidence and of hits
     for pixels, labels, _ in batches:
         if len(labels) == 0:
@@ -51,22 +55,28 @@ def evaluate_classifier(
         logits = model(pixels.to(device, non_blocking=True)).logits.float()
         classes = logits.shape[1]
         best = logits.topk(min(5, classes), dim=1).indices  # (B, 5)
-        top5 += (best == labels[:, None]).any(dim=1).sum()
+        counts[0] += len(labels)
+        counts[1] += (best == labels[:, None]).any(dim=1).sum()
         pairs = torch.bincount(labels * classes + best[:, 0], minlength=classes * classes)
         confusion = pairs if len(confusion) == 0 else confusion + pairs
         confidence = logits.softmax(dim=1).amax(dim=1)  # (B,)
         places = (confidence * CALIBRATION_BINS).long().clamp_(max=CALIBRATION_BINS - 1)
         bins[0].index_add_(0, places, confidence)
         bins[1].index_add_(0, places, (best[:, 0] == labels).float())
-        images += len(labels)
         progress(len(labels))
+    entries = int(processes.max(torch.tensor([len(confusion)], device=device)).item())
+    if len(confusion) == 0:  # a process whose share is empty adds nothing
+        confusion = torch.zeros(entries, device=device, dtype=torch.long)
+    for sums in (counts, confusion, bins):
+        processes.sum(sums)
+    images, top5 = counts.tolist()
     if images == 0:
         raise ValueError("expected readable images to evaluate on, found none")
     seconds = time.perf_counter() - start
     confusion = confusion.view(math.isqrt(len(confusion)), -1).cpu()
     metrics = {
         "top1": 100 * confusion.diagonal().sum().item() / images,
-        "top5": 100 * top5.item() / images,
+        "top5": 100 * top5 / images,
         "calibration_error": 100 * (bins[0] - bins[1]).abs().sum().item() / images,
         "images": images,
         "images_per_second": images / seconds,
@@ -77,9 +87,10 @@ def evaluate_classifier(
 def evaluate_reference(
     model: str,
     data: str,
-    split: str = "val",
+    split: str | None = None,
     *,
     form: str | None = None,
+    level: str = "name",
     batch_size: int = 64,
     workers: int = 2,
     device: str | None = None,
@@ -90,6 +101,10 @@ def evaluate_reference(
 
     Classes are matched by name; where the names are the same in order or none is common, by position.
 
+    Args:
+        split: `train`, `val`, `test` or `all`; by default the validation images where they lie apart, otherwise all.
+        level: what a class is, in the data of iNaturalist.
+
     Returns:
         The metrics of `evaluate_classifier`, and `unreadable`, the number of pictures that were skipped. With
         `per_class`, also `top1/CLASS` for every class that has images.
@@ -98,12 +113,14 @@ def evaluate_reference(
         ValueError: the data set has classes that the model does not know.
         CheckpointError: the model cannot be loaded.
     """
-    source = open_source(data, split)
+    source = open_source(data, split, level=level)
     net: Any = load(model, form=form, task="classification")
     names = [net.config.id2label[i] for i in range(net.num_labels)]
     source.labels = _match_classes(names, source.classes, source.labels)
-    loader = evaluation_loader(source, net.preprocessing, batch_size, workers)
-    metrics, confusion = evaluate_classifier(net, loader, select_device(device), progress)
+    with join_processes(device) as processes:
+        rank, world_size = processes.rank, processes.world_size
+        loader = evaluation_loader(source, net.preprocessing, batch_size, workers, rank, world_size)
+        metrics, confusion = evaluate_classifier(net, loader, processes.device, progress, processes)
     metrics["unreadable"] = len(source) - metrics["images"]
     if per_class:
         counts = confusion.sum(dim=1).tolist()

@@ -1,9 +1,8 @@
-"""The training loop, from top to bottom: one process, one device, one flat function."""
+"""The training loop, from top to bottom. The same for one process and for many, on one machine or several."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import logging
 import time
@@ -12,24 +11,31 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from swiftformer.checkpoints import load, save
+from swiftformer.checkpoints import save
 from swiftformer.config import SwiftFormerConfig
-from swiftformer.data.loaders import evaluation_loader, seed_generators, training_loader
+from swiftformer.data.loaders import LoaderError, Normalization, TrainingLoader, evaluation_loader, seed_generators
 from swiftformer.data.sources import Source
-from swiftformer.device import select_device
 from swiftformer.evaluate.classification import evaluate_classifier
 from swiftformer.files import atomic_file
 from swiftformer.hf import SwiftFormerForImageClassificationWithTeacher
-from swiftformer.train.distillation import distillation_loss, load_teacher
+from swiftformer.train.distillation import load_teacher
+from swiftformer.train.distributed import Processes, join_processes
+from swiftformer.train.interruption import StopRequest, TrainingStopped
+from swiftformer.train.losses import balanced_weights
+from swiftformer.train.model_card import write_model_card
 from swiftformer.train.plots import plot_confusion, plot_curves
 from swiftformer.train.progress import TrainingProgress
 from swiftformer.train.recipes import Recipe
-from swiftformer.train.state import has_state, read_state, write_state
+from swiftformer.train.run_log import RunLog
+from swiftformer.train.start import new_network, resumable_state
+from swiftformer.train.state import has_state, write_state
+from swiftformer.train.step import TrainingStep
+from swiftformer.train.teacher_cache import cached_logits
+from swiftformer.variants import variant_of
 
 logger = logging.getLogger(__name__)
-LOG_EVERY = 20  # steps between two readings of the loss, each of which waits for the device
+LOG_EVERY = 20  # batches between two readings of the loss, each of which waits for the device and the other processes
 
 
 def train(
@@ -44,12 +50,16 @@ def train(
     resume: bool = False,
     device: str | torch.device | None = None,
     workers: int = 2,
+    save_minutes: float = 30.0,
+    data_name: str = "",
+    command: str | None = None,
 ) -> dict[str, float]:
-    """Train a classifier.
+    """Train a classifier, together with the other processes where torchrun, accelerate or Slurm started several.
 
-    Writes to `output`: `recipe.json`, `metrics.jsonl` (a line per epoch), `curves.png`, `confusion.png`, `states/`
-    (to resume from: the last two epochs), and the weights of the best and of the last epoch so far in `best/` and
-    `last/` (the averaged ones, where the recipe averages), which `swiftformer.load` reads.
+    Writes to `output`, which all processes must see: `recipe.json`, `metrics.jsonl` (a line per epoch), `train.log`,
+    `tensorboard/`, `curves.png`, `confusion.png`, `README.md` (the model card), `states/` (to resume from), and the
+    weights of the best and of the last epoch so far in `best/` and `last/` (the averaged ones, where the recipe
+    averages; then `raw/` holds the last epoch's others), which `swiftformer.load` reads.
 
     Args:
         variant: `xs`, `s`, `l1` or `l3`, with random weights in the July 2023 form; ignored where `model` is given.
@@ -57,7 +67,9 @@ def train(
         form: numeric form of `model`, where its file cannot tell.
         resume: go on from `output/states`, which also knows the model.
         device: where to train; CUDA if there is one.
-        workers: processes that load images.
+        workers: processes that load images, for each training process.
+        save_minutes: the state is saved after every epoch, and in the middle of one that takes longer than this.
+        data_name, command: for the model card.
 
     Returns:
         The metrics of the last epoch: `top1`, `top5` in percent, `loss`, `images_per_second`, ...
@@ -65,13 +77,10 @@ def train(
     Raises:
         ValueError: train and val have different classes, or are the same images; `output` holds a run and `resume` is
             not set, or there is nothing to resume, or its recipe or classes differ.
-        FloatingPointError: the loss is not finite; the last checkpoint stays.
+        FloatingPointError: the loss is not finite; the last state stays.
+        TrainingStopped: SIGTERM or Ctrl-C came; the state is saved, in the middle of an epoch too.
+        LoaderError: the processes that load images keep dying; the state is saved.
     """
-    from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-    from timm.optim import create_optimizer_v2
-    from timm.scheduler import create_scheduler_v2
-    from timm.utils import ModelEmaV3, adaptive_clip_grad
-
     output = Path(output)
     if train_source.name(0) == val_source.name(0):
         raise ValueError(f"expected a split to validate on, found the training images again ({train_source.name(0)})")
@@ -79,201 +88,294 @@ def train(
         raise ValueError(
             f"expected the same classes in train and val, found {train_source.classes} and {val_source.classes}"
         )
-    state = _resumed(output, recipe, train_source.classes) if resume else None
+    state = resumable_state(output, recipe, train_source.classes) if resume else None
     if state is None and (has_state(output) or (output / "best").exists()):
         raise ValueError(f"{output} holds a run already: choose another folder, or resume it")
-    device = select_device(device)
-    seed_generators(recipe.seed)
-    torch.manual_seed(recipe.seed)
-    net: Any = (
-        SwiftFormerForImageClassificationWithTeacher(SwiftFormerConfig.from_dict(state["config"]))
-        if state is not None
-        else _build(recipe, train_source.classes, variant, model, form)
-    ).to(device)
-    if recipe.channels_last:
-        net = net.to(memory_format=torch.channels_last)
-    ema = ModelEmaV3(net, decay=recipe.ema_decay, use_warmup=recipe.ema_warmup) if recipe.ema_decay > 0 else None
-    teacher = None
-    if recipe.distillation != "none":
-        teacher = load_teacher(recipe.teacher, len(train_source.classes), recipe.mean, recipe.std).to(device)
-    adamw_only: dict[str, Any] = {"eps": recipe.optimizer_eps, "fused": True} if recipe.optimizer == "adamw" else {}
-    optimizer = create_optimizer_v2(
-        net, opt=recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, **adamw_only
-    )
-    first_epoch = 0 if state is None else state["epoch"] + 1
-    batches = training_loader(train_source, recipe, recipe.image_size_at(first_epoch), device, workers)
-    val_batches = evaluation_loader(val_source, recipe.preprocessing, max(recipe.batch_size * 3 // 2, 1), workers)
-    updates = len(batches) // recipe.accumulation  # per epoch; batches that fill no update are left out
-    steps = updates * recipe.accumulation
-    if updates == 0:
-        raise ValueError(
-            f"expected at least {recipe.total_batch_size} training images for one update, found {len(train_source)}"
+    with join_processes(device) as processes, StopRequest() as stop:
+        seed_generators(recipe.seed)
+        torch.manual_seed(recipe.seed)
+        net: Any = (
+            new_network(recipe, train_source.classes, variant, model, form)
+            if state is None
+            else SwiftFormerForImageClassificationWithTeacher(SwiftFormerConfig.from_dict(state["config"]))
         )
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched="cosine",
-        num_epochs=recipe.epochs,
-        warmup_epochs=recipe.warmup_epochs,
-        warmup_lr=recipe.warmup_lr,
-        min_lr=recipe.min_lr,
-        step_on_epochs=False,
-        updates_per_epoch=updates,
-    )
-    criterion: nn.Module = (
-        SoftTargetCrossEntropy() if recipe.mixes else LabelSmoothingCrossEntropy(recipe.label_smoothing)
-    )
-    # Clipping leaves the classification heads alone, as the paper that proposed it does.
-    clipped = [p for name, p in net.named_parameters() if not name.startswith(("head.", "dist_head."))]
-
-    best = -1.0
-    if state is not None:
-        net.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        if ema is not None:
-            ema.module.load_state_dict(state["ema"])
-        best = state["best"]
-        _forget_lines_after(output / "metrics.jsonl", state["epoch"] + 1)
-        logger.info("resuming %s behind epoch %d of %d", output, first_epoch, recipe.epochs)
-    else:
-        _forget_lines_after(output / "metrics.jsonl", 0)
-    output.mkdir(parents=True, exist_ok=True)
-    with atomic_file(output / "recipe.json") as file:
-        file.write_text(json.dumps(dataclasses.asdict(recipe), indent=2) + "\n")
-
-    forward = torch.compile(net, dynamic=False) if recipe.compile else net
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16")
-    metrics: dict[str, float] = state["metrics"] if state is not None else {}
-    with TrainingProgress(recipe.epochs, steps, len(val_source), first_epoch) as progress:
-        for epoch in range(first_epoch, recipe.epochs):
-            seed_generators(recipe.seed + 1 + epoch)
-            torch.manual_seed(recipe.seed + 1 + epoch)
-            if epoch > first_epoch and recipe.image_size_at(epoch) != recipe.image_size_at(epoch - 1):
-                batches = training_loader(train_source, recipe, recipe.image_size_at(epoch), device, workers)
-            batches.sampler.set_epoch(epoch)
-            net.train()
-            start = time.perf_counter()
-            total_loss = torch.zeros((), device=device)
-            total_hits = torch.zeros((), device=device)
-            for step, (pixels, targets) in enumerate(itertools.islice(batches, steps), start=1):
-                if recipe.channels_last:
-                    pixels = pixels.contiguous(memory_format=torch.channels_last)
-                with autocast:
-                    predicted = forward(pixels, return_dict=True)
-                logits = predicted.logits if teacher is None else predicted.cls_logits
-                loss = criterion(logits.float(), targets)
-                if teacher is not None and recipe.distillation != "none":
-                    with autocast:
-                        teacher_logits = teacher(pixels)
-                    loss = distillation_loss(
-                        loss,
-                        predicted.distillation_logits.float(),
-                        teacher_logits,
-                        recipe.distillation,
-                        recipe.distillation_alpha,
-                        recipe.distillation_tau,
-                    )
-                (loss / recipe.accumulation).backward()
-                if step % recipe.accumulation == 0:
-                    update = epoch * updates + step // recipe.accumulation
-                    if recipe.clip_agc > 0:
-                        adaptive_clip_grad(clipped, clip_factor=recipe.clip_agc)
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    scheduler.step_update(num_updates=update)
-                    if ema is not None:
-                        ema.update(net, step=update)
-                total_loss += loss.detach()
-                total_hits += (logits.argmax(1) == (targets.argmax(1) if targets.ndim > 1 else targets)).sum()
-                if step % LOG_EVERY == 0 or step == steps:
-                    mean_loss = total_loss.item() / step
-                    if not np.isfinite(mean_loss):
-                        raise FloatingPointError(
-                            f"the loss is {mean_loss} in epoch {epoch + 1}, step {step}: expected a finite number; "
-                            f"try a smaller lr, or precision=fp32. The last checkpoint stays in {output}"
-                        )
-                    images = step * recipe.batch_size
-                    progress.step(
-                        epoch,
-                        step,
-                        loss=mean_loss,
-                        accuracy=100 * total_hits.item() / images,
-                        lr=optimizer.param_groups[0]["lr"],
-                        images_per_second=images / (time.perf_counter() - start),
-                    )
-            seconds = time.perf_counter() - start
-
-            evaluated = ema.module if ema is not None else net
-            metrics = {
-                "epoch": epoch + 1,
-                "loss": mean_loss,
-                "train_accuracy": 100 * total_hits.item() / (steps * recipe.batch_size),
-                "lr": optimizer.param_groups[0]["lr"],
-                "images_per_second": steps * recipe.batch_size / seconds,
-                "seconds": seconds,
-            }
-            evaluated.preprocessing = recipe.preprocessing
-            save(evaluated, output / "last")
-            if epoch + 1 == recipe.epochs or (epoch + 1) % recipe.evaluate_every == 0:
-                result, confusion = evaluate_classifier(evaluated, val_batches, device, progress.evaluated)
-                metrics |= {name: result[name] for name in ("top1", "top5", "calibration_error")}
-                if metrics["top1"] > best:
-                    best = metrics["top1"]
-                    save(evaluated, output / "best")
-            progress.epoch(metrics)
-            with (output / "metrics.jsonl").open("a") as log:
-                log.write(json.dumps(metrics) + "\n")
-            state = {
-                "model": net.state_dict(),
-                "ema": ema.module.state_dict() if ema is not None else None,
-                "optimizer": optimizer.state_dict(),
-                "epoch": epoch,
-                "best": best,
-                "metrics": metrics,
-                "config": json.loads(net.config.to_json_string()),
-                "recipe": dataclasses.asdict(recipe),
-            }
-            write_state(output, epoch, state)
-            plot_curves(output / "metrics.jsonl", output / "curves.png")
-            if "top1" in metrics:
-                plot_confusion(confusion, train_source.classes, output / "confusion.png")
-    return metrics
-
-
-def _build(recipe: Recipe, classes: list[str], variant: str, model: str | None, form: str | None) -> nn.Module:
-    id2label = dict(enumerate(classes))
-    if model is None:
-        # The class that returns both heads' logits, which distillation needs; weights and function are the same.
-        return SwiftFormerForImageClassificationWithTeacher.from_variant(
-            variant,
-            id2label=id2label,
-            label2id={name: i for i, name in id2label.items()},
-            image_size=recipe.image_size,
-            drop_path_rate=recipe.drop_path_rate,
+        net = net.to(processes.device)
+        return _Run(recipe, train_source, val_source, output, processes, stop, net, state, workers, save_minutes).train(
+            {"data": data_name, "command": command, "started_from": model}
         )
-    loaded = load(model, form=form, task="classification", labels=classes, drop_path_rate=recipe.drop_path_rate)
-    if recipe.distillation != "none" and not loaded.config.distillation:
-        raise ValueError(f"{model}: expected a model with a distillation head, found one with a single head")
-    net = SwiftFormerForImageClassificationWithTeacher(loaded.config)
-    net.load_state_dict(loaded.state_dict())
-    return net
 
 
-def _resumed(output: Path, recipe: Recipe, classes: list[str]) -> dict[str, Any]:
-    state = read_state(output)
-    # A recipe stored by an older version lacks the newer fields: then their defaults were in force.
-    stored, wanted = dataclasses.asdict(Recipe()) | state["recipe"], dataclasses.asdict(recipe)
-    differing = [f"{k} {stored[k]} -> {v}" for k, v in wanted.items() if stored[k] != v]
-    if differing:
-        raise ValueError(f"{output} was started with another recipe ({'; '.join(differing)}): resume with the same one")
-    labels = state["config"]["id2label"]
-    if [labels[key] for key in sorted(labels, key=int)] != classes:
-        raise ValueError(f"{output} was started with the classes {list(labels.values())}, found {classes}")
-    return state
+class _Run:
+    """A run in one process: the data, the step, and where it stands."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        train_source: Source,
+        val_source: Source,
+        output: Path,
+        processes: Processes,
+        stop: StopRequest,
+        net: Any,
+        state: dict[str, Any] | None,
+        workers: int,
+        save_minutes: float,
+    ) -> None:
+        self.recipe, self.output, self.processes, self.stop = recipe, output, processes, stop
+        self.train_source, self.val_source, self.workers = train_source, val_source, workers
+        self.save_minutes = save_minutes
+        self.batch_size, accumulation = recipe.batches(processes.world_size)
+        self.images_per_batch = self.batch_size * processes.world_size
+        self.epoch = 0 if state is None else state["epochs"]
+        self.loader = self.loader_at(self.epoch)
+        self.val_batches = evaluation_loader(
+            val_source,
+            recipe.preprocessing,
+            max(self.batch_size * 3 // 2, 1),
+            workers,
+            processes.rank,
+            processes.world_size,
+        )
+        self.updates = len(self.loader) // accumulation  # per epoch; batches that fill no update are left out
+        self.batches = self.updates * accumulation  # per epoch
+        if self.updates == 0:
+            raise ValueError(
+                f"expected at least {recipe.total_batch_size} training images for one update, found {len(train_source)}"
+            )
+        if recipe.channels_last:
+            net = net.to(memory_format=torch.channels_last)
+        teacher = teacher_logits = class_weights = None
+        if recipe.distillation != "none":
+            teacher = load_teacher(recipe.teacher, len(train_source.classes), recipe.mean, recipe.std)
+            teacher = teacher.to(processes.device)
+            if recipe.cache_teacher:
+                teacher_logits = cached_logits(teacher, train_source, recipe, output, workers, processes)
+        if recipe.class_weights == "balanced":
+            class_weights = balanced_weights(train_source.labels, len(train_source.classes))
+        self.step = TrainingStep(
+            recipe,
+            net,
+            processes,
+            updates_per_epoch=self.updates,
+            accumulation=accumulation,
+            teacher=teacher,
+            teacher_logits=teacher_logits,
+            class_weights=class_weights,
+        )
+        self.step.net.preprocessing = self.step.evaluated.preprocessing = recipe.preprocessing
+        self.normalize = Normalization(recipe, processes.device)
+        self.best, self.metrics, self.seconds = -1.0, {}, 0.0
+        self.batch = 0  # of the epoch under way
+        # Of the epoch under way: the sums of the batches' losses, of hits and of unreadable pictures; `totals` over the
+        # images of this process, `summed` over all as far as they were read.
+        self.totals = torch.zeros(3, device=processes.device)
+        self.summed = [0.0, 0.0, 0.0]
+        if state is not None:
+            # Whole updates only: with another number of processes the state may lie within one.
+            self.batch = state["images"] // (self.images_per_batch * accumulation) * accumulation
+            self.best, self.metrics, self.seconds = state["best"], state["metrics"], state["seconds"]
+            self.summed = state["totals"]
+            if processes.main:
+                self.totals += torch.tensor(self.summed, device=processes.device)
+            self.step.load_state_dict(state, self.epoch * self.updates + self.batch // accumulation)
+
+    def loader_at(self, epoch: int) -> TrainingLoader:
+        return TrainingLoader(
+            self.train_source,
+            self.recipe,
+            self.recipe.image_size_at(min(epoch, self.recipe.epochs - 1)),
+            self.batch_size,
+            self.workers,
+            self.processes.rank,
+            self.processes.world_size,
+            pin_memory=self.processes.device.type == "cuda",
+        )
+
+    def train(self, card: dict[str, Any]) -> dict[str, float]:
+        recipe, output, main = self.recipe, self.output, self.processes.main
+        fields = dataclasses.asdict(recipe)
+        if main:
+            output.mkdir(parents=True, exist_ok=True)
+            _write_recipe(fields, output)
+        progress = TrainingProgress(recipe.epochs, self.batches, len(self.val_source), self.epoch, enabled=main)
+        with RunLog(output, fields, epochs_done=self.epoch, enabled=main) as log, progress:
+            if self.epoch or self.batch:
+                images = self.batch * self.images_per_batch
+                logger.info("resuming %s behind %d epochs and %d images", output, self.epoch, images)
+            while self.epoch < recipe.epochs:
+                if recipe.image_size_at(self.epoch) != recipe.image_size_at(max(self.epoch - 1, 0)):
+                    self.loader = self.loader_at(self.epoch)
+                self.train_epoch(progress, log)
+                confusion = self.evaluate(progress)
+                self.epoch, self.batch, self.seconds = self.epoch + 1, 0, 0.0
+                self.totals.zero_()
+                self.summed = [0.0, 0.0, 0.0]
+                if not main:
+                    continue
+                progress.epoch(self.metrics)
+                log.epoch(self.metrics)
+                self.save()
+                plot_curves(output / "metrics.jsonl", output / "curves.png")
+                if confusion is not None:
+                    plot_confusion(confusion, self.train_source.classes, output / "confusion.png")
+                    log.figure("confusion", output / "confusion.png", self.epoch)
+                    self.write_card(card, fields)
+        self.processes.wait()
+        return self.metrics
+
+    def train_epoch(self, progress: TrainingProgress, log: RunLog) -> None:
+        """Train from `self.batch` to the end of the epoch, and fill `self.metrics`."""
+        processes, recipe, step, epoch = self.processes, self.recipe, self.step, self.epoch
+        read_every = max(LOG_EVERY // step.accumulation, 1) * step.accumulation
+        step.net.train()
+        began = last_saved = time.perf_counter()
+        earlier = self.seconds
+        batches = self.loader.batches(epoch, self.batch, self.batches)
+        while True:
+            if self.batch % read_every == 0 or self.batch == self.batches or self.interrupted():
+                self.seconds = earlier + time.perf_counter() - began
+                overdue = time.perf_counter() - last_saved > 60 * self.save_minutes
+                flags = self.totals.new_tensor([self.stop.signal > 0, overdue])
+                *self.summed, stopped, overdue = processes.sum(torch.cat([self.totals, flags])).tolist()
+                self.read(progress, log)
+                if stopped:
+                    self.stop_here()
+                if self.batch == self.batches:
+                    return
+                if overdue:
+                    self.save()
+                    last_saved = time.perf_counter()
+            try:
+                batch = next(batches)
+            except LoaderError:
+                if processes.world_size == 1 and self.batch % step.accumulation == 0:
+                    self.summed = self.totals.tolist()
+                    self.save()
+                raise
+            _seed(recipe.seed, epoch, self.batch, processes.rank, processes.device)
+            self.batch += 1
+            pixels = self.normalize(batch.pixels)
+            targets = batch.targets.to(pixels.device, non_blocking=True)
+            loss, hits = step(pixels, targets, batch.indices, epoch * self.batches + self.batch)
+            self.totals += torch.stack([loss.float(), hits.float(), batch.unreadable.to(pixels.device).float()])
+
+    def interrupted(self) -> bool:
+        """Whether a single process stops here; several agree on it where they read the loss."""
+        between_updates = self.batch % self.step.accumulation == 0
+        return self.processes.world_size == 1 and between_updates and self.stop.signal > 0
+
+    def read(self, progress: TrainingProgress, log: RunLog) -> None:
+        """Look at the epoch's sums so far: metrics, progress, whether the loss is finite."""
+        if self.batch == 0:
+            return
+        images = self.batch * self.images_per_batch
+        mean_loss = self.summed[0] / (self.batch * self.processes.world_size)
+        if not np.isfinite(mean_loss):
+            raise FloatingPointError(
+                f"the loss is {mean_loss} in epoch {self.epoch + 1}, step {self.batch}: expected a finite number; "
+                f"try a smaller lr, or precision=fp32. The last state stays in {self.output}"
+            )
+        now = {
+            "epoch": self.epoch + 1,
+            "loss": mean_loss,
+            "train_accuracy": 100 * self.summed[1] / images,
+            "lr": self.step.lr,
+            "images_per_second": images / self.seconds,
+            "seconds": self.seconds,
+            "unreadable": int(self.summed[2]),
+        }
+        progress.step(self.epoch, self.batch, now)
+        update = self.epoch * self.updates + self.batch // self.step.accumulation
+        log.step(update, {key: now[key] for key in ("loss", "lr")})
+        if self.batch == self.batches:
+            self.metrics = now
+
+    def evaluate(self, progress: TrainingProgress) -> Any:
+        """Save the weights, evaluate them if it is time to, and return the confusion matrix."""
+        main, output, evaluated = self.processes.main, self.output, self.step.evaluated
+        fields = dataclasses.asdict(self.recipe)
+        if main:
+            _save(evaluated, fields, output / "last")
+            if evaluated is not self.step.net:
+                _save(self.step.net, fields, output / "raw")
+        epochs = self.epoch + 1
+        if epochs % self.recipe.evaluate_every and epochs != self.recipe.epochs:
+            return None
+
+        def advance(images: int) -> None:
+            progress.evaluated(images)
+            if self.stop.signal and self.processes.world_size == 1:
+                self.stop_here()
+
+        result, confusion = evaluate_classifier(
+            evaluated, self.val_batches, self.processes.device, advance, self.processes
+        )
+        self.metrics |= {name: result[name] for name in ("top1", "top5", "calibration_error")}
+        if self.metrics["top1"] > self.best:
+            self.best = self.metrics["top1"]
+            if main:
+                _save(evaluated, fields, output / "best")
+        return confusion
+
+    def save(self) -> None:
+        """Write the state to resume from, after `self.batch` batches of the epoch under way."""
+        if not self.processes.main:
+            return
+        images = self.batch * self.images_per_batch
+        state = self.step.state_dict() | {
+            "epochs": self.epoch,
+            "images": images,
+            "totals": self.summed,
+            "seconds": self.seconds,
+            "best": self.best,
+            "metrics": self.metrics,
+            "config": json.loads(self.step.net.config.to_json_string()),
+            "recipe": dataclasses.asdict(self.recipe),
+        }
+        write_state(self.output, self.epoch, images, state)
+
+    def stop_here(self) -> None:
+        """Save the state and leave, as somebody asked for it."""
+        self.save()
+        self.processes.wait()  # the first to end may take the others with it
+        raise TrainingStopped(
+            f"stopped in epoch {self.epoch + 1} after {self.batch} of {self.batches} batches; resume {self.output} to "
+            f"go on from there",
+            self.stop.signal,
+        )
+
+    def write_card(self, card: dict[str, Any], recipe: dict[str, Any]) -> None:
+        lines = (self.output / "metrics.jsonl").read_text().splitlines()
+        config = self.step.net.config
+        variant = variant_of(config.depths, config.embed_dims)
+        write_model_card(
+            self.output,
+            recipe=recipe,
+            metrics=self.metrics,
+            classes=self.train_source.classes,
+            train_images=len(self.train_source),
+            val_images=len(self.val_source),
+            model_name=f"SwiftFormer-{variant.name.upper()}" if variant else "SwiftFormer",
+            world_size=self.processes.world_size,
+            device=self.processes.device.type,
+            seconds=sum(json.loads(line)["seconds"] for line in lines),
+            **card,
+        )
 
 
-def _forget_lines_after(path: Path, epoch: int) -> None:
-    """Drop what was written after the state was saved, a torn last line included: it will be trained again."""
-    if path.exists():
-        lines = path.read_text().splitlines()[:epoch]
-        with atomic_file(path) as file:
-            file.write_text("".join(line + "\n" for line in lines))
+def _seed(seed: int, epoch: int, batch: int, rank: int, device: torch.device) -> None:
+    """Make erasing and stochastic depth depend on the batch's place alone, so that a run resumes anywhere."""
+    number = int(np.random.SeedSequence((seed, epoch, batch, rank)).generate_state(1)[0])
+    seed_generators(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)
+
+
+def _save(model: Any, recipe: dict[str, Any], folder: Path) -> None:
+    save(model, folder)
+    _write_recipe(recipe, folder)
+
+
+def _write_recipe(recipe: dict[str, Any], folder: Path) -> None:
+    with atomic_file(folder / "recipe.json") as file:
+        file.write_text(json.dumps(recipe, indent=2) + "\n")

@@ -17,10 +17,13 @@ from rich.progress import (
 
 
 class TrainingProgress:
-    """Shows loss, accuracy, learning rate, images per second and the time left, on standard error."""
+    """Shows loss, accuracy, learning rate, images per second and the time left, on standard error.
 
-    def __init__(self, epochs: int, steps: int, val_images: int, first_epoch: int) -> None:
-        self.epochs, self.steps, self.val_images = epochs, steps, val_images
+    Of several processes only one is `enabled`.
+    """
+
+    def __init__(self, epochs: int, steps: int, val_images: int, first_epoch: int, enabled: bool = True) -> None:
+        self.epochs, self.steps, self.val_images, self.enabled = epochs, steps, val_images, enabled
         self.console = Console(stderr=True)
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -31,7 +34,7 @@ class TrainingProgress:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=not (enabled and self.console.is_terminal),
         )
         self.whole = self.progress.add_task("run", total=epochs * steps, completed=first_epoch * steps, numbers="")
         self.current = self.progress.add_task("", total=steps, numbers="")
@@ -45,7 +48,7 @@ class TrainingProgress:
     ) -> None:
         self.progress.stop()
 
-    def step(self, epoch: int, step: int, **numbers: float) -> None:
+    def step(self, epoch: int, step: int, metrics: dict[str, float]) -> None:
         """Show the running means of an epoch's first `step` steps."""
         self.progress.update(self.whole, completed=epoch * self.steps + step)
         self.progress.update(
@@ -53,8 +56,8 @@ class TrainingProgress:
             description=f"epoch {epoch + 1}/{self.epochs}",
             total=self.steps,
             completed=step,
-            numbers="loss {loss:.3f}  acc {accuracy:.1f}%  lr {lr:.2e}  {images_per_second:.0f} img/s".format(
-                **numbers
+            numbers="loss {loss:.3f}  acc {train_accuracy:.1f}%  lr {lr:.2e}  {images_per_second:.0f} img/s".format(
+                **metrics
             ),
         )
         if step == self.steps:
@@ -73,4 +76,5 @@ class TrainingProgress:
         )
         if "top1" in metrics:
             line += f"  top1 {metrics['top1']:.2f}%  top5 {metrics['top5']:.2f}%"
-        self.console.print(line, highlight=False)
+        if self.enabled:
+            self.console.print(line, highlight=False)

@@ -21,8 +21,9 @@ class Recipe:
 
     Attributes:
         epochs, warmup_epochs: length of the run, and of its linear warm-up.
-        batch_size: images that go through the model at once.
-        total_batch_size: images per update of the weights, reached by accumulating gradients; None for `batch_size`.
+        batch_size: images that go through the model at once, in every process.
+        total_batch_size: images per update of the weights, over all processes, reached by accumulating gradients; None
+            for `batch_size` in every process. Where that alone is more, every process takes fewer at once.
         lr, warmup_lr, min_lr: peak, first and last learning rate of the cosine schedule (stepped every update).
         optimizer: timm's name, such as `adamw` or `muon`.
         weight_decay: one-dimensional parameters (biases, norms) have none.
@@ -44,13 +45,18 @@ class Recipe:
         mixup, cutmix: alpha of each; 0 switches it off.
         mix_prob, mix_switch_prob: share of batches that are mixed, and of these the share that uses CutMix.
         label_smoothing: share of the target spread over all classes.
+        class_weights: `balanced` weighs the loss so that every class counts the same, however many images it has.
+        sampler: `balanced` draws every class equally often instead of every image once.
         distillation: `hard` learns the teacher's best class, `soft` its distribution, with the distillation head.
         distillation_alpha: share of the distillation loss.
         distillation_tau: temperature of the soft form.
         teacher: a reference for `swiftformer.train.distillation.load_teacher`.
         crop_pct: in evaluation the short side is resized to `image_size / crop_pct`, then the centre is cropped.
         mean, std: normalisation of values in [0, 1].
-        precision: `bf16` for autocast, or `fp32`.
+        cache_teacher: ask the teacher once about every image, as evaluation prepares it, instead of in every step
+            about the augmented one; cheaper, and cannot be combined with Mixup and CutMix.
+        precision: `bf16` or `fp16` for autocast (fp16 with scaling of the loss), or `fp32`.
+        sync_batchnorm: BatchNorm over the batches of all processes.
         channels_last: memory format of model and images.
         compile: run the model through torch.compile.
         evaluate_every: epochs between two evaluations; the last epoch always has one.
@@ -86,14 +92,18 @@ class Recipe:
     mix_prob: float = 1.0
     mix_switch_prob: float = 0.5
     label_smoothing: float = 0.1
+    class_weights: Literal["none", "balanced"] = "none"
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
     distillation: Literal["none", "hard", "soft"] = "none"
     distillation_alpha: float = 0.5
     distillation_tau: float = 1.0
     teacher: str = DEFAULT_TEACHER
+    cache_teacher: bool = False
     crop_pct: float = 1.0
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    sync_batchnorm: bool = False
     channels_last: bool = True
     compile: bool = False
     evaluate_every: int = 1
@@ -107,11 +117,15 @@ class Recipe:
             )
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise ValueError(f"expected warmup_epochs from 0 to epochs ({self.epochs}), found {self.warmup_epochs}")
-        if self.total_batch_size is not None and (self.total_batch_size < 1 or self.total_batch_size % self.batch_size):
+        if self.total_batch_size is not None and self.total_batch_size < 1:
+            raise ValueError(f"expected total_batch_size of at least 1, found {self.total_batch_size}")
+        if self.sampler == "balanced" and self.repeated_augmentation > 1:
             raise ValueError(
-                f"expected total_batch_size to be a multiple of batch_size ({self.batch_size}), "
-                f"found {self.total_batch_size}"
+                f"the balanced sampler repeats images already: expected repeated_augmentation of 1, "
+                f"found {self.repeated_augmentation}"
             )
+        if self.cache_teacher and self.mixes:
+            raise ValueError("a cached teacher knows nothing of mixed images: expected mixup and cutmix of 0")
         if not 0 < self.crop_pct <= 1 or not 0 <= self.label_smoothing < 1:
             raise ValueError(
                 f"expected crop_pct in (0, 1] and label_smoothing in [0, 1), "
@@ -131,10 +145,27 @@ class Recipe:
         if self.interpolation not in (*RESAMPLING, "random"):
             raise ValueError(f"interpolation must be one of {', '.join(RESAMPLING)}, found {self.interpolation!r}")
 
-    @property
-    def accumulation(self) -> int:
-        """Batches per update of the weights."""
-        return (self.total_batch_size or self.batch_size) // self.batch_size
+    def batches(self, world_size: int = 1) -> tuple[int, int]:
+        """Images that every process takes at once, and how many such batches make an update of the weights.
+
+        Raises:
+            ValueError: `total_batch_size` cannot be divided so.
+        """
+        total = self.total_batch_size
+        if total is None:
+            return self.batch_size, 1
+        if total % world_size:
+            raise ValueError(
+                f"expected a number of processes that divides total_batch_size ({total}), found {world_size}"
+            )
+        share = total // world_size
+        for batch_size in range(min(self.batch_size, share), 0, -1):
+            if share % batch_size == 0 and not (self.mixes and batch_size % 2):
+                return batch_size, share // batch_size
+        raise ValueError(
+            f"Mixup and CutMix need an even number of images per process, found {share} (total_batch_size {total} in "
+            f"{world_size} processes)"
+        )
 
     @property
     def mixes(self) -> bool:

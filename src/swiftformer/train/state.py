@@ -1,4 +1,4 @@
-"""What a run is resumed from: its state after each of the last epochs, with checksums."""
+"""What a run is resumed from: its last states, with checksums."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from swiftformer.files import atomic_file
 
 logger = logging.getLogger(__name__)
 FOLDER = "states"
-KEEP = 2  # epochs; the one before the last is there for the case that the last is damaged
+KEEP = 2  # the one before the last is there for the case that the last is damaged
 
 
 def has_state(run: Path) -> bool:
@@ -21,22 +21,27 @@ def has_state(run: Path) -> bool:
     return any((run / FOLDER).glob("epoch-*.sha256"))
 
 
-def write_state(run: Path, epoch: int, state: dict[str, Any]) -> Path:
-    """Save the state after an epoch, counted from 0, and remove those before the last `KEEP`.
+def write_state(run: Path, epochs: int, images: int, state: dict[str, Any]) -> Path:
+    """Save the state after `epochs` whole epochs and `images` of the next, and remove those before the last `KEEP`.
 
     Args:
         state: tensors and plain values, so that no code is needed to read it.
     """
-    path = run / FOLDER / f"epoch-{epoch + 1:04d}.pt"
+    path = run / FOLDER / (f"epoch-{epochs:04d}" + (f"-images-{images:09d}" if images else "") + ".pt")
     with atomic_file(path) as file:
         torch.save(state, file)
         checksum = _checksum(file)
     with atomic_file(path.with_suffix(".sha256")) as file:
         file.write_text(f"{checksum}  {path.name}\n")
-    for old in sorted((run / FOLDER).glob("epoch-*.pt"))[:-KEEP]:
+    for old in _states(run)[:-KEEP]:
         old.unlink()
         old.with_suffix(".sha256").unlink(missing_ok=True)
     return path
+
+
+def _states(run: Path) -> list[Path]:
+    """Oldest first. Names sort by progress: `epoch-0003`, `epoch-0003-images-000001280`, `epoch-0004`."""
+    return sorted((run / FOLDER).glob("epoch-*.pt"), key=lambda path: path.stem)
 
 
 def read_state(run: Path) -> dict[str, Any]:
@@ -45,7 +50,7 @@ def read_state(run: Path) -> dict[str, Any]:
     Raises:
         ValueError: there is none, or all are damaged.
     """
-    paths = sorted((run / FOLDER).glob("epoch-*.pt"), reverse=True)
+    paths = _states(run)[::-1]
     if not paths:
         raise ValueError(f"{run / FOLDER}: expected the state of a run to resume, found none")
     for path in paths:

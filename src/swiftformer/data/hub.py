@@ -1,0 +1,82 @@
+"""Data sets that the `datasets` library loads by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PIL import Image
+
+from swiftformer.data.parquet import check_labels, open_entry
+from swiftformer.data.splits import Splits
+
+
+class DatasetsSource:
+    """A split of a data set that the `datasets` library loads by name or path.
+
+    Raises:
+        ValueError: it has no image column, no label column, or images without a label.
+    """
+
+    def __init__(self, dataset: Any, name: str) -> None:
+        import datasets
+
+        features = dataset.features
+        image = next((n for n, f in features.items() if isinstance(f, datasets.Image)), None)
+        label = next((n for n, f in features.items() if isinstance(f, datasets.ClassLabel)), None)
+        if image is None or label is None:
+            raise ValueError(f"{name}: expected an Image and a ClassLabel column, found {features}")
+        self._images = dataset.cast_column(image, datasets.Image(decode=False)).select_columns([image])
+        self._column, self._name = image, name
+        self.labels: list[int] = list(dataset[label])
+        self.classes = list(features[label].names)
+        check_labels(self.labels, self.classes, name)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Image.Image:
+        return open_entry(self._images[index][self._column], self.name(index))
+
+    def name(self, index: int) -> str:
+        return f"{self._name} row {index}"
+
+    def key(self, index: int) -> str:
+        return str(index)
+
+
+def find(name: str) -> Splits:
+    """The splits of a data set by its name on the hub.
+
+    Raises:
+        ValueError: there is none of that name, or the library is missing.
+    """
+    if name.startswith((".", "/", "~")):
+        raise ValueError(f"{name}: no such file or folder")
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(
+            f"{name}: no such folder; loading it by name needs the datasets library (pip install datasets)"
+        ) from None
+    try:
+        available = datasets.get_dataset_split_names(name)
+    except Exception as error:
+        raise _cannot_load(name, error) from error
+    return {split: lambda split=split: _load(name, split) for split in available}  # type: ignore[misc]
+
+
+def _load(name: str, split: str) -> DatasetsSource:
+    import datasets
+
+    try:
+        dataset = datasets.load_dataset(name, split=split)
+    except Exception as error:
+        raise _cannot_load(name, error) from error
+    return DatasetsSource(dataset, f"{name} {split}")
+
+
+def _cannot_load(name: str, error: Exception) -> ValueError:
+    details = next(iter(str(error).splitlines()), "no details")
+    return ValueError(
+        f"{name}: no such folder, and the datasets library cannot load it ({type(error).__name__}: {details})"
+    )

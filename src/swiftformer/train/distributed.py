@@ -1,0 +1,91 @@
+"""Several processes that train one model. torchrun, `accelerate launch` or Slurm start them, this module joins them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swiftformer.device import select_device
+from swiftformer.train.sync_batchnorm import synchronize_batchnorm
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of a run.
+
+    Attributes:
+        rank: number of this process, from 0.
+        world_size: how many there are.
+        device: where this one computes.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of all processes' tensors, in place."""
+        if self.world_size > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def wait(self) -> None:
+        """Return when all processes are here."""
+        self.sum(torch.zeros(1, device=self.device))
+
+    def max(self, tensor: Tensor) -> Tensor:
+        """The largest of all processes' tensors, in place."""
+        if self.world_size > 1:
+            torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+        return tensor
+
+    def wrap(self, net: nn.Module, sync_batchnorm: bool) -> nn.Module:
+        """A module whose backward pass averages the gradients over the processes; `net` itself where there is one.
+
+        With `sync_batchnorm` the BatchNorms of `net` are replaced by those that see the batches of all processes.
+        """
+        if self.world_size == 1:
+            return net
+        if sync_batchnorm:
+            synchronize_batchnorm(net, self.device)
+        return nn.parallel.DistributedDataParallel(
+            net,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+        )
+
+
+@contextlib.contextmanager
+def join_processes(device: str | torch.device | None = None) -> Iterator[Processes]:
+    """Join the other processes of the run, which the environment names (RANK, WORLD_SIZE, MASTER_ADDR, ...).
+
+    On GPUs every process takes the one of its LOCAL_RANK and talks through NCCL, on CPUs through Gloo. Without those
+    variables this is the only process.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        yield Processes(0, 1, select_device(device))
+        return
+    from accelerate import PartialState
+
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise ValueError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: expected {', '.join(missing)} to be set as well")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    started = not torch.distributed.is_initialized()
+    state: Any = PartialState(cpu=select_device(device).type == "cpu")
+    try:
+        yield Processes(state.process_index, state.num_processes, state.device)
+    finally:
+        if started:
+            state.destroy_process_group()
+            PartialState._reset_state()

@@ -1,0 +1,249 @@
+"""The card of a trained model: a README.md that the hub understands, written from what the run knows."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import swiftformer
+from swiftformer.files import atomic_file
+from swiftformer.train.recipes import Recipe
+from swiftformer.variants import VARIANTS
+
+RESULTS = {  # our name: the hub's name of the metric, and how a person calls it
+    "top1": ("accuracy", "top-1 accuracy"),
+    "top5": ("top_5_accuracy", "top-5 accuracy"),
+    "calibration_error": ("expected_calibration_error", "calibration error"),
+}
+MAIN_FIELDS = ["epochs", "batch_size", "total_batch_size", "lr", "optimizer", "weight_decay", "image_size", "precision"]
+MAX_CLASSES = 50
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+PICTURES = {"curves.png": "Loss, accuracy and learning rate", "confusion.png": "Confusion matrix"}
+
+
+def write_model_card(
+    output: Path,
+    *,
+    recipe: dict[str, Any],
+    metrics: dict[str, float],
+    model_name: str,
+    data: str,
+    classes: list[str],
+    train_images: int,
+    val_images: int,
+    command: str | None,
+    started_from: str | None,
+    world_size: int,
+    seconds: float,
+    device: str | None = None,
+) -> Path:
+    """Write `output/README.md` and return its path. Of paths only the last part is told.
+
+    Args:
+        output: the run folder; `curves.png` and `confusion.png` are shown where they are in it.
+        recipe: the fields of a `Recipe`.
+        metrics: of the last evaluation: `top1`, `top5` and `calibration_error` in percent, and its `epoch`.
+        model_name: a variant (`xs`), or another name.
+        data: the data set: a path, or a name on the hub; empty where nobody said.
+        command: the command line, where there was one.
+        started_from: reference of the checkpoint that training began with; None for random weights.
+        world_size: number of processes.
+        seconds: duration of the run.
+        device: type of the device, such as `cpu`; None for CUDA if there is one.
+
+    Raises:
+        OSError: it cannot be written; an earlier card is then as it was.
+    """
+    data_name = _data_name(data)
+    if model_name.lower() in VARIANTS:
+        model_name = f"SwiftFormer-{model_name.upper()}"
+    named = ", ".join(map(_escape, classes[:MAX_CLASSES]))
+    if len(classes) > MAX_CLASSES:
+        named += f" and {len(classes) - MAX_CLASSES} more"
+    epoch = f", epoch {metrics['epoch']:g}" if "epoch" in metrics else ""
+    origin = f"starting from {_text(started_from)}" if started_from else "from random weights"
+    lines = [
+        "---",
+        _front_matter(metrics, model_name, data, data_name, started_from),
+        "---",
+        "",
+        f"# {_text(model_name)}",
+        "",
+        f"{_text(model_name)}, an image classifier for {len(classes)} classes, trained on {_text(data_name)} with the "
+        f"recipe below, {origin}.",
+        "",
+        "## Results",
+        "",
+        *_table(
+            (f"on {val_images:,} validation images{epoch}", "%"),
+            ((name, f"{metrics[key]:.2f}") for key, (_, name) in RESULTS.items() if key in metrics),
+        ),
+        "",
+        "The weights in `best/` were chosen by these images, so that their accuracy on new ones may be lower.",
+        "",
+        *(line for file, title in PICTURES.items() if (output / file).exists() for line in (f"![{title}]({file})", "")),
+        "## Use",
+        "",
+        "`best/` holds the weights of the epoch with the best top-1 accuracy, `last/` those of the last epoch. In this "
+        "folder:",
+        "",
+        "```console",
+        "$ swiftformer classify --model best picture.jpg",
+        "```",
+        "",
+        "```python",
+        "import swiftformer",
+        "",
+        'for picture in swiftformer.classify("picture.jpg", model="best"):',
+        "    for prediction in picture.predictions:",
+        "        print(prediction.label, prediction.probability)",
+        "```",
+        "",
+        f"The {len(classes)} classes: {named}. Whatever it is shown, it answers with one of them.",
+        "",
+        "## Training",
+        "",
+        f"- Data: {_text(data_name)}, {train_images:,} training images, {val_images:,} validation images.",
+        f"- Hardware: {_text(_hardware(device, world_size))}.",
+        f"- Versions: {_versions()}.",
+        f"- Duration: {_duration(seconds)}.",
+        *(["- Command:", "", "  ```console", f"  $ {_command(command)}", "  ```"] if command else []),
+        "",
+        "The recipe; fields that are not here have their default values.",
+        "",
+        *_table(("field", "value"), ((f"`{key}`", _value(value)) for key, value in _shown(recipe).items())),
+    ]
+    # Names of folders may hold bytes that are no text.
+    content = _without_home("\n".join(lines) + "\n").encode("utf-8", "replace")
+    path = output / "README.md"
+    with atomic_file(path) as file:
+        file.write_bytes(content)
+    return path
+
+
+def _front_matter(metrics: Mapping[str, float], model_name: str, data: str, data_name: str, origin: str | None) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    dataset = data if _is_hub_name(data) else data_name
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=dataset,
+            dataset_name=data_name,
+            dataset_split="validation",
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(metrics[key] / 100, 6),
+        )
+        for key, (kind, name) in RESULTS.items()
+        if key in metrics
+    ]
+    card = ModelCardData(
+        library_name="swiftformer",
+        pipeline_tag="image-classification",
+        tags=["swiftformer", "image-classification", "vision"],
+        datasets=[data] if _is_hub_name(data) else None,
+        base_model=origin if origin and _is_hub_name(origin) else None,
+        model_name=_without_folders(model_name),
+        eval_results=results or None,
+    )
+    return card.to_yaml()
+
+
+def _is_hub_name(reference: str) -> bool:
+    return HUB_NAME.fullmatch(reference) is not None and not Path(reference).exists()
+
+
+def _data_name(data: str) -> str:
+    if _is_hub_name(data):
+        return data
+    if not data:
+        return "images"
+    name = Path(data).name
+    return (name if name not in ("", "..") else Path(data).resolve().name) or "images"
+
+
+def _without_folders(text: str) -> str:
+    """An absolute path, alone or behind `key=` or `kind:`, cut to its last part."""
+    found = re.fullmatch(r"([^/~]*?[=:])?((?:/(?!/)|~|\.\./|[A-Za-z]:\\).*)", text, re.DOTALL)
+    if found is None:
+        return text
+    last = re.split(r"[/\\]", found[2].rstrip("/\\"))[-1]
+    return (found[1] or "") + (last or "/")
+
+
+def _without_home(text: str) -> str:
+    home = os.path.expanduser("~")  # noqa: PTH111 Path.home() raises where there is none
+    return re.sub(re.escape(home) + r"(?![\w.-])", "~", text) if home.count("/") + home.count("\\") > 1 else text
+
+
+def _command(command: str) -> str:
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quotation mark that is not closed
+        words = command.split()
+    return shlex.join(_without_folders(word) for word in words).replace("\n", " ")
+
+
+def _text(text: str) -> str:
+    return _escape(_without_folders(text))
+
+
+def _escape(text: str) -> str:
+    """A line of Markdown that reads as `text` in a paragraph and in a table."""
+    return re.sub(r"([\\`*_{}\[\]<>|#~&$])", r"\\\1", " ".join(text.split()))
+
+
+def _table(header: tuple[str, str], rows: Iterable[tuple[str, str]]) -> list[str]:
+    return [f"| {header[0]} | {header[1]} |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+
+
+def _shown(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = dataclasses.asdict(Recipe())
+    return {
+        key: value
+        for key, value in recipe.items()
+        if key in MAIN_FIELDS or key not in defaults or _value(value) != _value(defaults[key])
+    }
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, tuple | list):  # JSON makes lists of tuples
+        return ", ".join(map(_value, value)) or "none"
+    return "none" if value is None or value == "" else _text(str(value))
+
+
+def _versions() -> str:
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm"))
+    return f"swiftformer {swiftformer.__version__}, {packages}, Python {platform.python_version()}"
+
+
+def _hardware(device: str | None, world_size: int) -> str:
+    import torch
+
+    kind = (device or ("cuda" if torch.cuda.is_available() else "cpu")).partition(":")[0]
+    if kind == "cuda":
+        return f"{world_size} x {torch.cuda.get_device_name()}"
+    name = _processor() if kind == "cpu" else f"{kind}, {_processor()}"
+    return f"{name}, {os.cpu_count()} cores" + (f", {world_size} processes" if world_size > 1 else "")
+
+
+def _processor() -> str:
+    try:
+        names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

@@ -1,0 +1,153 @@
+"""What a training run writes down: `train.log`, `metrics.jsonl`, TensorBoard, and Weights & Biases if present."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from swiftformer.files import atomic_file
+from swiftformer.train.dashboards import Dashboard, TensorBoard, WeightsAndBiases, weights_and_biases
+
+logger = logging.getLogger(__name__)
+VALIDATION = ("top1", "top5", "calibration_error")  # whatever else an epoch tells is about training
+
+
+class RunLog:
+    """The records of a run; a context manager.
+
+    `output/metrics.jsonl` is the record that counts: what cannot be written there is an error. TensorBoard
+    (`output/tensorboard`, and below it `steps`) and Weights & Biases never stop a run: the first thing that goes wrong
+    with one is a warning, and it is left out from then on.
+
+    Weights & Biases is used where it is installed: in the project `swiftformer`, offline where no key is configured,
+    switched off by `WANDB_MODE=disabled`. A resumed run goes on in the same W&B run, where the epochs and steps that
+    are trained again appear twice.
+
+    Args:
+        output: the run folder.
+        recipe: the configuration that W&B shows.
+        epochs_done: finished epochs of a run that goes on; whatever was written down after them is dropped.
+        enabled: False in all processes but the main one: nothing is written.
+
+    Raises:
+        OSError: on entry, `train.log` or `metrics.jsonl` cannot be written.
+    """
+
+    def __init__(
+        self, output: str | Path, recipe: dict[str, Any], *, epochs_done: int = 0, enabled: bool = True
+    ) -> None:
+        self.output, self.recipe, self.epochs_done, self.enabled = Path(output), recipe, epochs_done, enabled
+        self._file: logging.FileHandler | None = None
+        self._level = logging.NOTSET
+        self._dashboards: list[Dashboard] = []
+
+    def __enter__(self) -> Self:
+        if not self.enabled:
+            return self
+        self.output.mkdir(parents=True, exist_ok=True)
+        _forget_lines_after(self.output / "metrics.jsonl", self.epochs_done)
+        self._file = logging.FileHandler(self.output / "train.log", encoding="utf-8")
+        self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        package = logging.getLogger("swiftformer")
+        self._level = package.level
+        if self._level == logging.NOTSET:
+            package.setLevel(logging.INFO)
+        package.addHandler(self._file)
+        starts: dict[str, Callable[[], Dashboard | None]] = {
+            TensorBoard.name: lambda: TensorBoard(self.output / "tensorboard"),
+            WeightsAndBiases.name: lambda: weights_and_biases(self.output, self.recipe),
+        }
+        for name, start in starts.items():
+            try:
+                dashboard = start()
+            except Exception as error:
+                logger.warning("%s is left out: %s", name, _one_line(error))
+            else:
+                self._dashboards += [] if dashboard is None else [dashboard]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is None:
+            return
+        if error is not None:
+            self._note(logging.ERROR, f"stopped by {_one_line(error)}")
+        self._tell(lambda dashboard: dashboard.close(failed=error is not None))
+        self._dashboards = []
+        package = logging.getLogger("swiftformer")
+        package.removeHandler(self._file)
+        package.setLevel(self._level)
+        self._file.close()
+        self._file = None
+
+    def epoch(self, metrics: dict[str, float]) -> None:
+        """Write down the metrics of an epoch; `metrics["epoch"]` counts from 1.
+
+        Raises:
+            OSError: `metrics.jsonl` cannot be written.
+        """
+        if not self.enabled:
+            return
+        with (self.output / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._note(logging.INFO, "  ".join(f"{name} {value:.6g}" for name, value in _numbers(metrics).items()))
+        tagged = {_tag(name): value for name, value in _numbers(metrics).items() if name != "epoch"}
+        self._tell(lambda dashboard: dashboard.scalars("epoch", int(metrics["epoch"]), tagged))
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        """Show metrics of an update of the weights, counted over the whole run; they are kept in no file of ours."""
+        tagged = {f"step/{name}": value for name, value in _numbers(metrics).items()}
+        self._tell(lambda dashboard: dashboard.scalars("step", step, tagged))
+
+    def figure(self, name: str, picture: Path, epoch: int) -> None:
+        """Show a PNG as it is after an epoch, counted from 1."""
+        self._tell(lambda dashboard: dashboard.image(name, picture, epoch))
+
+    def _tell(self, what: Callable[[Dashboard], None]) -> None:
+        for dashboard in list(self._dashboards):
+            try:
+                what(dashboard)
+            except Exception as error:
+                self._dashboards.remove(dashboard)
+                with suppress(Exception):
+                    dashboard.close(failed=True)
+                logger.warning("%s is left out from here on: %s", dashboard.name, _one_line(error))
+
+    def _note(self, level: int, message: str) -> None:
+        """A line for train.log alone: a person sees the same on the terminal in another way."""
+        if self._file is not None:
+            self._file.handle(logger.makeRecord(logger.name, level, "", 0, message, (), None))
+
+
+def _numbers(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+
+
+def _tag(name: str) -> str:
+    if "/" in name:
+        return name
+    if name in VALIDATION or name.startswith("val_"):
+        return f"val/{name.removeprefix('val_')}"
+    return f"train/{name.removeprefix('train_')}"
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+
+
+def _forget_lines_after(path: Path, epochs: int) -> None:
+    """Drop what was written after the state was saved, a torn last line included: it will be trained again."""
+    if path.exists():
+        lines = path.read_bytes().splitlines()[:epochs]
+        with atomic_file(path) as file:
+            file.write_bytes(b"".join(line + b"\n" for line in lines))

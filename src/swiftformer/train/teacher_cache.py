@@ -1,0 +1,73 @@
+"""A teacher's logits for every training image, computed once and kept with the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from swiftformer.data.loaders import evaluation_loader
+from swiftformer.data.sources import Source
+from swiftformer.files import atomic_file
+from swiftformer.train.distributed import Processes
+
+if TYPE_CHECKING:
+    from swiftformer.train.distillation import Teacher
+    from swiftformer.train.recipes import Recipe
+
+logger = logging.getLogger(__name__)
+FILE = "teacher.safetensors"
+
+
+@torch.inference_mode()
+def cached_logits(
+    teacher: Teacher, source: Source, recipe: Recipe, output: Path, workers: int, processes: Processes
+) -> Tensor:
+    """The teacher's logits `(images, classes)` in float16, on the CPU, for images as evaluation prepares them.
+
+    They are read from `output/teacher.safetensors` where that was computed by the same teacher for the same images;
+    otherwise the processes compute them together and the main one writes the file. The row of an unreadable image
+    stays 0.
+    """
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import save_file
+
+    path = output / FILE
+    key = _key(recipe, source)
+    known = torch.zeros(1, device=processes.device)
+    with suppress(OSError, SafetensorError):
+        if processes.main:
+            with safe_open(path, framework="pt") as file:
+                known[0] = (file.metadata() or {}).get("key") == key
+    if not processes.sum(known).item():
+        logger.info("asking the teacher about %d images", len(source))
+        logits = torch.zeros(len(source), len(source.classes), dtype=torch.float32)
+        loader = evaluation_loader(
+            source, recipe.preprocessing, recipe.batch_size, workers, processes.rank, processes.world_size
+        )
+        for pixels, _, indices in loader:
+            if len(indices):
+                logits[indices] = teacher(pixels.to(processes.device)).cpu()
+        logits = processes.sum(logits.to(processes.device)).cpu()
+        if processes.main:
+            with atomic_file(path) as file:
+                save_file({"logits": logits.half()}, file, metadata={"key": key})
+        return logits.half()
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor("logits")
+
+
+def _key(recipe: Recipe, source: Source) -> str:
+    """A checksum of everything that the logits depend on."""
+    parts = [recipe.teacher, json.dumps(dataclasses.asdict(recipe.preprocessing)), *source.classes]
+    digest = hashlib.sha256("\n".join(parts).encode())
+    for index in range(len(source)):
+        digest.update(f"\n{source.name(index)}".encode())
+    return digest.hexdigest()

@@ -1,0 +1,211 @@
+"""Several processes against one, on CPUs; two machines as two network namespaces."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import relative
+from swiftformer import load
+from swiftformer.evaluate.classification import evaluate_reference
+from swiftformer.train.recipes import get_recipe
+from swiftformer.train.state import read_state
+from train_worker import Started
+
+WORKER = str(Path(__file__).parent / "train_worker.py")
+# 40 updates in four epochs; nothing random that depends on the process.
+SETTINGS = ["epochs=4", "total_batch_size=16", "batch_size=16", "random_erasing=0", "evaluate_every=2"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def losses(run: Path) -> torch.Tensor:
+    return torch.tensor(json.loads((run / "losses.json").read_text()), dtype=torch.float64)
+
+
+def difference(a: dict, b: dict) -> float:
+    """Of two states' weights, relative. Adam turns gradients that are only rounding into steps, so it is not 0."""
+    return relative(*(torch.cat([value.flatten().double() for value in state["model"].values()]) for state in (b, a)))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of 80 training and 13 validation images: 13 is no multiple of two, and one of them is broken."""
+    import numpy as np
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split, counts in (("train", (40, 40)), ("val", (7, 6))):
+        for name, channel, count in (("blue", 2, counts[0]), ("red", 0, counts[1])):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 200, (40, 48, 3), dtype=np.uint8)
+                pixels[:, :, channel] += 30
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    (root / "val" / "red" / "3.png").write_bytes(b"broken")
+    return root
+
+
+@pytest.fixture(scope="module")
+def single(images, tmp_path_factory):
+    output = tmp_path_factory.mktemp("single")
+    Started(output / "log", [images, output, *SETTINGS]).wait()
+    return output
+
+
+def test_two_processes_reproduce_one(images, single, tmp_path):
+    Started(tmp_path, [images, tmp_path / "run", *SETTINGS, "sync_batchnorm=true"], 2).wait()
+    assert len(losses(single)) == 20
+    assert (losses(single) - losses(tmp_path / "run")).abs().max() < 1e-4
+    assert difference(read_state(single), read_state(tmp_path / "run")) < 1e-2
+    ours, theirs = (
+        json.loads((run / "metrics.jsonl").read_text().splitlines()[-1]) for run in (single, tmp_path / "run")
+    )
+    assert ours["train_accuracy"] == theirs["train_accuracy"]
+
+
+def test_accumulating_processes_make_as_many_updates(images, tmp_path):
+    Started(tmp_path, [images, tmp_path / "run", *SETTINGS, "epochs=1", "batch_size=4"], 2).wait()
+    state = read_state(tmp_path / "run")
+    assert {int(entry["step"]) for entry in state["optimizer"]["state"].values()} == {5}
+
+
+def test_every_picture_is_counted_once(images, single, tmp_path):
+    """Thirteen pictures, one unreadable, in two processes: as one process counts them."""
+    arguments = ["evaluate", "--data", images, "--model", single / "last", "--workers", 0, "--json", "--device", "cpu"]
+    (out, _), (silent, _) = Started(tmp_path, arguments, 2, "cli").wait()
+    assert silent == ""  # one process speaks
+    found = json.loads(out)
+    expected = evaluate_reference(str(single / "last"), str(images), workers=0, device="cpu")
+    assert found["images"] == expected["images"] == 12 and found["unreadable"] == 1
+    for name in ("top1", "top5", "calibration_error"):
+        assert found[name] == pytest.approx(expected[name], abs=1e-4)
+
+
+def test_torchrun_starts_the_command_line(images, tmp_path):
+    train = ["train", "--data", str(images), "--recipe", "smoke", "--device", "cpu", "--workers", "0"]
+    train += ["--model", str(tiny_checkpoint(tmp_path)), "--set", "epochs=1", "--output", str(tmp_path / "run")]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "swiftformer", *train],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("epoch 1/1") == 1  # one process shows progress
+    assert load(tmp_path / "run" / "last").config.id2label == {0: "blue", 1: "red"}
+    assert "2 processes" in (tmp_path / "run" / "README.md").read_text()
+
+
+def tiny_checkpoint(folder: Path) -> Path:
+    from conftest import tiny
+    from swiftformer import save
+
+    return save(tiny(), folder / "tiny")
+
+
+def test_sigterm_to_all_processes_saves_one_state(images, single, tmp_path):
+    output = tmp_path / "run"
+    settings = [*SETTINGS, "sync_batchnorm=true"]
+    Started(tmp_path, [images, output, *settings], 2, KILL_AT=7, KILL_BY="SIGTERM").wait(143, 143)
+    state = read_state(output)
+    assert state["epochs"] == 1 and state["images"] in (32, 48)
+    Started(tmp_path, [images, output, "--resume", *settings], 2).wait()
+    assert difference(read_state(single), read_state(output)) < 1e-2
+
+
+@pytest.fixture
+def machines():
+    """Two network namespaces that see each other through a pair of virtual Ethernet devices."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("network namespaces need root and the ip command")
+    names = [f"swift{os.getpid()}{side}" for side in "ab"]
+    devices = [f"v{os.getpid() % 100000}{side}" for side in "ab"]
+
+    def ip(*arguments):
+        return subprocess.run(["ip", *arguments], capture_output=True, text=True)
+
+    made = [ip("netns", "add", name) for name in names]
+    made.append(ip("link", "add", devices[0], "type", "veth", "peer", "name", devices[1]))
+    for i, (name, device) in enumerate(zip(names, devices, strict=True), start=1):
+        made.append(ip("link", "set", device, "netns", name))
+        made.append(ip("-n", name, "addr", "add", f"10.222.0.{i}/24", "dev", device))
+        made.append(ip("-n", name, "link", "set", device, "up"))
+        made.append(ip("-n", name, "link", "set", "lo", "up"))
+    try:
+        if failed := [step.stderr.strip() for step in made if step.returncode]:
+            pytest.skip(f"this machine makes no network namespaces ({failed[0]})")
+        yield list(zip(names, devices, strict=True))
+    finally:
+        for name in names:
+            ip("netns", "delete", name)
+
+
+def test_two_machines(images, single, machines, tmp_path):
+    """A torchrun on each of two machines, with two and one processes, found over the network."""
+    output = tmp_path / "run"
+    arguments = [WORKER, str(images), str(output), *SETTINGS, "sync_batchnorm=true"]
+    nodes = []
+    for rank, (name, device) in enumerate(machines):
+        command = [
+            *("ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"),
+            *("--nproc-per-node", "1", "--node-rank", str(rank), "--master-addr", "10.222.0.1"),
+            *("--master-port", "29511", *arguments),
+        ]
+        env = os.environ | {"GLOO_SOCKET_IFNAME": device, "TP_SOCKET_IFNAME": device, "OMP_NUM_THREADS": "1"}
+        nodes.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
+    errors = [node.communicate(timeout=240)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(errors)
+    assert (losses(single) - losses(output)).abs().max() < 1e-4
+
+
+def test_the_total_batch_is_kept_whatever_the_number_of_processes():
+    for world_size in (1, 2, 4, 8, 16, 32, 64):
+        batch_size, accumulation = get_recipe("paper_l1").batches(world_size)
+        assert batch_size * accumulation * world_size == 2048 and batch_size <= 128 and batch_size % 2 == 0
+    assert get_recipe("smoke", ["batch_size=10"]).batches(4) == (10, 1)
+    assert get_recipe("smoke", ["total_batch_size=96", "batch_size=64"]).batches() == (48, 2)
+    with pytest.raises(ValueError, match=r"divides total_batch_size \(2048\), found 3"):
+        get_recipe("paper_xs").batches(3)
+    with pytest.raises(ValueError, match="even number of images per process, found 1 "):
+        get_recipe("paper_l3", ["total_batch_size=2"]).batches(2)
+
+
+def test_synchronised_batchnorm_in_one_process_is_batchnorm(tmp_path):
+    """Against torch's own, with gradients and running statistics."""
+    from swiftformer.train.sync_batchnorm import synchronize_batchnorm
+
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(tmp_path / "s")), rank=0, world_size=1
+    )
+    try:
+        plain = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6))
+        nn.init.normal_(plain[1].weight)
+        synced = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6))
+        synced.load_state_dict(plain.state_dict())
+        synchronize_batchnorm(synced, torch.device("cpu"))
+        assert list(synced.state_dict()) == list(plain.state_dict())
+        x, weight = 100 + torch.randn(4, 3, 9, 8), torch.randn(4, 6, 7, 6)
+        for net in (plain, synced):
+            (net(x) * weight).sum().backward()
+        for (name, a), b in zip(plain.named_parameters(), synced.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-2, msg=name)
+        for (name, a), b in zip(plain.named_buffers(), synced.buffers(), strict=True):
+            torch.testing.assert_close(a, b, msg=name)
+        torch.testing.assert_close(plain.eval()(x), synced.eval()(x))
+    finally:
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,225 @@
+import json
+import logging
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from conftest import shared
+from swiftformer.data import hub, parquet
+from swiftformer.data.hub import DatasetsSource
+from swiftformer.data.sources import open_source
+from swiftformer.image_processing import ImageError
+from test_image_processing import encoded
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SWIFTFORMER_CACHE", str(tmp_path / "swiftformer-cache"))
+    return tmp_path / "swiftformer-cache"
+
+
+def write_parquet(path, count=6, names=("cat", "dog"), image="image", label="label", metadata=True):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [
+        {"bytes": encoded(Image.new("RGB", (40, 36), (i * 9, 0, 0)), "PNG"), "path": f"{i}.png"} for i in range(count)
+    ]
+    table = pa.table({image: images, label: [i % len(names) for i in range(count)]})
+    if metadata:
+        features = {image: {"_type": "Image"}, label: {"names": list(names), "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path)
+
+
+def test_image_folder(image_folder):
+    source = open_source(image_folder, "train")
+    assert source.classes == ["blue", "red"] and len(source) == 48 and set(source.labels) == {0, 1}
+    assert source.image(0).mode == "RGB" and source.name(0).endswith("0.png")
+    assert len(open_source(image_folder, "val")) == len(open_source(image_folder, "test")) == 16
+    assert len(open_source(image_folder)) == 16 and len(open_source(image_folder, "all")) == 64
+    assert len(open_source(image_folder / "train", "all")) == 48
+
+
+def test_a_folder_of_pictures_called_train_is_a_class(image_folder):
+    vehicles = image_folder / "train"
+    (vehicles / "blue").rename(vehicles / "train")
+    source = open_source(vehicles)
+    assert source.classes == ["red", "train"] and len(source) == 48
+    (image_folder / "docs").mkdir()
+    assert open_source(image_folder, "train").classes == ["red", "train"]
+    assert len(open_source(image_folder, "train")) == 48
+
+
+def test_other_split_names(image_folder):
+    (image_folder / "val").rename(image_folder / "extra")
+    assert len(open_source(image_folder, "extra")) == 16
+    (image_folder / "extra").rename(image_folder / "validation")
+    assert len(open_source(image_folder, "val")) == len(open_source(image_folder)) == 16
+    with pytest.raises(ValueError, match="expected a split named one of nothing, found train, validation"):
+        open_source(image_folder, "nothing")
+    with pytest.raises(ValueError, match="level: expected one of name, .*found 'species'"):
+        open_source(image_folder, "val", level="species")
+    with pytest.raises(ValueError, match=r"images: expected iNaturalist data .* for level=genus, found none"):
+        open_source(image_folder, "val", level="genus")
+
+
+@pytest.mark.parametrize(
+    "layout", ["train-00000-of-00001.parquet", "data/train-00000-of-00002.parquet", "train.parquet"]
+)
+def test_parquet_layouts(tmp_path, layout):
+    write_parquet(tmp_path / layout)
+    source = open_source(tmp_path)
+    assert source.classes == ["cat", "dog"] and len(source) == 6
+    assert source.image(3).getpixel((0, 0)) == (27, 0, 0)
+    assert len(open_source(tmp_path / layout, "anything")) == 6
+
+
+def test_parquet_columns_and_shards(tmp_path):
+    write_parquet(tmp_path / "test-00000-of-00002.parquet", image="img", label="fine_label", metadata=False)
+    write_parquet(tmp_path / "test-00001-of-00002.parquet", image="img", label="fine_label", metadata=False)
+    source = open_source(tmp_path, "val")
+    assert len(source) == 12 and source.classes == ["0", "1"]
+    assert source.image(11).size == (40, 36)
+
+
+def test_cifar10_as_shared():
+    source = open_source(shared("data", "cifar10"), "test")
+    assert len(source) == 10_000 and source.classes[:2] == ["airplane", "automobile"]
+    assert source.image(9_999).size == (32, 32)
+
+
+def test_datasets_library(tmp_path):
+    write_parquet(tmp_path / "set" / "data" / "train-00000-of-00001.parquet")
+    datasets = pytest.importorskip("datasets")
+    source = DatasetsSource(
+        datasets.load_dataset(str(tmp_path / "set"), split="train", cache_dir=str(tmp_path / "cache")), "set"
+    )
+    assert source.classes == ["cat", "dog"] and source.labels == [0, 1, 0, 1, 0, 1]
+    assert source.image(2).getpixel((0, 0)) == (18, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: (p / "a").mkdir(), "expected one folder of images per class, found none"),
+        (lambda p: None, "expected one folder of images per class, found none"),
+        (
+            lambda p: (p / "train" / "x").mkdir(parents=True),
+            "train: expected one folder of images per class, found none",
+        ),
+        (lambda p: (p / "extra" / "train").mkdir(parents=True), "expected one folder of images per class, found none"),
+        (lambda p: write_parquet(p / "other-0.parquet"), "expected a split named one of val.*found other-0.parquet"),
+        (lambda p: write_parquet(p / "train-0.parquet", count=2), "two or more pictures of some class to hold one out"),
+        (lambda p: (p / "val-0.parquet").write_text("no parquet"), "expected a Parquet file"),
+        (
+            lambda p: write_parquet(p / "val-0.parquet", image="pixels"),
+            "expected an image column .* found pixels, label",
+        ),
+    ],
+)
+def test_folders_that_are_no_data_set(tmp_path, make, message):
+    make(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        open_source(tmp_path, "val")
+
+
+def test_labels_beyond_the_class_names(tmp_path):
+    table = pa.table({"image": [{"bytes": b"", "path": ""}], "label": [7]})
+    features = {"label": {"names": ["a", "b"]}}
+    pq.write_table(
+        table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}),
+        tmp_path / "val-0.parquet",
+    )
+    with pytest.raises(ValueError, match="expected labels from 0 to 1, found 7"):
+        open_source(tmp_path, "val")
+
+
+def test_rows_without_label_or_image(tmp_path):
+    pq.write_table(pa.table({"image": [b"x", b"y"], "label": [0, None]}), tmp_path / "val-0.parquet")
+    with pytest.raises(ValueError, match="expected a label for every image, found 1 without one"):
+        open_source(tmp_path, "val")
+    pq.write_table(pa.table({"image": [b"x", b"y"], "label": [0, -1]}), tmp_path / "val-0.parquet")
+    with pytest.raises(ValueError, match="found 1 without one"):
+        open_source(tmp_path, "val")
+    table = pa.table({"image": [{"bytes": None, "path": None}], "label": [0]})
+    pq.write_table(table, tmp_path / "val-0.parquet")
+    with pytest.raises(ImageError, match="row 0: expected an image, found an empty cell"):
+        open_source(tmp_path, "val").image(0)
+
+
+def test_labels_that_are_no_numbers(tmp_path):
+    pq.write_table(pa.table({"image": [b"x", b"y"], "label": ["cat", "dog"]}), tmp_path / "val-0.parquet")
+    with pytest.raises(ValueError, match="expected whole numbers as labels, found 'cat'"):
+        open_source(tmp_path, "val")
+
+
+def test_hidden_files_and_folders_are_left_out(image_folder):
+    (image_folder / "val" / ".ipynb_checkpoints").mkdir()
+    (image_folder / "val" / "red" / "._0.png").write_bytes(b"x")
+    source = open_source(image_folder, "val")
+    assert source.classes == ["blue", "red"] and len(source) == 16
+
+
+def test_splits_of_a_named_data_set_are_told_apart(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    for split in ("train", "test"):
+        write_parquet(tmp_path / "set" / "data" / f"{split}-00000-of-00001.parquet")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    splits = hub.find("set")
+    assert sorted(splits) == ["test", "train"]
+    assert splits["train"]().name(0) == "set train row 0" and splits["test"]().name(0) == "set test row 0"
+
+
+def test_a_named_data_set_without_validation_split_is_cut(tmp_path, monkeypatch, caplog):
+    pytest.importorskip("datasets")
+    write_parquet(tmp_path / "set" / "data" / "train-00000-of-00001.parquet", count=20)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    splits = hub.find("set")
+    monkeypatch.setattr(hub, "find", lambda name: splits)
+    train, val, everything = (open_source("hub/set", split) for split in ("train", "val", None))
+    assert (len(train), len(val), len(everything)) == (18, 2, 20)
+    assert {train.name(i) for i in range(18)} | {val.name(i) for i in range(2)} == {
+        everything.name(i) for i in range(20)
+    }
+
+
+def test_large_tables_are_unpacked_and_mapped(tmp_path, monkeypatch, caplog, cache):
+    for shard in range(2):
+        write_parquet(tmp_path / f"val-{shard}.parquet", count=5 + shard)
+    small = open_source(tmp_path, "val")
+    monkeypatch.setattr(parquet, "IN_MEMORY", 0)
+
+    def check(source):
+        assert source.classes == small.classes and source.labels == small.labels and len(source) == 11
+        for i in range(11):
+            assert np.array_equal(np.asarray(source.image(i)), np.asarray(small.image(i)))
+
+    with caplog.at_level(logging.INFO, "swiftformer"):
+        check(mapped := open_source(tmp_path, "val"))
+        assert len(pickle.dumps(mapped)) < 2000
+        check(pickle.loads(pickle.dumps(mapped)))
+        unpacked = sorted(cache.rglob("*.arrow"))
+        unpacked[0].unlink()
+        unpacked[0].write_bytes(b"damaged")
+        check(open_source(tmp_path, "val"))
+    assert len(unpacked) == 2
+    assert [record.getMessage().split(" (")[0] for record in caplog.records] == [
+        "unpacking 2 Parquet files",
+        "unpacking 1 Parquet files",
+    ]
+    monkeypatch.setattr(parquet, "_unpacked_bytes", lambda *_: 10**18)
+    monkeypatch.setenv("SWIFTFORMER_CACHE", str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="expected .* GB of free space to unpack Parquet files to, found"):
+        open_source(tmp_path, "val")
+
+
+def test_missing_path_and_unreachable_name():
+    with pytest.raises(ValueError, match="/no/such/folder: no such file or folder"):
+        open_source("/no/such/folder", "val")
+    with pytest.raises(ValueError, match="nobody/nothing: no such folder, and the datasets library cannot load it"):
+        open_source("nobody/nothing", "val")

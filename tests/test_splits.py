@@ -1,0 +1,126 @@
+import logging
+import pickle
+import shutil
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from swiftformer.data.sources import open_source
+from swiftformer.data.splits import Joined, Subset, choose, held_out
+
+
+class Named:
+    """Pictures that are nothing but names of the form CLASS/NAME."""
+
+    def __init__(self, keys):
+        self.keys = sorted(keys)
+        names = [key.split("/")[0] for key in self.keys]
+        self.classes = sorted(set(names))
+        self.labels = [self.classes.index(name) for name in names]
+
+    def __len__(self):
+        return len(self.keys)
+
+    def image(self, index):
+        return Image.new("RGB", (1, 1), (self.labels[index], 0, 0))
+
+    def name(self, index):
+        return f"/where/{self.keys[index]}"
+
+    def key(self, index):
+        return self.keys[index]
+
+
+def keys(source):
+    return {source.key(i) for i in range(len(source))}
+
+
+pictures = st.sets(st.tuples(st.sampled_from("abc"), st.integers(0, 400)).map("{0[0]}/{0[1]}".format), max_size=120)
+
+
+@given(pictures)
+def test_no_picture_is_in_both_parts_and_each_class_is_in_both(names):
+    source = Named(names)
+    train, val = held_out(source)
+    assert not keys(train) & keys(val) and keys(train) | keys(val) == names
+    for part in (train, val):
+        assert [part.classes[label] for label in part.labels] == [part.key(i).split("/")[0] for i in range(len(part))]
+        assert sorted(part.indices) == part.indices
+    total, held = (Counter(key.split("/")[0] for key in part) for part in (names, keys(val)))
+    for name, count in total.items():
+        assert held[name] == (0 if count == 1 else max(1, round(count / 10)))
+
+
+@given(pictures, st.tuples(st.sampled_from("abcd"), st.integers(401, 999)).map("{0[0]}/{0[1]}".format))
+def test_one_more_picture_moves_at_most_one_other_of_its_class(names, added):
+    before, after = (keys(held_out(Named(set_))[1]) for set_ in (names, names | {added}))
+    moved = (before ^ after) - {added}
+    assert len(moved) <= 1 and all(key[0] == added[0] for key in moved)
+
+
+def test_moving_the_folder_moves_no_picture(image_folder, tmp_path):
+    shutil.copytree(image_folder / "train", tmp_path / "elsewhere" / "train")
+    here, there, flat = (
+        open_source(place, "val")
+        for place in (image_folder / "train", tmp_path / "elsewhere", tmp_path / "elsewhere" / "train")
+    )
+    assert keys(here) == keys(there) == keys(flat) and len(here) == 4
+    assert here.classes == ["blue", "red"] and here.image(0).size == (48, 40)
+    assert keys(pickle.loads(pickle.dumps(here))) == keys(here)
+
+
+def test_flat_trees(image_folder):
+    flat = image_folder / "train"
+    assert [len(open_source(flat, split)) for split in ("train", "val", "validation")] == [44, 4, 4]
+    assert [len(open_source(flat, split)) for split in ("all", "test", None)] == [48, 48, 48]
+
+
+def test_data_with_a_training_split_only(image_folder, caplog):
+    shutil.rmtree(image_folder / "val")
+    with caplog.at_level(logging.INFO, "swiftformer"):
+        train, val, everything = (open_source(image_folder, split) for split in ("train", "val", None))
+    assert not keys(train) & keys(val) and keys(train) | keys(val) == keys(everything)
+    assert len(everything) == 48 == len(open_source(image_folder, "all"))
+    assert [
+        record.getMessage().removeprefix(f"{image_folder} has no validation split: ") for record in caplog.records
+    ] == [
+        "training on 44 of 48 pictures",
+        "evaluating on 4 of 48 pictures, those that training holds out of each class",
+        "taking all 48 pictures; --split val evaluates what training holds out",
+    ]
+    with pytest.raises(ValueError, match="expected a split named one of test, .*found train"):
+        open_source(image_folder, "test")
+
+
+@pytest.mark.parametrize(
+    ("present", "split", "chosen"),
+    [
+        (("train", "val", "test"), None, "val"),
+        (("train", "test"), None, "test"),
+        (("train", "test"), "val", "test"),
+        (("train", "valid"), "test", "valid"),
+        (("train", "val", "test"), "testing", "test"),
+        (("train", "dev"), "validation", "dev"),
+        (("test",), None, "test"),
+    ],
+)
+def test_which_split_is_chosen(present, split, chosen):
+    sources = {name: Named({f"a/{name}"}) for name in present}
+    assert choose({name: lambda name=name: sources[name] for name in present}, split, "data") is sources[chosen]
+
+
+def test_everything_of_several_splits():
+    parts = [Named({"a/0", "b/0"}), Named({"a/1", "b/1", "b/2"})]
+    joined = choose({"train": lambda: parts[0], "val": lambda: parts[1]}, "all", "data")
+    assert [joined.key(i) for i in range(5)] == ["a/0", "b/0", "a/1", "b/1", "b/2"] and joined.labels == [0, 1, 0, 1, 1]
+    assert joined.name(4) == "/where/b/2" and joined.image(4).getpixel((0, 0))[0] == 1
+    with pytest.raises(ValueError, match="expected the same classes in all splits, found 2 and 1"):
+        Joined([parts[0], Named({"a/1"})])
+
+
+def test_subset_keeps_the_given_order():
+    subset = Subset(Named({"a/0", "b/0", "c/0"}), [2, 0])
+    assert subset.labels == [2, 0] and [subset.key(0), subset.name(1)] == ["c/0", "/where/a/0"]
