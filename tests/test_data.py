@@ -85,11 +85,12 @@ def test_too_few_images(image_folder):
         TrainingLoader(source, recipe, 32, 64, workers=0)
 
 
-def test_normalisation_is_that_of_timm(image_folder):
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_normalisation_is_that_of_timm(image_folder, channels_last):
     """timm's own loader on the same batch; erasing follows the generators, which are seeded alike."""
     from timm.data.loader import PrefetchLoader
 
-    recipe = get_recipe("smoke", ["random_erasing=0.7"])
+    recipe = get_recipe("smoke", ["random_erasing=0.7", f"channels_last={channels_last}"])
     batch = next(TrainingLoader(open_source(image_folder, "train"), recipe, 32, 16, workers=0).batches(0))
     loader = PrefetchLoader(
         [(batch.pixels.clone(), batch.targets)], mean=recipe.mean, std=recipe.std, device=torch.device("cpu"),

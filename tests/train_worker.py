@@ -44,7 +44,7 @@ def train(folder, output, *settings):
         if self.enabled:
             (Path(output) / "losses.json").write_text(json.dumps(losses))
         if number == int(os.environ.get("KILL_AT", -1)):
-            os.kill(os.getpid(), signal.Signals[os.environ["KILL_BY"]])
+            os.killpg(0, signal.Signals[os.environ["KILL_BY"]])  # with its loader processes, as Slurm does
 
     RunLog.step = step
     recipe = get_recipe("smoke", [setting for setting in settings if setting != "--resume"])
@@ -66,6 +66,7 @@ def train(folder, output, *settings):
 
 
 def _process(function, arguments, environment, out, err):
+    os.setpgid(0, 0)
     os.environ.update(environment)
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), number)

@@ -307,9 +307,15 @@ class _Run:
             if self.stop.signal and self.processes.world_size == 1:
                 self.stop_here()
 
-        result, confusion = evaluate_classifier(
-            evaluated, self.val_batches, self.processes.device, advance, self.processes
-        )
+        try:
+            result, confusion = evaluate_classifier(
+                evaluated, self.val_batches, self.processes.device, advance, self.processes
+            )
+        except RuntimeError as error:
+            # Slurm's SIGTERM reaches the processes that load images as well.
+            if self.stop.signal and self.processes.world_size == 1 and not isinstance(error, TrainingStopped):
+                self.stop_here()
+            raise
         self.metrics |= {name: result[name] for name in ("top1", "top5", "calibration_error")}
         if self.metrics["top1"] > self.best:
             self.best = self.metrics["top1"]

@@ -1,0 +1,126 @@
+"""Accuracy side by side: networks trained from scratch with the same step, data, augmentation and epochs.
+
+    python benchmarks/quality.py --data ../shared/data/cifar10 --epochs 8 --output quality
+
+Each run leaves a line of JSON per epoch in `OUTPUT/NAME.jsonl`; runs that are there already are not repeated, so that
+the comparison can be made in several sittings. The table is made of what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from swiftformer import SwiftFormerForImageClassificationWithTeacher
+from swiftformer.data.loaders import Normalization, TrainingLoader, evaluation_loader, seed_generators
+from swiftformer.data.sources import open_source
+from swiftformer.device import select_device
+from swiftformer.evaluate.classification import evaluate_classifier
+from swiftformer.files import atomic_file
+from swiftformer.train.distillation import load_teacher
+from swiftformer.train.distributed import Processes
+from swiftformer.train.recipes import Recipe, get_recipe
+from swiftformer.train.step import TrainingStep
+
+NETWORKS = {
+    "swiftformer-xs, l2": ("l2", "none"),
+    "swiftformer-xs, uniform": ("uniform", "none"),
+    "swiftformer-xs, l2, hard distillation": ("l2", "hard"),
+    "swiftformer-xs, l2, soft distillation": ("l2", "soft"),
+    "timm swiftformer_xs": ("swiftformer_xs", "none"),
+    "timm mobilenetv3_large_100": ("mobilenetv3_large_100", "none"),
+    "timm mobilenetv2_100": ("mobilenetv2_100", "none"),
+}
+
+
+class WithLogits(nn.Module):
+    """A network of timm with the output that the training step expects."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, pixels: Tensor, return_dict: bool = True) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.net(pixels))
+
+
+def build(kind: str, classes: int) -> Any:
+    if kind in ("l2", "uniform"):
+        return SwiftFormerForImageClassificationWithTeacher.from_variant(
+            "xs", num_labels=classes, global_query_weighting=kind
+        )
+    return WithLogits(timm.create_model(kind, num_classes=classes))
+
+
+def train(name: str, recipe: Recipe, data: str, teacher: str, device: torch.device, workers: int, output: Path) -> None:
+    kind, distillation = NETWORKS[name]
+    train_source, val_source = open_source(data, "train"), open_source(data, "test")
+    seed_generators(recipe.seed)
+    net = build(kind, len(train_source.classes)).to(device, memory_format=torch.channels_last)
+    loader = TrainingLoader(train_source, recipe, recipe.image_size, recipe.batch_size, workers)
+    normalize = Normalization(recipe, device)
+    step = TrainingStep(
+        recipe,
+        net,
+        Processes(0, 1, device),
+        updates_per_epoch=len(loader),
+        teacher=None
+        if distillation == "none"
+        else load_teacher(teacher, len(train_source.classes), recipe.mean, recipe.std).to(device),
+    )
+    if isinstance(net, WithLogits):
+        step.clipped = list(timm.models.model_parameters(net.net, exclude_head=True))
+    val_batches = evaluation_loader(val_source, recipe.preprocessing, 2 * recipe.batch_size, workers)
+    lines, number = [], 0
+    for epoch in range(recipe.epochs):
+        net.train()
+        start, loss_sum = time.perf_counter(), torch.zeros((), device=device)
+        for batch in loader.batches(epoch):
+            number += 1
+            loss, _ = step(normalize(batch.pixels), batch.targets.to(device), batch.indices, number)
+            loss_sum += loss
+        seconds = time.perf_counter() - start
+        result, _ = evaluate_classifier(step.evaluated, val_batches, device)
+        lines.append({"epoch": epoch + 1, "loss": loss_sum.item() / len(loader), "seconds": seconds, **result})
+        print(name, json.dumps(lines[-1]), flush=True)
+    lines[-1]["parameters"] = sum(p.numel() for p in net.parameters())
+    with atomic_file(output / f"{name}.jsonl") as file:
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--output", type=Path, default=Path("quality"))
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--teacher", default="swiftformer-xs-cifar10", help="of the distilled runs")
+    parser.add_argument("--only", choices=NETWORKS, action="append", help="repeatable; all by default")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--device")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
+    arguments = parser.parse_args()
+    fixed = ["progressive_sizes=", f"epochs={arguments.epochs}", "warmup_epochs=1", "auto_augment=", "color_jitter=0"]
+    for name in arguments.only or NETWORKS:
+        if not (arguments.output / f"{name}.jsonl").exists():
+            recipe = get_recipe("small_images", [*fixed, *arguments.set, f"distillation={NETWORKS[name][1]}"])
+            device = select_device(arguments.device)
+            train(name, recipe, arguments.data, arguments.teacher, device, arguments.workers, arguments.output)
+    print("\n| network | parameters | top-1 after each epoch | minutes |\n|---|---|---|---|")
+    for name in NETWORKS:
+        if (arguments.output / f"{name}.jsonl").exists():
+            lines = [json.loads(line) for line in (arguments.output / f"{name}.jsonl").read_text().splitlines()]
+            curve = ", ".join(f"{line['top1']:.2f}" for line in lines)
+            minutes = sum(line["seconds"] for line in lines) / 60
+            print(f"| {name} | {lines[-1]['parameters']:,} | {curve} | {minutes:.0f} |")
+
+
+if __name__ == "__main__":
+    main()

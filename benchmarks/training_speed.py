@@ -1,0 +1,151 @@
+"""Images per second of a whole training step: this package against timm's training functions, interleaved in one run.
+
+    python benchmarks/training_speed.py --variant xs --size 64 --batch 128
+
+A step is forward, backward, adaptive gradient clipping, AdamW and the average of the weights, on the same random
+images, with the same network (July 2023 form), precision and batch. timm's side is made of what timm's train.py uses:
+its model, optimizer, NativeScaler or plain backward, `dispatch_clip_grad`, ModelEmaV3. Every round times each of them
+once, so that a slow moment of the machine hits all; the table gives medians, quartiles and the ratio to timm's default
+within the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import timm
+import torch
+from timm.loss import LabelSmoothingCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3, dispatch_clip_grad
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from swiftformer import SwiftFormerForImageClassificationWithTeacher
+from swiftformer.train.distributed import Processes
+from swiftformer.train.recipes import get_recipe
+from swiftformer.train.step import TrainingStep
+
+Step = Callable[[], None]
+
+
+def ours(arguments: argparse.Namespace, pixels: Tensor, targets: Tensor, compiled: bool) -> Step:
+    settings = [f"precision={arguments.precision}", f"compile={compiled}", f"batch_size={arguments.batch}"]
+    recipe = get_recipe("small_images", settings)
+    device = torch.device(arguments.device)
+    net = SwiftFormerForImageClassificationWithTeacher.from_variant(arguments.variant, num_labels=1000)
+    net = net.to(device, memory_format=torch.channels_last).train()
+    step = TrainingStep(recipe, net, Processes(0, 1, device), updates_per_epoch=1000)
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    indices, number = torch.arange(arguments.batch), [0]
+
+    def run() -> None:
+        number[0] += 1
+        step(pixels, targets, indices, number[0])
+
+    return run
+
+
+def theirs(arguments: argparse.Namespace, pixels: Tensor, targets: Tensor, channels_last: bool, compiled: bool) -> Step:
+    device = torch.device(arguments.device)
+    net = timm.create_model(f"swiftformer_{arguments.variant}", num_classes=1000).to(device).train()
+    if channels_last:
+        net = net.to(memory_format=torch.channels_last)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+    optimizer = create_optimizer_v2(net, opt="adamw", lr=2e-3, weight_decay=0.05)
+    ema = ModelEmaV3(net, decay=0.999, use_warmup=True)
+    forward = torch.compile(net) if compiled else net
+    criterion = LabelSmoothingCrossEntropy(0.1)
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[arguments.precision]
+    number = [0]
+
+    def run() -> None:
+        number[0] += 1
+        with torch.autocast(device.type, dtype, enabled=arguments.precision != "fp32"):
+            output = forward(pixels)
+            loss = criterion(output, targets)
+        loss.backward()
+        dispatch_clip_grad(timm.models.model_parameters(net, exclude_head=True), value=0.01, mode="agc")
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update(net, step=number[0])
+
+    return run
+
+
+def seconds(step: Step, times: int, device: str) -> float:
+    start = time.perf_counter()
+    for _ in range(times):
+        step()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--variant", default="xs")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=2, help="per round and implementation")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--profile", action="store_true", help="say where this package's time goes instead")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    pixels = torch.randn(arguments.batch, 3, arguments.size, arguments.size, device=device)
+    targets = torch.randint(0, 1000, (arguments.batch,), device=device)
+    processor = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"{platform.machine()}, {processor}, torch {torch.__version__}, timm {timm.__version__}")
+    print(f"{arguments.variant}, {arguments.size} pixels, batch {arguments.batch}, {arguments.precision}\n")
+    if arguments.profile:
+        show_profile(ours(arguments, pixels, targets, compiled=False))
+        return
+    steps = {
+        "timm, as it comes": theirs(arguments, pixels, targets, False, False),
+        "timm, channels_last": theirs(arguments, pixels, targets, True, False),
+        "swiftformer": ours(arguments, pixels, targets, compiled=False),
+    }
+    if not arguments.no_compile:
+        steps["timm, channels_last, compile"] = theirs(arguments, pixels, targets, True, True)
+        steps["swiftformer, compile"] = ours(arguments, pixels, targets, compiled=True)
+    for step in steps.values():
+        seconds(step, 3, arguments.device)
+    rounds = [{name: seconds(step, arguments.steps, arguments.device) for name, step in steps.items()}
+              for _ in range(arguments.rounds)]  # fmt: skip
+    print("| implementation | images/s (median) | quartiles | times timm as it comes | times timm, channels_last |")
+    print("|---|---|---|---|---|")
+    for name in steps:
+        speeds = [arguments.batch / row[name] for row in rounds]
+        low, _, high = statistics.quantiles(speeds, n=4)
+        ratios = [
+            statistics.median(row[base] / row[name] for row in rounds)
+            for base in ("timm, as it comes", "timm, channels_last")
+        ]
+        speed = f"{statistics.median(speeds):.0f} | {low:.0f} to {high:.0f}"
+        print(f"| {name} | {speed} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
+
+
+def show_profile(step: Step) -> None:
+    for _ in range(3):
+        step()
+    with profile(activities=list(ProfilerActivity) if torch.cuda.is_available() else [ProfilerActivity.CPU]) as found:
+        for _ in range(5):
+            step()
+    events = found.key_averages()
+    total = sum(event.self_cpu_time_total for event in events)
+    print("| operator | share | ms per step | calls per step |")
+    print("|---|---|---|---|")
+    for event in sorted(events, key=lambda event: -event.self_cpu_time_total)[:18]:
+        own = event.self_cpu_time_total
+        print(f"| {event.key} | {100 * own / total:.1f}% | {own / 5000:.1f} | {event.count / 5:.0f} |")
+
+
+if __name__ == "__main__":
+    main()
