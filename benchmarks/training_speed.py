@@ -4,7 +4,7 @@
 
 A step is forward, backward, adaptive gradient clipping, AdamW and the average of the weights, on the same random
 images, with the same network (July 2023 form), precision and batch. timm's side is made of what timm's train.py uses:
-its model, optimizer, NativeScaler or plain backward, `dispatch_clip_grad`, ModelEmaV3. Every round times each of them
+its model, optimizer, `dispatch_clip_grad` and ModelEmaV3. Every round times each of them
 once, so that a slow moment of the machine hits all; the table gives medians, quartiles and the ratio to timm's default
 within the rounds.
 """

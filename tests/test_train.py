@@ -1,4 +1,5 @@
 import json
+import resource
 import shutil
 from types import SimpleNamespace
 
@@ -11,8 +12,10 @@ from swiftformer import SwiftFormerConfig, SwiftFormerForImageClassification, lo
 from swiftformer.data.sources import open_source
 from swiftformer.evaluate.classification import _match_classes, evaluate_classifier, evaluate_reference
 from swiftformer.train import distillation, loop
+from swiftformer.train import state as state_module
 from swiftformer.train.recipes import get_recipe
 from swiftformer.train.state import read_state, write_state
+from swiftformer.train.step import TrainingStep
 
 FILES = {
     *("recipe.json", "metrics.jsonl", "train.log", "tensorboard", "curves.png", "confusion.png", "README.md"),
@@ -64,7 +67,9 @@ def test_a_run_learns_and_leaves_what_it_promises(image_folder, tmp_path):
         ("optimizer=lion", "drop_path_rate=0.2"),
         ("evaluate_every=2",),
         ("precision=fp16",),
-        ("class_weights=balanced", "sampler=balanced"),
+        ("mixup=0.8", "plain_epochs=1"),
+        ("class_weights=balanced",),
+        ("sampler=balanced",),
     ],
 )
 def test_every_ingredient_runs(image_folder, tmp_path, settings):
@@ -129,23 +134,59 @@ def test_a_damaged_state_falls_back_to_the_one_before(image_folder, tmp_path, ca
 
 
 def test_a_full_disk_keeps_the_state_before(image_folder, tmp_path, monkeypatch):
+    """The system itself refuses to write: here because of a limit on the size of files."""
     output = tmp_path / "run"
-    original = torch.save
+    original = state_module.write_state
 
-    def full(content, file, *args, **kwargs):
-        if content.get("epochs") == 2:
-            original(content, file)
-            file.write_bytes(file.read_bytes()[:1000])
-            raise OSError(28, "No space left on device")
-        original(content, file, *args, **kwargs)
+    def full(run, epochs, *rest):
+        if epochs < 2:
+            return original(run, epochs, *rest)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        try:
+            return original(run, epochs, *rest)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(loop, "write_state", full)
+    with pytest.raises(OSError, match="File too large"):
         run(image_folder, output)
-    monkeypatch.setattr(torch, "save", original)
-    assert [path.name for path in (output / "states").iterdir()] != []
-    assert read_state(output)["epochs"] == 1
+    monkeypatch.setattr(loop, "write_state", original)
+    assert read_state(output)["epochs"] == 1 and not list((output / "states").glob(".*"))
     assert run(image_folder, output, resume=True)["epoch"] == 2
+
+
+def test_a_kill_before_the_first_evaluation_can_be_resumed(image_folder, tmp_path, monkeypatch):
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    whole = run(image_folder, tmp_path / "whole")
+    monkeypatch.setattr(loop, "evaluate_classifier", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(image_folder, tmp_path / "run")
+    monkeypatch.setattr(loop, "evaluate_classifier", evaluate_classifier)
+    assert run(image_folder, tmp_path / "run", resume=True)["top1"] == whole["top1"]
+
+
+def test_weights_that_are_not_finite_are_not_saved(image_folder, tmp_path, monkeypatch):
+    """The loss of the last batch was still finite; its update was not."""
+    update = TrainingStep._update
+
+    def overflow(self, number):
+        update(self, number)
+        if number == 6:  # the last of the second epoch
+            with torch.no_grad():
+                next(self.net.parameters()).fill_(float("inf"))
+
+    monkeypatch.setattr(TrainingStep, "_update", overflow)
+    with pytest.raises(FloatingPointError, match="weights in epoch 2, step 3 are not finite"):
+        run(image_folder, tmp_path / "run")
+    assert read_state(tmp_path / "run")["epochs"] == 1
+
+
+def test_fewer_images_than_a_batch(image_folder, tmp_path, caplog):
+    assert run(image_folder, tmp_path / "run", "batch_size=64")["loss"] > 0
+    assert "48 training images: taking 48 at once instead of 64" in caplog.text
 
 
 def test_loader_processes(image_folder, tmp_path):

@@ -31,6 +31,7 @@ Form = Annotated[
 Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, ...; CUDA if there is one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Level = Annotated[str, typer.Option(help="What a class is in iNaturalist's data: name, genus, family, ...")]
+DATA_HELP = "Class folders (also below train/ and val/), Parquet or tar shards, CIFAR, ..., or a data set's name."
 DEFAULT_MODEL = "swiftformer-xs-cifar10"
 MODEL_HELP = "Bundled name, hub id, timm name, folder or file."
 
@@ -95,7 +96,7 @@ def classify(
 
 @app.command()
 def train(
-    data: Annotated[str, typer.Option(help="Folder with train/ and val/, Parquet shards, or a data set's name.")],
+    data: Annotated[str, typer.Option(help=DATA_HELP)],
     output: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/train"),
     recipe: Annotated[
         str, typer.Option(help="paper_xs, paper_s, paper_l1, paper_l3, small_images, finetune or smoke.")
@@ -110,6 +111,7 @@ def train(
     device: Device = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 2,
     save_minutes: Annotated[float, typer.Option(min=0, help="Save the state this often within an epoch.")] = 30.0,
+    keep_states: Annotated[int, typer.Option(min=1, help="Saved states to keep.")] = 2,
     level: Level = "name",
     as_json: AsJson = False,
 ) -> None:
@@ -138,6 +140,7 @@ def train(
         device=device,
         workers=workers,
         save_minutes=save_minutes,
+        keep_states=keep_states,
         data_name=data,
         command=shlex.join(["swiftformer", *sys.argv[1:]]),
     )
@@ -147,7 +150,7 @@ def train(
 
 @app.command()
 def evaluate(
-    data: Annotated[str, typer.Option(help="Folder with val/, Parquet shards, or a data set's name.")],
+    data: Annotated[str, typer.Option(help=DATA_HELP)],
     model: Annotated[str, typer.Option(help=MODEL_HELP)] = DEFAULT_MODEL,
     split: Annotated[
         Optional[str], typer.Option(help="train, val, test or all; validation images where they lie apart, or all.")
@@ -178,7 +181,10 @@ def evaluate(
             per_class=per_class,
             progress=advance,
         )
-    _print_json(metrics) if as_json else metrics_table(metrics)
+    if as_json:
+        _print_json(metrics)
+    elif _rank() == 0:
+        metrics_table(metrics)
 
 
 @app.command()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from swiftformer.data.processes import ignore_signals, quietly_started
 from swiftformer.data.samplers import Draws, training_order
 from swiftformer.data.sources import Source
 from swiftformer.image_processing import ImageError, Preprocessing
@@ -34,7 +33,7 @@ class LoaderError(RuntimeError):
 class TrainingSample(NamedTuple):
     """An augmented image, `(3, S, S)` uint8, its label, its place in the source, and the unreadable ones before it."""
 
-    image: np.ndarray
+    image: Tensor | np.ndarray  # by version of timm
     label: int
     place: int
     unreadable: int
@@ -87,7 +86,7 @@ class TrainingDataset(Dataset):
 class TrainingCollate:
     """Samples to a `TrainingBatch`. `mix` is timm's Mixup and CutMix, which stacks the images as well."""
 
-    def __init__(self, mix: Callable[[list[tuple[np.ndarray, int]]], tuple[Tensor, Tensor]] | None) -> None:
+    def __init__(self, mix: Callable[[list[Any]], tuple[Tensor, Tensor]] | None) -> None:
         self.mix = mix
 
     def __call__(self, samples: list[TrainingSample]) -> TrainingBatch:
@@ -95,7 +94,7 @@ class TrainingCollate:
             pixels, targets = self.mix([(sample.image, sample.label) for sample in samples])
         else:
             # The images are views of (S, S, 3) arrays: stacked as these, the batch is in channels-last memory for free.
-            pixels = torch.from_numpy(np.stack([sample.image.transpose(1, 2, 0) for sample in samples]))
+            pixels = torch.stack([torch.as_tensor(sample.image).permute(1, 2, 0) for sample in samples])
             pixels = pixels.permute(0, 3, 1, 2)
             targets = torch.tensor([sample.label for sample in samples])
         indices = torch.tensor([sample.place for sample in samples])
@@ -179,30 +178,41 @@ class Share(Sampler[int]):
         return iter(self.places)
 
 
+class EvaluationLoader:
+    """Batches `(pixels (B, 3, H, W) float32, labels (B,), indices (B,))` in order, each readable picture once."""
+
+    def __init__(self, loader: DataLoader[tuple[Tensor, Tensor, Tensor]]) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        return quietly_started(self._loader)
+
+
 def evaluation_loader(
     source: Source, preprocessing: Preprocessing, batch_size: int, workers: int, rank: int = 0, world_size: int = 1
-) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
-    """Batches `(pixels (B, 3, H, W) float32, labels (B,), indices (B,))` in order, each readable picture once.
-
-    Of several processes, each gets its share.
-    """
-    return DataLoader(
+) -> EvaluationLoader:
+    """All images for one process, for several their shares."""
+    loader: DataLoader[tuple[Tensor, Tensor, Tensor]] = DataLoader(
         EvaluationDataset(source, preprocessing),
         batch_size=batch_size,
         sampler=Share(len(source), rank, world_size),
         num_workers=workers,
         collate_fn=_collate,
-        worker_init_fn=_ignore_ctrl_c,
+        worker_init_fn=ignore_signals,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
     )
+    return EvaluationLoader(loader)
 
 
 class TrainingLoader:
-    """Shuffled, augmented batches of one image size, for one of `world_size` processes.
+    """Shuffled, augmented batches for one of `world_size` processes.
 
     Args:
-        image_size: side of the images in pixels.
+        recipe: `augmentation_at` gives that of an epoch.
         batch_size: images per batch and process.
         workers: processes that load.
 
@@ -214,7 +224,6 @@ class TrainingLoader:
         self,
         source: Source,
         recipe: Recipe,
-        image_size: int,
         batch_size: int,
         workers: int,
         rank: int = 0,
@@ -227,14 +236,14 @@ class TrainingLoader:
             )
         self.batch_size = batch_size
         self.sampler = Draws(training_order(source, recipe, rank, world_size), recipe.seed, rank, world_size)
-        self._dataset = TrainingDataset(source, _augmentation(recipe, image_size))
+        self._dataset = TrainingDataset(source, _augmentation(recipe))
         self._options: dict[str, Any] = {
             "batch_size": batch_size,
             "sampler": self.sampler,
             "drop_last": True,
             "num_workers": workers,
             "collate_fn": TrainingCollate(_mixing(recipe, len(source.classes))),
-            "worker_init_fn": _ignore_ctrl_c,
+            "worker_init_fn": ignore_signals,
             "pin_memory": pin_memory,
             "persistent_workers": workers > 0,
         }
@@ -260,14 +269,15 @@ class TrainingLoader:
                 # A generator of its own, so that starting processes does not move the model's.
                 self._loader = DataLoader(self._dataset, generator=torch.Generator(), **self._options)
             try:
-                for batch in islice(_quietly_started(self._loader), stop - place):
+                for batch in islice(quietly_started(self._loader), stop - place):
                     yield batch
                     place, deaths = place + 1, 0
                 if place < stop:
                     raise AssertionError(f"{stop} batches were promised, {place} came")
             except (RuntimeError, OSError, EOFError) as error:
                 # What a dead process leaves behind, as opposed to an error that a living one reports.
-                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                died = ("DataLoader worker", "Pin memory thread exited")
+                if isinstance(error, RuntimeError) and not str(error).startswith(died):
                     raise
                 if "Caught " in str(error) or self._options["num_workers"] == 0:
                     raise
@@ -282,30 +292,12 @@ class TrainingLoader:
                 logger.warning("a process that loads images died (%s); starting new ones at batch %d", error, place)
 
 
-def _ignore_ctrl_c(worker: int) -> None:
-    """Let loader processes outlive a Ctrl-C, which goes to all processes, until the training ends them itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _quietly_started(loader: DataLoader[TrainingBatch]) -> Iterator[TrainingBatch]:
-    """An iterator whose processes, when they die, make `next` raise and nothing else.
-
-    torch raises from a signal handler, wherever the program happens to be: within an update of the weights, say.
-    """
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGCHLD)
-    iterator = iter(loader)
-    if in_main_thread:
-        signal.signal(signal.SIGCHLD, handler)
-    return iterator
-
-
-def _augmentation(recipe: Recipe, image_size: int) -> Callable[[Image.Image], Any]:
+def _augmentation(recipe: Recipe) -> Callable[[Image.Image], Any]:
     from timm.data import create_transform
 
     try:
         return create_transform(
-            image_size,
+            recipe.image_size,
             is_training=True,
             use_prefetcher=True,  # uint8 arrays; normalised later, on the device
             scale=recipe.crop_scale,

@@ -37,7 +37,7 @@ class Draws(Sampler[tuple[int, int]]):
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        first = (self.seed * 1_000_003 + self.epoch) * len(self) * self.world_size
+        first = (self.seed * 1_000_003 + self.epoch) * 1_000_000_007  # apart from the other epochs' seeds
         for place, index in enumerate(self.sampler):
             if place >= self.start:
                 yield int(index), (first + place * self.world_size + self.rank) % 2**32

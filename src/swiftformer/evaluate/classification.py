@@ -57,8 +57,9 @@ def evaluate_classifier(
         best = logits.topk(min(5, classes), dim=1).indices  # (B, 5)
         counts[0] += len(labels)
         counts[1] += (best == labels[:, None]).any(dim=1).sum()
-        pairs = torch.bincount(labels * classes + best[:, 0], minlength=classes * classes)
-        confusion = pairs if len(confusion) == 0 else confusion + pairs
+        if len(confusion) == 0:
+            confusion = torch.zeros(classes * classes, device=device, dtype=torch.long)
+        confusion.index_add_(0, labels * classes + best[:, 0], torch.ones_like(labels))
         confidence = logits.softmax(dim=1).amax(dim=1)  # (B,)
         places = (confidence * CALIBRATION_BINS).long().clamp_(max=CALIBRATION_BINS - 1)
         bins[0].index_add_(0, places, confidence)
@@ -125,7 +126,9 @@ def evaluate_reference(
     if per_class:
         counts = confusion.sum(dim=1).tolist()
         hits = confusion.diagonal().tolist()
-        metrics |= {f"top1/{names[i]}": 100 * hits[i] / count for i, count in enumerate(counts) if count}
+        # ImageNet has two classes called crane: names that are not unique get their number as well.
+        keys = [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names)]
+        metrics |= {f"top1/{keys[i]}": 100 * hits[i] / count for i, count in enumerate(counts) if count}
     return metrics
 
 

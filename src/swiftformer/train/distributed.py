@@ -42,7 +42,17 @@ class Processes:
 
     def wait(self) -> None:
         """Return when all processes are here."""
-        self.sum(torch.zeros(1, device=self.device))
+        self.sum(torch.zeros(1, device=self.device)).item()  # on a GPU the sum alone would only be queued
+
+    def agree(self, number: int) -> bool:
+        """Whether all processes have the same number."""
+        return self.max(torch.tensor([number, -number], device=self.device)).tolist() == [number, -number]
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give all processes the first one's buffers, such as the statistics of BatchNorm."""
+        if self.world_size > 1:
+            for buffer in module.buffers():
+                torch.distributed.broadcast(buffer, src=0)
 
     def max(self, tensor: Tensor) -> Tensor:
         """The largest of all processes' tensors, in place."""
@@ -82,7 +92,12 @@ def join_processes(device: str | torch.device | None = None) -> Iterator[Process
         raise ValueError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: expected {', '.join(missing)} to be set as well")
     os.environ.setdefault("LOCAL_RANK", "0")
     started = not torch.distributed.is_initialized()
-    state: Any = PartialState(cpu=select_device(device).type == "cpu")
+    cpu = torch.device(device).type == "cpu" if device else not torch.cuda.is_available()
+    state: Any = PartialState(cpu=cpu)
+    if state.num_processes != int(os.environ["WORLD_SIZE"]):
+        raise ValueError(
+            f"expected CPUs or GPUs for {os.environ['WORLD_SIZE']} processes, found that {state.device} is for one"
+        )
     try:
         yield Processes(state.process_index, state.num_processes, state.device)
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -12,27 +13,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from swiftformer.checkpoints import save
 from swiftformer.config import SwiftFormerConfig
 from swiftformer.data.loaders import LoaderError, Normalization, TrainingLoader, evaluation_loader, seed_generators
 from swiftformer.data.sources import Source
 from swiftformer.evaluate.classification import evaluate_classifier
-from swiftformer.files import atomic_file
 from swiftformer.hf import SwiftFormerForImageClassificationWithTeacher
 from swiftformer.train.distillation import load_teacher
 from swiftformer.train.distributed import Processes, join_processes
 from swiftformer.train.interruption import StopRequest, TrainingStopped
 from swiftformer.train.losses import balanced_weights
-from swiftformer.train.model_card import write_model_card
 from swiftformer.train.plots import plot_confusion, plot_curves
 from swiftformer.train.progress import TrainingProgress
 from swiftformer.train.recipes import Recipe
+from swiftformer.train.run_folder import save_weights, write_card, write_recipe
 from swiftformer.train.run_log import RunLog
 from swiftformer.train.start import new_network, resumable_state
 from swiftformer.train.state import has_state, write_state
 from swiftformer.train.step import TrainingStep
 from swiftformer.train.teacher_cache import cached_logits
-from swiftformer.variants import variant_of
 
 logger = logging.getLogger(__name__)
 LOG_EVERY = 20  # batches between two readings of the loss, each of which waits for the device and the other processes
@@ -51,6 +49,7 @@ def train(
     device: str | torch.device | None = None,
     workers: int = 2,
     save_minutes: float = 30.0,
+    keep_states: int = 2,
     data_name: str = "",
     command: str | None = None,
 ) -> dict[str, float]:
@@ -69,6 +68,7 @@ def train(
         device: where to train; CUDA if there is one.
         workers: processes that load images, for each training process.
         save_minutes: the state is saved after every epoch, and in the middle of one that takes longer than this.
+        keep_states: how many of the last states stay.
         data_name, command: for the model card.
 
     Returns:
@@ -79,7 +79,7 @@ def train(
             not set, or there is nothing to resume, or its recipe or classes differ.
         FloatingPointError: the loss is not finite; the last state stays.
         TrainingStopped: SIGTERM or Ctrl-C came; the state is saved, in the middle of an epoch too.
-        LoaderError: the processes that load images keep dying; the state is saved.
+        LoaderError: the processes that load images keep dying; a single training process has saved the state.
     """
     output = Path(output)
     if train_source.name(0) == val_source.name(0):
@@ -92,6 +92,8 @@ def train(
     if state is None and (has_state(output) or (output / "best").exists()):
         raise ValueError(f"{output} holds a run already: choose another folder, or resume it")
     with join_processes(device) as processes, StopRequest() as stop:
+        if not processes.agree(0 if state is None else state["epochs"] * 10**10 + state["images"]):
+            raise ValueError(f"{output}: expected that all processes see the same states, found different ones")
         seed_generators(recipe.seed)
         torch.manual_seed(recipe.seed)
         net: Any = (
@@ -100,9 +102,21 @@ def train(
             else SwiftFormerForImageClassificationWithTeacher(SwiftFormerConfig.from_dict(state["config"]))
         )
         net = net.to(processes.device)
-        return _Run(recipe, train_source, val_source, output, processes, stop, net, state, workers, save_minutes).train(
-            {"data": data_name, "command": command, "started_from": model}
+        run = _Run(
+            recipe,
+            train_source,
+            val_source,
+            output,
+            processes,
+            stop,
+            net,
+            state,
+            workers=workers,
+            save_minutes=save_minutes,
+            keep_states=keep_states,
         )
+        del net, state
+        return run.train({"data": data_name, "command": command, "started_from": model})
 
 
 class _Run:
@@ -118,13 +132,22 @@ class _Run:
         stop: StopRequest,
         net: Any,
         state: dict[str, Any] | None,
+        *,
         workers: int,
         save_minutes: float,
+        keep_states: int,
     ) -> None:
         self.recipe, self.output, self.processes, self.stop = recipe, output, processes, stop
         self.train_source, self.val_source, self.workers = train_source, val_source, workers
-        self.save_minutes = save_minutes
+        self.save_minutes, self.keep_states = save_minutes, keep_states
         self.batch_size, accumulation = recipe.batches(processes.world_size)
+        share = len(train_source) // processes.world_size
+        if recipe.total_batch_size is None and 2 <= share < self.batch_size:
+            fitting = share - share % 2  # which Mixup needs
+            logger.warning(
+                "%d training images: taking %d at once instead of %d", len(train_source), fitting, self.batch_size
+            )
+            self.batch_size = fitting
         self.images_per_batch = self.batch_size * processes.world_size
         self.epoch = 0 if state is None else state["epochs"]
         self.loader = self.loader_at(self.epoch)
@@ -149,7 +172,8 @@ class _Run:
             teacher = load_teacher(recipe.teacher, len(train_source.classes), recipe.mean, recipe.std)
             teacher = teacher.to(processes.device)
             if recipe.cache_teacher:
-                teacher_logits = cached_logits(teacher, train_source, recipe, output, workers, processes)
+                teacher_logits = cached_logits(teacher, train_source, recipe, output, workers, processes, stop)
+                teacher = teacher.to("cpu")
         if recipe.class_weights == "balanced":
             class_weights = balanced_weights(train_source.labels, len(train_source.classes))
         self.step = TrainingStep(
@@ -163,7 +187,7 @@ class _Run:
             class_weights=class_weights,
         )
         self.step.net.preprocessing = self.step.evaluated.preprocessing = recipe.preprocessing
-        self.normalize = Normalization(recipe, processes.device)
+        self.normalize = Normalization(recipe.augmentation_at(self.epoch), processes.device)
         self.best, self.metrics, self.seconds = -1.0, {}, 0.0
         self.batch = 0  # of the epoch under way
         # Of the epoch under way: the sums of the batches' losses, of hits and of unreadable pictures; `totals` over the
@@ -182,8 +206,7 @@ class _Run:
     def loader_at(self, epoch: int) -> TrainingLoader:
         return TrainingLoader(
             self.train_source,
-            self.recipe,
-            self.recipe.image_size_at(min(epoch, self.recipe.epochs - 1)),
+            self.recipe.augmentation_at(min(epoch, self.recipe.epochs - 1)),
             self.batch_size,
             self.workers,
             self.processes.rank,
@@ -196,16 +219,18 @@ class _Run:
         fields = dataclasses.asdict(recipe)
         if main:
             output.mkdir(parents=True, exist_ok=True)
-            _write_recipe(fields, output)
+            write_recipe(fields, output)
         progress = TrainingProgress(recipe.epochs, self.batches, len(self.val_source), self.epoch, enabled=main)
         with RunLog(output, fields, epochs_done=self.epoch, enabled=main) as log, progress:
             if self.epoch or self.batch:
                 images = self.batch * self.images_per_batch
                 logger.info("resuming %s behind %d epochs and %d images", output, self.epoch, images)
             while self.epoch < recipe.epochs:
-                if recipe.image_size_at(self.epoch) != recipe.image_size_at(max(self.epoch - 1, 0)):
+                if recipe.augmentation_at(self.epoch) != recipe.augmentation_at(max(self.epoch - 1, 0)):
                     self.loader = self.loader_at(self.epoch)
+                    self.normalize = Normalization(recipe.augmentation_at(self.epoch), self.processes.device)
                 self.train_epoch(progress, log)
+                self.save()  # whatever happens to the evaluation
                 confusion = self.evaluate(progress)
                 self.epoch, self.batch, self.seconds = self.epoch + 1, 0, 0.0
                 self.totals.zero_()
@@ -219,7 +244,9 @@ class _Run:
                 if confusion is not None:
                     plot_confusion(confusion, self.train_source.classes, output / "confusion.png")
                     log.figure("confusion", output / "confusion.png", self.epoch)
-                    self.write_card(card, fields)
+                    config = self.step.net.config
+                    sizes = {"train_images": len(self.train_source), "val_images": len(self.val_source)}
+                    write_card(output, fields, self.metrics, config, self.processes, **sizes, **card)
         self.processes.wait()
         return self.metrics
 
@@ -248,7 +275,8 @@ class _Run:
             try:
                 batch = next(batches)
             except LoaderError:
-                if processes.world_size == 1 and self.batch % step.accumulation == 0:
+                if processes.world_size == 1:
+                    self.batch -= self.batch % step.accumulation
                     self.summed = self.totals.tolist()
                     self.save()
                 raise
@@ -257,7 +285,9 @@ class _Run:
             pixels = self.normalize(batch.pixels)
             targets = batch.targets.to(pixels.device, non_blocking=True)
             loss, hits = step(pixels, targets, batch.indices, epoch * self.batches + self.batch)
-            self.totals += torch.stack([loss.float(), hits.float(), batch.unreadable.to(pixels.device).float()])
+            self.totals += torch.stack(
+                [loss.float(), hits.float(), batch.unreadable.to(pixels.device, non_blocking=True).float()]
+            )
 
     def interrupted(self) -> bool:
         """Whether a single process stops here; several agree on it where they read the loss."""
@@ -295,9 +325,9 @@ class _Run:
         main, output, evaluated = self.processes.main, self.output, self.step.evaluated
         fields = dataclasses.asdict(self.recipe)
         if main:
-            _save(evaluated, fields, output / "last")
+            save_weights(evaluated, fields, output / "last")
             if evaluated is not self.step.net:
-                _save(self.step.net, fields, output / "raw")
+                save_weights(self.step.net, fields, output / "raw")
         epochs = self.epoch + 1
         if epochs % self.recipe.evaluate_every and epochs != self.recipe.epochs:
             return None
@@ -307,26 +337,27 @@ class _Run:
             if self.stop.signal and self.processes.world_size == 1:
                 self.stop_here()
 
-        try:
-            result, confusion = evaluate_classifier(
-                evaluated, self.val_batches, self.processes.device, advance, self.processes
-            )
-        except RuntimeError as error:
-            # Slurm's SIGTERM reaches the processes that load images as well.
-            if self.stop.signal and self.processes.world_size == 1 and not isinstance(error, TrainingStopped):
-                self.stop_here()
-            raise
+        self.processes.share_buffers(evaluated)  # each process has averaged the statistics of its own batches
+        result, confusion = evaluate_classifier(
+            evaluated, self.val_batches, self.processes.device, advance, self.processes
+        )
         self.metrics |= {name: result[name] for name in ("top1", "top5", "calibration_error")}
         if self.metrics["top1"] > self.best:
             self.best = self.metrics["top1"]
             if main:
-                _save(evaluated, fields, output / "best")
+                save_weights(evaluated, fields, output / "best")
         return confusion
 
     def save(self) -> None:
         """Write the state to resume from, after `self.batch` batches of the epoch under way."""
         if not self.processes.main:
             return
+        norms = torch.stack(torch._foreach_norm([p.detach() for p in self.step.net.parameters()]))
+        if not norms.isfinite().all():
+            raise FloatingPointError(
+                f"weights in epoch {self.epoch + 1}, step {self.batch} are not finite: expected finite numbers; try a "
+                f"smaller lr, or precision=fp32. The last state stays in {self.output}"
+            )
         images = self.batch * self.images_per_batch
         state = self.step.state_dict() | {
             "epochs": self.epoch,
@@ -338,7 +369,7 @@ class _Run:
             "config": json.loads(self.step.net.config.to_json_string()),
             "recipe": dataclasses.asdict(self.recipe),
         }
-        write_state(self.output, self.epoch, images, state)
+        write_state(self.output, self.epoch, images, state, self.keep_states)
 
     def stop_here(self) -> None:
         """Save the state and leave, as somebody asked for it."""
@@ -347,25 +378,7 @@ class _Run:
         raise TrainingStopped(
             f"stopped in epoch {self.epoch + 1} after {self.batch} of {self.batches} batches; resume {self.output} to "
             f"go on from there",
-            self.stop.signal,
-        )
-
-    def write_card(self, card: dict[str, Any], recipe: dict[str, Any]) -> None:
-        lines = (self.output / "metrics.jsonl").read_text().splitlines()
-        config = self.step.net.config
-        variant = variant_of(config.depths, config.embed_dims)
-        write_model_card(
-            self.output,
-            recipe=recipe,
-            metrics=self.metrics,
-            classes=self.train_source.classes,
-            train_images=len(self.train_source),
-            val_images=len(self.val_source),
-            model_name=f"SwiftFormer-{variant.name.upper()}" if variant else "SwiftFormer",
-            world_size=self.processes.world_size,
-            device=self.processes.device.type,
-            seconds=sum(json.loads(line)["seconds"] for line in lines),
-            **card,
+            self.stop.signal or signal.SIGTERM,  # another process may have been told first
         )
 
 
@@ -374,14 +387,4 @@ def _seed(seed: int, epoch: int, batch: int, rank: int, device: torch.device) ->
     number = int(np.random.SeedSequence((seed, epoch, batch, rank)).generate_state(1)[0])
     seed_generators(number)
     if device.type == "cuda":
-        torch.cuda.manual_seed(number)
-
-
-def _save(model: Any, recipe: dict[str, Any], folder: Path) -> None:
-    save(model, folder)
-    _write_recipe(recipe, folder)
-
-
-def _write_recipe(recipe: dict[str, Any], folder: Path) -> None:
-    with atomic_file(folder / "recipe.json") as file:
-        file.write_text(json.dumps(recipe, indent=2) + "\n")
+        torch.cuda.manual_seed_all(number)

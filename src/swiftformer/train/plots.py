@@ -12,6 +12,7 @@ from swiftformer.files import atomic_file
 
 INK, SECOND, GRID = "#1f4e79", "#c0504d", "#dddddd"
 MAX_NAMED_CLASSES = 40  # more names than this would lie on each other
+MAX_CLASSES = 400  # of more classes a picture shows nothing
 
 
 def plot_curves(metrics: Path, target: Path) -> None:
@@ -35,7 +36,9 @@ def plot_curves(metrics: Path, target: Path) -> None:
 
 
 def plot_confusion(confusion: Tensor, classes: list[str], target: Path) -> None:
-    """Draw a confusion matrix `(classes, classes)`, each row as shares of its true class."""
+    """Draw a confusion matrix `(classes, classes)` of at most 400 classes, each row as shares of its true class."""
+    if len(classes) > MAX_CLASSES:
+        return
     side = min(max(4.0, 0.35 * len(classes)), 14.0)
     figure, (axis,) = _figure(side + 1.5, side + 0.8)
     shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from swiftformer.files import atomic_file
 
 logger = logging.getLogger(__name__)
 FOLDER = "states"
-KEEP = 2  # the one before the last is there for the case that the last is damaged
 
 
 def has_state(run: Path) -> bool:
@@ -21,27 +21,42 @@ def has_state(run: Path) -> bool:
     return any((run / FOLDER).glob("epoch-*.sha256"))
 
 
-def write_state(run: Path, epochs: int, images: int, state: dict[str, Any]) -> Path:
-    """Save the state after `epochs` whole epochs and `images` of the next, and remove those before the last `KEEP`.
+def write_state(run: Path, epochs: int, images: int, state: dict[str, Any], keep: int = 2) -> Path:
+    """Save the state after `epochs` whole epochs and `images` of the next, and remove older ones.
 
     Args:
         state: tensors and plain values, so that no code is needed to read it.
+        keep: how many stay: one more than the last, for the case that it is damaged. After a whole epoch those from
+            the middle of epochs go in any case.
+
+    Raises:
+        OSError: from writing; the earlier states stay.
     """
+    for leftover in (run / FOLDER).glob(".epoch-*.tmp"):  # of a process that was killed while it wrote
+        leftover.unlink(missing_ok=True)
     path = run / FOLDER / (f"epoch-{epochs:04d}" + (f"-images-{images:09d}" if images else "") + ".pt")
     with atomic_file(path) as file:
-        torch.save(state, file)
+        with file.open("wb") as opened:
+            try:
+                torch.save(state, opened)
+            except RuntimeError as error:  # torch hides that the disk is full behind one of its own
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
         checksum = _checksum(file)
     with atomic_file(path.with_suffix(".sha256")) as file:
         file.write_text(f"{checksum}  {path.name}\n")
-    for old in _states(run)[:-KEEP]:
-        old.unlink()
+    states = _states(run)
+    last = states.index(path)
+    # Further on is what a damaged state has promised; from the middle of an epoch nothing is needed behind its end.
+    passed = states[last + 1 :] + [state for state in states[:last] if images == 0 and "images" in state.name]
+    for old in passed + [state for state in states if state not in passed][:-keep]:
+        old.unlink(missing_ok=True)
         old.with_suffix(".sha256").unlink(missing_ok=True)
     return path
 
 
 def _states(run: Path) -> list[Path]:
-    """Oldest first. Names sort by progress: `epoch-0003`, `epoch-0003-images-000001280`, `epoch-0004`."""
-    return sorted((run / FOLDER).glob("epoch-*.pt"), key=lambda path: path.stem)
+    """Oldest first: `epoch-0003.pt`, `epoch-0003-images-000001280.pt`, `epoch-0004.pt`."""
+    return sorted((run / FOLDER).glob("epoch-*.pt"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)])
 
 
 def read_state(run: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from swiftformer.data.loaders import evaluation_loader
 from swiftformer.data.sources import Source
 from swiftformer.files import atomic_file
 from swiftformer.train.distributed import Processes
+from swiftformer.train.interruption import StopRequest, TrainingStopped
 
 if TYPE_CHECKING:
     from swiftformer.train.distillation import Teacher
@@ -28,19 +29,28 @@ FILE = "teacher.safetensors"
 
 @torch.inference_mode()
 def cached_logits(
-    teacher: Teacher, source: Source, recipe: Recipe, output: Path, workers: int, processes: Processes
+    teacher: Teacher,
+    source: Source,
+    recipe: Recipe,
+    output: Path,
+    workers: int,
+    processes: Processes,
+    stop: StopRequest,
 ) -> Tensor:
     """The teacher's logits `(images, classes)` in float16, on the CPU, for images as evaluation prepares them.
 
     They are read from `output/teacher.safetensors` where that was computed by the same teacher for the same images;
     otherwise the processes compute them together and the main one writes the file. The row of an unreadable image
     stays 0.
+
+    Raises:
+        TrainingStopped: SIGTERM or Ctrl-C came.
     """
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file
 
     path = output / FILE
-    key = _key(recipe, source)
+    key = _key(teacher, recipe, source)
     known = torch.zeros(1, device=processes.device)
     with suppress(OSError, SafetensorError):
         if processes.main:
@@ -53,6 +63,8 @@ def cached_logits(
             source, recipe.preprocessing, recipe.batch_size, workers, processes.rank, processes.world_size
         )
         for pixels, _, indices in loader:
+            if stop.signal:
+                raise TrainingStopped("stopped while the teacher was asked; nothing is trained yet", stop.signal)
             if len(indices):
                 logits[indices] = teacher(pixels.to(processes.device)).cpu()
         logits = processes.sum(logits.to(processes.device)).cpu()
@@ -64,10 +76,12 @@ def cached_logits(
         return file.get_tensor("logits")
 
 
-def _key(recipe: Recipe, source: Source) -> str:
-    """A checksum of everything that the logits depend on."""
+def _key(teacher: Teacher, recipe: Recipe, source: Source) -> str:
+    """A checksum of the teacher, the preprocessing and the names of the images."""
     parts = [recipe.teacher, json.dumps(dataclasses.asdict(recipe.preprocessing)), *source.classes]
     digest = hashlib.sha256("\n".join(parts).encode())
+    for tensor in teacher.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     for index in range(len(source)):
         digest.update(f"\n{source.name(index)}".encode())
     return digest.hexdigest()

@@ -1,0 +1,51 @@
+"""What a run leaves in its folder besides log and states: recipe, weights, model card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from swiftformer.checkpoints import save
+from swiftformer.config import SwiftFormerConfig
+from swiftformer.files import atomic_file
+from swiftformer.train.distributed import Processes
+from swiftformer.train.model_card import write_model_card
+from swiftformer.variants import variant_of
+
+
+def write_recipe(recipe: dict[str, Any], folder: Path) -> None:
+    """Write `recipe.json`."""
+    with atomic_file(folder / "recipe.json") as file:
+        file.write_text(json.dumps(recipe, indent=2) + "\n")
+
+
+def save_weights(model: Any, recipe: dict[str, Any], folder: Path) -> None:
+    """Save a checkpoint with the recipe inside."""
+    save(model, folder)
+    write_recipe(recipe, folder)
+
+
+def write_card(
+    output: Path,
+    recipe: dict[str, Any],
+    metrics: dict[str, float],
+    config: SwiftFormerConfig,
+    processes: Processes,
+    **known: Any,
+) -> None:
+    """Write the model card of a run whose `metrics.jsonl` is up to date; `known` is the rest of what it tells."""
+    variant = variant_of(config.depths, config.embed_dims)
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    id2label: dict[Any, str] = config.id2label or {}
+    write_model_card(
+        output,
+        recipe=recipe,
+        metrics=metrics,
+        classes=[id2label[i] for i in sorted(id2label)],
+        model_name=f"SwiftFormer-{variant.name.upper()}" if variant else "SwiftFormer",
+        world_size=processes.world_size,
+        device=processes.device.type,
+        seconds=sum(json.loads(line)["seconds"] for line in lines),
+        **known,
+    )

@@ -1,0 +1,111 @@
+"""`TrainingStep` against a loop of timm's functions and of formulas written out."""
+
+import copy
+
+import pytest
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3, adaptive_clip_grad
+from torch.nn import functional as F
+
+from conftest import TINY, randomize
+from swiftformer import SwiftFormerConfig, SwiftFormerForImageClassificationWithTeacher
+from swiftformer.train.distillation import Teacher
+from swiftformer.train.distributed import Processes
+from swiftformer.train.recipes import get_recipe
+from swiftformer.train.step import TrainingStep
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def network(seed):
+    config = SwiftFormerConfig(**TINY, num_labels=5, global_query_weighting="l2")
+    return randomize(SwiftFormerForImageClassificationWithTeacher(config), seed).train()
+
+
+@pytest.mark.parametrize("distillation", ["none", "hard", "soft"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_two_updates_of_two_batches(distillation, optimizer):
+    """With SGD a factor in the gradients cannot hide."""
+    settings = [f"optimizer={optimizer}", f"distillation={distillation}", "lr=0.05", "clip_agc=0.02", "ema_decay=0.9"]
+    recipe = get_recipe("smoke", [*settings, "batch_size=4", "total_batch_size=8", "epochs=4", "distillation_tau=2"])
+    net, teacher = network(0), network(1).eval()
+    theirs = copy.deepcopy(net)
+    step = TrainingStep(
+        recipe,
+        net,
+        ALONE,
+        updates_per_epoch=3,
+        accumulation=2,
+        teacher=Teacher(teacher) if distillation != "none" else None,
+    )
+    opt = create_optimizer_v2(theirs, opt=optimizer, lr=0.05, weight_decay=recipe.weight_decay)
+    schedule = CosineLRScheduler(
+        opt, t_initial=12, warmup_t=3, warmup_lr_init=1e-6, lr_min=1e-5, t_in_epochs=False, k_decay=1.0
+    )
+    ema = ModelEmaV3(theirs, decay=0.9, use_warmup=True)
+    for batch in range(1, 5):
+        pixels, targets = torch.randn(4, 3, 32, 32), torch.randint(0, 5, (4,))
+        indices = torch.arange(4)
+        loss, hits = step(pixels, targets, indices, batch)
+
+        output = theirs(pixels)
+        logits = output.logits if distillation == "none" else output.cls_logits
+        expected = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
+        if distillation != "none":
+            told, student = teacher(pixels).logits, output.distillation_logits
+            if distillation == "hard":
+                other = F.cross_entropy(student, told.argmax(1))
+            else:
+                p, q = (told / 2).log_softmax(1), (student / 2).log_softmax(1)
+                other = (p.exp() * (p - q)).sum() * 4 / student.numel()
+            expected = 0.5 * expected + 0.5 * other
+        (expected / 2).backward()
+        torch.testing.assert_close(loss, expected.detach(), rtol=1e-6, atol=1e-6)
+        assert hits == (logits.argmax(1) == targets).sum()
+        if batch % 2 == 0:
+            body = [p for name, p in theirs.named_parameters() if "head" not in name]
+            adaptive_clip_grad(body, clip_factor=0.02)
+            opt.step()
+            opt.zero_grad()
+            schedule.step_update(batch // 2)
+            ema.update(theirs, step=batch // 2)
+            assert step.lr == pytest.approx(opt.param_groups[0]["lr"], rel=1e-6)
+    for ours, others in ((net, theirs), (step.evaluated, ema.module)):
+        for (name, a), b in zip(ours.state_dict().items(), others.state_dict().values(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_clipping_leaves_the_heads_alone():
+    step = TrainingStep(get_recipe("smoke"), network(0), ALONE, updates_per_epoch=1)
+    clipped = {id(parameter) for parameter in step.clipped}
+    left = {name for name, parameter in step.net.named_parameters() if id(parameter) not in clipped}
+    assert left == {"head.weight", "head.bias", "dist_head.weight", "dist_head.bias"}
+
+
+def test_float16_scales_the_loss_and_unscales_before_clipping(monkeypatch):
+    import timm.utils
+
+    norms = []
+
+    def spy(parameters, clip_factor):
+        norms.append(max(p.grad.abs().max().item() for p in parameters))
+
+    monkeypatch.setattr(timm.utils, "adaptive_clip_grad", spy)
+    for precision in ("fp32", "fp16"):
+        step = TrainingStep(get_recipe("smoke", [f"precision={precision}"]), network(0), ALONE, updates_per_epoch=1)
+        if precision == "fp16":
+            step.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)  # small enough for these gradients
+        torch.manual_seed(0)
+        step(torch.randn(4, 3, 32, 32), torch.randint(0, 5, (4,)), torch.arange(4), 1)
+    assert norms[1] == pytest.approx(norms[0], rel=0.6)  # without unscaling it would be 64 times as large
+
+
+def test_an_overflow_in_float16_skips_the_update():
+    step = TrainingStep(get_recipe("smoke", ["precision=fp16"]), network(0), ALONE, updates_per_epoch=1)
+    before = [parameter.clone() for parameter in step.net.parameters()]
+    step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
+    step(torch.randn(4, 3, 32, 32), torch.randint(0, 5, (4,)), torch.arange(4), 1)
+    assert all(torch.equal(a, b) for a, b in zip(before, step.net.parameters(), strict=True))
+    assert step.scaler.get_scale() == 2.0**29
