@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from swiftformer.attention import EfficientAdditiveAttention
     from swiftformer.checkpoints import LoadReport, load, save
     from swiftformer.config import SwiftFormerConfig
+    from swiftformer.deploy import DeployModel, fuse
     from swiftformer.hf import (
         SwiftFormerBackbone,
         SwiftFormerForImageClassification,
@@ -32,6 +33,7 @@ _MODULES = {
     "attention": ("EfficientAdditiveAttention",),
     "checkpoints": ("LoadReport", "load", "save"),
     "config": ("SwiftFormerConfig",),
+    "deploy": ("DeployModel", "fuse"),
     "hf": (
         "SwiftFormerBackbone",
         "SwiftFormerForImageClassification",
@@ -51,6 +53,7 @@ _PLACES = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
     "VARIANTS",
     "CheckpointError",
+    "DeployModel",
     "EfficientAdditiveAttention",
     "ImageError",
     "LoadReport",
@@ -64,6 +67,7 @@ __all__ = [
     "__version__",
     "classify",
     "fold_normalization",
+    "fuse",
     "load",
     "open_image",
     "register",

@@ -305,8 +305,13 @@ def save(
         `path`.
 
     Raises:
-        ValueError: the format cannot hold the model without changing its predictions (timm: the l2 form only).
+        ValueError: the format cannot hold the model without changing its predictions (timm: the l2 form only), or
+            the model is a fused one.
     """
+    from swiftformer.hf import SwiftFormerPreTrainedModel
+
+    if not isinstance(model, SwiftFormerPreTrainedModel):
+        raise ValueError(f"expected a SwiftFormer model that can be trained, found {type(model).__name__}")
     refuse_folded(model)
     path = Path(path)
     preprocessing = getattr(model, "preprocessing", None) or HUB

@@ -1,0 +1,259 @@
+"""The form in which SwiftFormer is run: every BatchNorm and layer scale folded, both heads one, fewer products.
+
+`fuse(model)` gives a `DeployModel`, which computes the same function as a `SwiftFormerForImageClassification` or a
+`SwiftFormerBackbone` with nothing but convolutions, activations, one linear layer and what attention needs besides.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swiftformer.attention import EfficientAdditiveAttention, l2_normalize
+from swiftformer.hf import SwiftFormerBackbone, SwiftFormerForImageClassification
+from swiftformer.image_processing import Preprocessing
+from swiftformer.model import ConvBranch, Downsampling, EncoderBlock, Mlp, Stage
+from swiftformer.normalization import NormalizingConv2d, fold_normalization
+
+
+class DeployBranch(nn.Module):
+    """`x + project(act(expand(depth_wise(x))))`: a conv encoder or a local representation."""
+
+    def __init__(self, branch: ConvBranch) -> None:
+        super().__init__()
+        self.depth_wise = norm_behind(branch.depth_wise_conv, branch.norm)
+        self.expand = copied(branch.point_wise_conv1)
+        self.act = copy.deepcopy(branch.act)
+        self.project = scaled(branch.point_wise_conv2, branch.layer_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.project(self.act(self.expand(self.depth_wise(x))))
+
+
+class DeployAttention(nn.Module):
+    """Efficient additive attention on feature maps `(B, D, H, W)`, layer scale included.
+
+    Keys and queries come from one product, and `Wf(Wp(g * k) + q)` is one product as well, with the matrix
+    `[Wf Wp, Wf]` and the input `[g * k, q]`: the same arithmetic in one call of better shape, and nothing is moved
+    between them, because keys and queries stay in one map.
+    """
+
+    w_g: Tensor | None
+
+    def __init__(self, attention: EfficientAdditiveAttention, layer_scale: Tensor | None) -> None:
+        super().__init__()
+        self.normalize = attention.normalize_query_key
+        key, query, proj, final = (getattr(attention, name) for name in ("to_key", "to_query", "proj", "final"))
+        self.key_query = pointwise(
+            torch.cat([key.weight, query.weight]).double(), torch.cat([key.bias, query.bias]).double(), key.weight
+        )
+        f, p = final.weight.double(), proj.weight.double()
+        weight, bias = torch.cat([f @ p, f], dim=1), f @ proj.bias.double() + final.bias.double()
+        if layer_scale is not None:
+            scale = layer_scale.flatten().double()
+            weight, bias = weight * scale[:, None], bias * scale
+        self.output = pointwise(weight, bias, final.weight)
+        pooled = attention.global_query_weighting == "l2"
+        # The scale of the scores cancels out in their normalisation, but for its epsilon.
+        self.register_buffer(
+            "w_g", (attention.w_g.detach().flatten() * attention.scale).view(1, -1, 1, 1) if pooled else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        pair = self.key_query(x).unflatten(1, (2, x.shape[1]))  # (B, 2, D, H, W)
+        if self.normalize:
+            pair = l2_normalize(pair, dim=2)
+        query = pair[:, 1]
+        if self.w_g is None:
+            pooled = query.sum(dim=(2, 3), keepdim=True)  # (B, D, 1, 1)
+        else:
+            scores = (query * self.w_g).sum(dim=1, keepdim=True)  # (B, 1, H, W)
+            scores = l2_normalize(scores.flatten(1), dim=1).view_as(scores)
+            pooled = (query * scores).sum(dim=(2, 3), keepdim=True)
+        factor = torch.stack([pooled, torch.ones_like(pooled)], dim=1)  # (B, 2, D, 1, 1)
+        return self.output((pair * factor).flatten(1, 2))
+
+
+class DeployMlp(nn.Module):
+    """`project(act(expand(x)))`, with the BatchNorm in front and the layer scale behind."""
+
+    def __init__(self, mlp: Mlp, layer_scale: Tensor | None) -> None:
+        super().__init__()
+        self.expand = norm_before(mlp.norm1, mlp.fc1)
+        self.act = copy.deepcopy(mlp.act)
+        self.project = copied(mlp.fc2) if layer_scale is None else scaled(mlp.fc2, layer_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self.act(self.expand(x)))
+
+
+class DeployEncoder(nn.Module):
+    """Local representation, attention, MLP."""
+
+    def __init__(self, block: EncoderBlock) -> None:
+        super().__init__()
+        scales = (block.layer_scale_1, block.layer_scale_2) if block.use_layer_scale else (None, None)
+        self.local = DeployBranch(block.local_representation)
+        self.attention = DeployAttention(block.attn, scales[0])
+        self.mlp = DeployMlp(block.linear, scales[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.local(x)
+        x = x + self.attention(x)
+        return x + self.mlp(x)
+
+
+class DeployModel(nn.Module):
+    """A fused network in eval mode, made by `fuse`.
+
+    Attributes:
+        config: of the model that was fused.
+        preprocessing: what its input needs.
+        out_features: names of the feature maps of a backbone; empty for a classifier.
+    """
+
+    def __init__(self, model: SwiftFormerForImageClassification | SwiftFormerBackbone) -> None:
+        super().__init__()
+        self.config = copy.deepcopy(model.config)
+        self.preprocessing: Preprocessing | None = getattr(model, "preprocessing", None)
+        stem: Any = model.swiftformer.patch_embed.patch_embedding
+        self.stem = nn.Sequential(norm_behind(stem[0], stem[1]), nn.ReLU(), norm_behind(stem[3], stem[4]), nn.ReLU())
+        self.layers = nn.ModuleList()
+        self.stage_ends: list[int] = []
+        for layer in model.swiftformer.encoder.network:
+            if isinstance(layer, Stage):
+                members: list[Any] = list(layer.blocks)
+                blocks = [DeployEncoder(b) if isinstance(b, EncoderBlock) else DeployBranch(b) for b in members]
+                self.stage_ends.append(len(self.layers))
+                self.layers.append(nn.Sequential(*blocks))
+            else:
+                assert isinstance(layer, Downsampling)
+                self.layers.append(norm_behind(layer.proj, layer.norm))
+        self.out_features: list[str] = []
+        self.norms = nn.ModuleDict()
+        self.head: nn.Module = nn.Identity()
+        if isinstance(model, SwiftFormerBackbone):
+            self.out_features = list(model.out_features)
+            norms: dict[str, Any] = dict(model.hidden_states_norms.items())
+            self.norms.update({name: norm_alone(norm) for name, norm in norms.items()})
+        else:
+            self.head = merged_heads(model)
+        self.eval().requires_grad_(False)
+
+    def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """`(B, num_channels, H, W)` to logits `(B, num_labels)`, or to the feature maps of a backbone."""
+        x = self.stem(pixel_values)
+        maps = {"stem": x}
+        for place, layer in enumerate(self.layers):
+            x = layer(x)
+            if self.out_features and place in self.stage_ends:
+                maps[f"stage{self.stage_ends.index(place) + 1}"] = x
+        if self.out_features:
+            return tuple(
+                self.norms[name](maps[name]) if name in self.norms else maps[name] for name in self.out_features
+            )
+        return self.head(x.mean(dim=(2, 3)))
+
+
+def fuse(model: SwiftFormerForImageClassification | SwiftFormerBackbone, *, raw_input: bool = False) -> DeployModel:
+    """Fold a model into the form in which it is run. The model itself is not changed.
+
+    Args:
+        model: a classifier or a backbone, of any numeric form.
+        raw_input: let the result take pixels from 0 to 255, with the normalisation of `model.preprocessing` in the
+            first convolution.
+
+    Returns:
+        The same function as of the model in eval mode, up to rounding: in float32 to 1e-4 relative. Weights are folded
+        in float64 and kept in the model's dtype, in channels-last memory.
+
+    Raises:
+        ValueError: another kind of model, or one that does not know its normalisation.
+    """
+    if not isinstance(model, (SwiftFormerForImageClassification, SwiftFormerBackbone)):
+        raise ValueError(
+            f"expected a SwiftFormerForImageClassification or SwiftFormerBackbone, found {type(model).__name__}"
+        )
+    if raw_input:
+        preprocessing = getattr(model, "preprocessing", None)
+        if preprocessing is None:
+            raise ValueError("expected a model with preprocessing, as swiftformer.load gives it, found one without")
+        model = fold_normalization(model, preprocessing.mean, preprocessing.std)  # type: ignore[assignment]
+    with torch.no_grad():
+        return DeployModel(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """A BatchNorm in eval mode as `x * factor + shift`, each `(C,)` in float64."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    factor = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    return factor, norm.bias.double() - norm.running_mean.double() * factor
+
+
+def norm_behind(conv: nn.Conv2d | NormalizingConv2d, norm: nn.BatchNorm2d) -> nn.Module:
+    """`norm(conv(x))` as one convolution."""
+    factor, shift = affine(norm)
+    return changed(conv, lambda weight, bias: (weight * factor.view(-1, 1, 1, 1), bias * factor + shift))
+
+
+def norm_before(norm: nn.BatchNorm2d, conv: nn.Conv2d) -> nn.Module:
+    """`conv(norm(x))` as one convolution. It must be 1x1: padding would be padding of the normalised map."""
+    assert conv.kernel_size == (1, 1)
+    factor, shift = affine(norm)
+    return changed(conv, lambda weight, bias: (weight * factor.view(1, -1, 1, 1), bias + weight[:, :, 0, 0] @ shift))
+
+
+def norm_alone(norm: nn.BatchNorm2d) -> nn.Module:
+    """A BatchNorm that nothing can take in, as a convolution of each channel with one weight."""
+    factor, shift = affine(norm)
+    conv = nn.Conv2d(len(factor), len(factor), kernel_size=1, groups=len(factor)).to(norm.weight)
+    conv.weight.copy_(factor.view(-1, 1, 1, 1))
+    conv.bias.copy_(shift)  # type: ignore[union-attr]
+    return conv
+
+
+def scaled(conv: nn.Conv2d, layer_scale: Tensor) -> nn.Module:
+    """`layer_scale * conv(x)` as one convolution."""
+    scale = layer_scale.flatten().double()
+    return changed(conv, lambda weight, bias: (weight * scale.view(-1, 1, 1, 1), bias * scale))
+
+
+def copied(conv: nn.Conv2d) -> nn.Module:
+    return copy.deepcopy(conv)
+
+
+def changed(conv: Any, change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> nn.Module:
+    """A copy of a convolution with a bias, whose weight and bias went through `change` in float64."""
+    new = copy.deepcopy(conv)
+    bias = conv.bias.double() if conv.bias is not None else conv.weight.new_zeros(len(conv.weight)).double()
+    weight, bias = change(conv.weight.double(), bias)
+    new.weight = nn.Parameter(weight.to(conv.weight.dtype))
+    new.bias = nn.Parameter(bias.to(conv.weight.dtype))
+    return new
+
+
+def pointwise(weight: Tensor, bias: Tensor, like: Tensor) -> nn.Conv2d:
+    """A 1x1 convolution from a matrix `(out, in)`, in the dtype and on the device of `like`."""
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], kernel_size=1).to(like)
+    conv.weight.copy_(weight[:, :, None, None])
+    conv.bias.copy_(bias)  # type: ignore[union-attr]
+    return conv
+
+
+def merged_heads(model: SwiftFormerForImageClassification) -> nn.Module:
+    """The BatchNorm in front of the heads and the mean of both heads as one linear layer behind the average."""
+    factor, shift = affine(model.norm)
+    heads = [head for head in (model.head, model.dist_head) if isinstance(head, nn.Linear)]
+    if heads:
+        weight = torch.stack([head.weight.double() for head in heads]).mean(dim=0)
+        bias = torch.stack([head.bias.double() for head in heads]).mean(dim=0)
+    else:
+        weight, bias = torch.eye(len(factor), dtype=torch.float64, device=factor.device), torch.zeros_like(factor)
+    linear = nn.Linear(weight.shape[1], weight.shape[0]).to(model.norm.weight)
+    linear.weight.copy_(weight * factor)
+    linear.bias.copy_(bias + weight @ shift)
+    return linear
