@@ -110,6 +110,7 @@ def test_processes_share_the_order_of_one(image_folder, settings):
     source, recipe = open_source(image_folder, "train"), get_recipe("smoke", ["random_erasing=0", *settings])
     one = list(TrainingLoader(source, recipe, 12, workers=0).batches(3))
     shares = [list(TrainingLoader(source, recipe, 6, workers=0, rank=r, world_size=2).batches(3)) for r in (0, 1)]
+    assert len(one) == 3 and all(len(share) >= 3 for share in shares)
     for whole, first, second in zip(one, *shares, strict=False):
         order = torch.stack([torch.arange(6), torch.arange(6, 12)], dim=1).flatten()
         for name in ("pixels", "targets", "indices"):

@@ -133,6 +133,10 @@ def test_compile_and_export():
 def test_other_models_are_refused(tmp_path):
     with pytest.raises(ValueError, match="found SwiftFormerModel"):
         fuse(SwiftFormerModel(SwiftFormerConfig(**TINY)))
+    model = tiny()
+    model.dist_head = nn.Sequential(nn.Dropout(), model.dist_head)
+    with pytest.raises(ValueError, match="expected heads of one linear layer, found Sequential"):
+        fuse(model)
     fused = fuse(tiny())
     assert isinstance(fused, DeployModel)
     with pytest.raises(ValueError, match="expected a SwiftFormer model that can be trained, found DeployModel"):

@@ -142,12 +142,12 @@ def tiny_checkpoint(folder: Path) -> Path:
 
 @pytest.mark.parametrize("update", [7, 10])
 def test_sigterm_to_all_processes_saves_one_state(images, double, tmp_path, update):
-    """To their loader processes as well; update 10 is the last of an epoch with an evaluation."""
+    """To their loader processes as well; update 10 is the last of an epoch, and it is evaluated."""
     output = tmp_path / "run"
     settings = [*SETTINGS, "sync_batchnorm=true"]
     Started(tmp_path, [images, output, *settings], 2, KILL_AT=update, KILL_BY="SIGTERM", WORKERS=1).wait(143, 143)
     state = read_state(output)
-    assert (state["epochs"], state["images"]) in ({7: [(1, 32), (1, 48)], 10: [(2, 0), (2, 16)]}[update])
+    assert (state["epochs"], state["images"]) in ({7: [(1, 32), (1, 48)], 10: [(1, 80)]}[update])
     Started(tmp_path, [images, output, "--resume", *settings], 2).wait()
     a, b = read_state(double), read_state(output)
     assert all(torch.equal(a[part][key], b[part][key]) for part in ("model", "ema") for key in a[part])

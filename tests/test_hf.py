@@ -264,9 +264,9 @@ def test_from_pretrained_round_trip_and_head_replacement(tmp_path):
     again = SwiftFormerForImageClassification.from_pretrained(tmp_path)
     x = torch.randn(1, 3, 32, 32)
     assert again.config.form == "l2" and again.config.depths == TINY["depths"]
-    assert torch.equal(again(x).logits, model(x).logits)
+    torch.testing.assert_close(again(x).logits, model(x).logits)  # where memory lies decides about rounding
     base = SwiftFormerModel.from_pretrained(tmp_path)
-    assert torch.equal(base(x).last_hidden_state, model.swiftformer(x).last_hidden_state)
+    torch.testing.assert_close(base(x).last_hidden_state, model.swiftformer(x).last_hidden_state)
     other = SwiftFormerForImageClassification.from_pretrained(tmp_path, num_labels=3, ignore_mismatched_sizes=True)
     assert other(x).logits.shape == (1, 3)
 

@@ -13,6 +13,7 @@ from swiftformer.data.sources import open_source
 from swiftformer.evaluate.classification import _match_classes, evaluate_classifier, evaluate_reference
 from swiftformer.train import distillation, loop
 from swiftformer.train import state as state_module
+from swiftformer.train.plots import plot_confusion
 from swiftformer.train.recipes import get_recipe
 from swiftformer.train.state import read_state, write_state
 from swiftformer.train.step import TrainingStep
@@ -120,7 +121,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(image_folder, tmp_path, ca
     output = tmp_path / "run"
     run(image_folder, output, "epochs=4")
     states = sorted(path.name for path in (output / "states").glob("*.pt"))
-    assert states == ["epoch-0003.pt", "epoch-0004.pt"]
+    assert states == ["epoch-0003-images-000000048.pt", "epoch-0004.pt"]
     last = output / "states" / states[-1]
     content = last.read_bytes()
     last.write_bytes(content[: len(content) // 2])
@@ -367,3 +368,20 @@ def test_cached_teacher(image_folder, tmp_path, monkeypatch, kind):
     assert sum(asked) == 49
     with pytest.raises(ValueError, match="a cached teacher knows nothing of mixed images"):
         get_recipe("paper_l1", ["cache_teacher=true"])
+
+
+def test_one_good_state_stays_behind_the_last(image_folder, tmp_path):
+    for keep in (2, 3):
+        output = tmp_path / str(keep)
+        run(image_folder, output, save_minutes=0, keep_states=keep)
+        states = sorted((output / "states").glob("*.pt"))
+        assert len(states) == keep and states[-1].name == "epoch-0002.pt"
+        states[-1].write_bytes(b"damaged")
+        assert read_state(output)["epochs"] == 1
+        assert run(image_folder, output, resume=True)["epoch"] == 2
+
+
+def test_more_classes_than_a_picture_shows(tmp_path):
+    classes = [str(i) for i in range(401)]
+    assert not plot_confusion(torch.eye(401), classes, tmp_path / "confusion.png") and not list(tmp_path.iterdir())
+    assert plot_confusion(torch.eye(3), classes[:3], tmp_path / "confusion.png")

@@ -172,7 +172,7 @@ def fuse(model: SwiftFormerForImageClassification | SwiftFormerBackbone, *, raw_
         in float64 and kept in the model's dtype, in channels-last memory.
 
     Raises:
-        ValueError: another kind of model, or one that does not know its normalisation.
+        ValueError: another kind of model or of heads, or a model that does not know its normalisation.
     """
     if not isinstance(model, (SwiftFormerForImageClassification, SwiftFormerBackbone)):
         raise ValueError(
@@ -247,7 +247,9 @@ def pointwise(weight: Tensor, bias: Tensor, like: Tensor) -> nn.Conv2d:
 def merged_heads(model: SwiftFormerForImageClassification) -> nn.Module:
     """The BatchNorm in front of the heads and the mean of both heads as one linear layer behind the average."""
     factor, shift = affine(model.norm)
-    heads = [head for head in (model.head, model.dist_head) if isinstance(head, nn.Linear)]
+    heads: list[Any] = [head for head in (model.head, model.dist_head) if not isinstance(head, nn.Identity | None)]
+    if other := next((head for head in heads if not isinstance(head, nn.Linear)), None):
+        raise ValueError(f"expected heads of one linear layer, found {type(other).__name__}")
     if heads:
         weight = torch.stack([head.weight.double() for head in heads]).mean(dim=0)
         bias = torch.stack([head.bias.double() for head in heads]).mean(dim=0)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from swiftformer.config import SwiftFormerConfig
 from swiftformer.data.loaders import LoaderError, Normalization, TrainingLoader, evaluation_loader, seed_generators
@@ -29,7 +32,7 @@ from swiftformer.train.run_folder import save_weights, write_card, write_recipe
 from swiftformer.train.run_log import RunLog
 from swiftformer.train.start import new_network, resumable_state
 from swiftformer.train.state import has_state, write_state
-from swiftformer.train.step import TrainingStep
+from swiftformer.train.step import TrainingStep, seed_batch
 from swiftformer.train.teacher_cache import cached_logits
 
 logger = logging.getLogger(__name__)
@@ -190,13 +193,16 @@ class _Run:
         self.normalize = Normalization(recipe.augmentation_at(self.epoch), processes.device)
         self.best, self.metrics, self.seconds = -1.0, {}, 0.0
         self.batch = 0  # of the epoch under way
-        # Of the epoch under way: the sums of the batches' losses, of hits and of unreadable pictures; `totals` over the
+        self.saved = (-1, -1)  # epoch and batch of the last state
+        # Of the epoch under way: the sums of losses, of hits and of unreadable pictures; `totals` over the
         # images of this process, `summed` over all as far as they were read.
         self.totals = torch.zeros(3, device=processes.device)
         self.summed = [0.0, 0.0, 0.0]
         if state is not None:
             # Whole updates only: with another number of processes the state may lie within one.
             self.batch = state["images"] // (self.images_per_batch * accumulation) * accumulation
+            self.batch = min(self.batch, self.batches)  # with more processes the last images may be padded
+            self.saved = (self.epoch, self.batch)
             self.best, self.metrics, self.seconds = state["best"], state["metrics"], state["seconds"]
             self.summed = state["totals"]
             if processes.main:
@@ -239,14 +245,14 @@ class _Run:
                     continue
                 progress.epoch(self.metrics)
                 log.epoch(self.metrics)
-                self.save()
                 plot_curves(output / "metrics.jsonl", output / "curves.png")
                 if confusion is not None:
-                    plot_confusion(confusion, self.train_source.classes, output / "confusion.png")
-                    log.figure("confusion", output / "confusion.png", self.epoch)
+                    if plot_confusion(confusion, self.train_source.classes, output / "confusion.png"):
+                        log.figure("confusion", output / "confusion.png", self.epoch)
                     config = self.step.net.config
                     sizes = {"train_images": len(self.train_source), "val_images": len(self.val_source)}
                     write_card(output, fields, self.metrics, config, self.processes, **sizes, **card)
+                self.save()
         self.processes.wait()
         return self.metrics
 
@@ -276,30 +282,34 @@ class _Run:
                 batch = next(batches)
             except LoaderError:
                 if processes.world_size == 1:
+                    # The sums of a few batches that will be repeated stay in the epoch's metrics.
                     self.batch -= self.batch % step.accumulation
                     self.summed = self.totals.tolist()
                     self.save()
                 raise
-            _seed(recipe.seed, epoch, self.batch, processes.rank, processes.device)
+            seed_batch(recipe.seed, epoch, self.batch, processes.rank, processes.device)
             self.batch += 1
             pixels = self.normalize(batch.pixels)
             targets = batch.targets.to(pixels.device, non_blocking=True)
             loss, hits = step(pixels, targets, batch.indices, epoch * self.batches + self.batch)
-            self.totals += torch.stack(
-                [loss.float(), hits.float(), batch.unreadable.to(pixels.device, non_blocking=True).float()]
-            )
+            unreadable = batch.unreadable.to(pixels.device, non_blocking=True)
+            self.totals += torch.stack([len(pixels) * loss.float(), hits.float(), unreadable.float()])
 
     def interrupted(self) -> bool:
         """Whether a single process stops here; several agree on it where they read the loss."""
         between_updates = self.batch % self.step.accumulation == 0
         return self.processes.world_size == 1 and between_updates and self.stop.signal > 0
 
+    def asked_to_stop(self) -> bool:
+        """Whether any process was; all of them have to ask."""
+        return bool(self.processes.max(torch.tensor([self.stop.signal], device=self.processes.device)).item())
+
     def read(self, progress: TrainingProgress, log: RunLog) -> None:
         """Look at the epoch's sums so far: metrics, progress, whether the loss is finite."""
         if self.batch == 0:
             return
         images = self.batch * self.images_per_batch
-        mean_loss = self.summed[0] / (self.batch * self.processes.world_size)
+        mean_loss = self.summed[0] / images
         if not np.isfinite(mean_loss):
             raise FloatingPointError(
                 f"the loss is {mean_loss} in epoch {self.epoch + 1}, step {self.batch}: expected a finite number; "
@@ -332,15 +342,19 @@ class _Run:
         if epochs % self.recipe.evaluate_every and epochs != self.recipe.epochs:
             return None
 
-        def advance(images: int) -> None:
-            progress.evaluated(images)
-            if self.stop.signal and self.processes.world_size == 1:
-                self.stop_here()
+        def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            yield from itertools.takewhile(lambda _: not self.stop.signal, self.val_batches)
 
         self.processes.share_buffers(evaluated)  # each process has averaged the statistics of its own batches
-        result, confusion = evaluate_classifier(
-            evaluated, self.val_batches, self.processes.device, advance, self.processes
-        )
+        device = self.processes.device
+        try:
+            result, confusion = evaluate_classifier(evaluated, batches(), device, progress.evaluated, self.processes)
+        except ValueError:  # no image: all processes have stopped before the first
+            if self.asked_to_stop():
+                self.stop_here()
+            raise
+        if self.asked_to_stop():
+            self.stop_here()
         self.metrics |= {name: result[name] for name in ("top1", "top5", "calibration_error")}
         if self.metrics["top1"] > self.best:
             self.best = self.metrics["top1"]
@@ -350,7 +364,7 @@ class _Run:
 
     def save(self) -> None:
         """Write the state to resume from, after `self.batch` batches of the epoch under way."""
-        if not self.processes.main:
+        if not self.processes.main or self.saved == (self.epoch, self.batch):
             return
         norms = torch.stack(torch._foreach_norm([p.detach() for p in self.step.net.parameters()]))
         if not norms.isfinite().all():
@@ -370,6 +384,7 @@ class _Run:
             "recipe": dataclasses.asdict(self.recipe),
         }
         write_state(self.output, self.epoch, images, state, self.keep_states)
+        self.saved = (self.epoch, self.batch)
 
     def stop_here(self) -> None:
         """Save the state and leave, as somebody asked for it."""
@@ -380,11 +395,3 @@ class _Run:
             f"go on from there",
             self.stop.signal or signal.SIGTERM,  # another process may have been told first
         )
-
-
-def _seed(seed: int, epoch: int, batch: int, rank: int, device: torch.device) -> None:
-    """Make erasing and stochastic depth depend on the batch's place alone, so that a run resumes anywhere."""
-    number = int(np.random.SeedSequence((seed, epoch, batch, rank)).generate_state(1)[0])
-    seed_generators(number)
-    if device.type == "cuda":
-        torch.cuda.manual_seed_all(number)

@@ -35,10 +35,13 @@ def plot_curves(metrics: Path, target: Path) -> None:
     _save(figure, target)
 
 
-def plot_confusion(confusion: Tensor, classes: list[str], target: Path) -> None:
-    """Draw a confusion matrix `(classes, classes)` of at most 400 classes, each row as shares of its true class."""
+def plot_confusion(confusion: Tensor, classes: list[str], target: Path) -> bool:
+    """Draw a confusion matrix `(classes, classes)`, each row as shares of its true class.
+
+    False for more than 400 classes, of which nothing is drawn.
+    """
     if len(classes) > MAX_CLASSES:
-        return
+        return False
     side = min(max(4.0, 0.35 * len(classes)), 14.0)
     figure, (axis,) = _figure(side + 1.5, side + 0.8)
     shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
@@ -49,6 +52,7 @@ def plot_confusion(confusion: Tensor, classes: list[str], target: Path) -> None:
         axis.set_xticks(range(len(classes)), classes, rotation=90, parse_math=False)
         axis.set_yticks(range(len(classes)), classes, parse_math=False)
     _save(figure, target)
+    return True
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:

@@ -33,7 +33,7 @@ export MASTER_ADDR MASTER_PORT
 echo "$(date): job $SLURM_JOB_ID starts on $SLURM_JOB_NODELIST (restarts: ${{SLURM_RESTART_COUNT:-0}}," \\
     "saved states: ${{#states[@]}})"
 
-# A process that fails ends the others after {wait} s, and not at once: the first may still be writing the state.
+# A process that ends does not end the others at once, but after {wait} s: the first may still be writing the state.
 # shellcheck disable=SC2016
 srun --export=ALL --cpus-per-task={cpus} --kill-on-bad-exit=0 --wait={wait} bash -c '
     export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID

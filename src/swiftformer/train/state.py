@@ -26,8 +26,7 @@ def write_state(run: Path, epochs: int, images: int, state: dict[str, Any], keep
 
     Args:
         state: tensors and plain values, so that no code is needed to read it.
-        keep: how many stay: one more than the last, for the case that it is damaged. After a whole epoch those from
-            the middle of epochs go in any case.
+        keep: how many stay: more than one, for the case that the last is damaged.
 
     Raises:
         OSError: from writing; the earlier states stay.
@@ -46,9 +45,8 @@ def write_state(run: Path, epochs: int, images: int, state: dict[str, Any], keep
         file.write_text(f"{checksum}  {path.name}\n")
     states = _states(run)
     last = states.index(path)
-    # Further on is what a damaged state has promised; from the middle of an epoch nothing is needed behind its end.
-    passed = states[last + 1 :] + [state for state in states[:last] if images == 0 and "images" in state.name]
-    for old in passed + [state for state in states if state not in passed][:-keep]:
+    # Further on are states that were damaged, so that the run went back behind them.
+    for old in states[last + 1 :] + states[: last + 1][:-keep]:
         old.unlink(missing_ok=True)
         old.with_suffix(".sha256").unlink(missing_ok=True)
     return path

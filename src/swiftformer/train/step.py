@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from swiftformer.data.loaders import seed_generators
 from swiftformer.train.distillation import Teacher, distillation_loss
 from swiftformer.train.distributed import Processes
 from swiftformer.train.losses import ClassificationLoss
@@ -147,3 +149,11 @@ class TrainingStep:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.scheduler.step_update(num_updates=updates)
+
+
+def seed_batch(seed: int, epoch: int, batch: int, rank: int, device: torch.device) -> None:
+    """Make erasing and stochastic depth depend on the batch's place alone, so that a run resumes anywhere."""
+    number = int(np.random.SeedSequence((seed, epoch, batch, rank)).generate_state(1)[0])
+    seed_generators(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(number)

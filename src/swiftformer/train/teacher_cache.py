@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import signal
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,9 +65,13 @@ def cached_logits(
         )
         for pixels, _, indices in loader:
             if stop.signal:
-                raise TrainingStopped("stopped while the teacher was asked; nothing is trained yet", stop.signal)
+                break
             if len(indices):
                 logits[indices] = teacher(pixels.to(processes.device)).cpu()
+        if processes.max(torch.tensor([stop.signal], device=processes.device)).item():
+            raise TrainingStopped(
+                "stopped while the teacher was asked; nothing is trained yet", stop.signal or signal.SIGTERM
+            )
         logits = processes.sum(logits.to(processes.device)).cpu()
         if processes.main:
             with atomic_file(path) as file:
