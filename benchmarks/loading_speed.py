@@ -39,7 +39,7 @@ def main() -> None:
     recipe = get_recipe("paper_s", [*settings, f"auto_augment={arguments.auto_augment}"])
 
     source = open_source(arguments.data, "all")
-    loader = TrainingLoader(source, recipe, arguments.batch, arguments.workers)
+    loader = TrainingLoader(source, recipe, arguments.size, arguments.batch, arguments.workers)
     normalize = Normalization(recipe, torch.device("cpu"))
     timm_loader = create_loader(
         create_dataset("", root=str(arguments.data), is_training=True),

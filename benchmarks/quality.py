@@ -65,7 +65,7 @@ def train(name: str, recipe: Recipe, data: str, teacher: str, device: torch.devi
     train_source, val_source = open_source(data, "train"), open_source(data, "test")
     seed_generators(recipe.seed)
     net = build(kind, len(train_source.classes)).to(device, memory_format=torch.channels_last)
-    loader = TrainingLoader(train_source, recipe, recipe.batch_size, workers)
+    loader = TrainingLoader(train_source, recipe, recipe.image_size, recipe.batch_size, workers)
     normalize = Normalization(recipe, device)
     step = TrainingStep(
         recipe,

@@ -109,6 +109,7 @@ def test_a_broken_file_among_good_ones(cli, model_folder, pictures):
         (["info", "xs", "--size", "big"], "size: expected pixels such as 224 or 480x640, found 'big'"),
         (["info", "xs", "--size", "16"], "at least 32x32 pixels, found 16x16"),
         (["train", "--data", "{tmp}/absent", "--recipe", "smoke"], "absent: no such file or folder"),
+        (["evaluate", "--data", "{tmp}/flat", "--raw"], "expected the folder of a run that averages its weights"),
         (["train", "--data", "{tmp}/flat"], "the recipe finetune starts from a checkpoint: expected --model"),
         (["train", "--data", "{tmp}", "--recipe", "paper"], "unknown recipe 'paper'"),
         (["convert", "{tmp}/notes.txt", "{tmp}/out"], "notes.txt: truncated, or no PyTorch checkpoint"),

@@ -14,7 +14,7 @@ SMALL = Preprocessing(size=(32, 32), resize="shortest")
 def test_unknown_augmentation(image_folder):
     recipe = get_recipe("smoke", ["auto_augment=foo"])
     with pytest.raises(ValueError, match="auto_augment: expected a policy of timm .*, found 'foo'"):
-        TrainingLoader(open_source(image_folder, "train"), recipe, 16, workers=0)
+        TrainingLoader(open_source(image_folder, "train"), recipe, 32, 16, workers=0)
 
 
 def test_unreadable_pictures_are_named_and_skipped(image_folder, caplog):
@@ -26,7 +26,7 @@ def test_unreadable_pictures_are_named_and_skipped(image_folder, caplog):
     assert str(broken) in caplog.text
     (image_folder / "train" / "blue" / "0.png").write_bytes(b"")
     recipe = get_recipe("smoke", ["batch_size=48"])
-    batch = next(TrainingLoader(open_source(image_folder, "train"), recipe, 48, workers=0).batches(0))
+    batch = next(TrainingLoader(open_source(image_folder, "train"), recipe, 32, 48, workers=0).batches(0))
     assert (
         len(batch.targets) == 48
         and batch.unreadable == 1
@@ -46,7 +46,7 @@ def test_evaluation_batches_are_the_preprocessing(image_folder):
 def test_training_batches(image_folder, settings):
     recipe = get_recipe("smoke", ["batch_size=12", "auto_augment=rand-m9-mstd0.5-inc1", "random_erasing=1", *settings])
     source = open_source(image_folder, "train")
-    loader = TrainingLoader(source, recipe, 12, workers=0)
+    loader = TrainingLoader(source, recipe, 32, 12, workers=0)
     normalize = Normalization(recipe, torch.device("cpu"))
     batches = list(loader.batches(0))
     assert len(batches) == len(loader) == 4
@@ -65,9 +65,9 @@ def test_training_batches(image_folder, settings):
 
 def test_order_depends_on_the_epoch_and_repeats(image_folder):
     source = open_source(image_folder, "train")
-    plain = TrainingLoader(source, get_recipe("smoke"), 16, workers=0).sampler
+    plain = TrainingLoader(source, get_recipe("smoke"), 32, 16, workers=0).sampler
     repeated = get_recipe("smoke", ["repeated_augmentation=3"])
-    threefold = TrainingLoader(source, repeated, 16, workers=0).sampler
+    threefold = TrainingLoader(source, repeated, 32, 16, workers=0).sampler
     plain.set_epoch(0)
     first = list(plain)
     assert sorted(index for index, _ in first) == list(range(48)) and first == list(plain)
@@ -82,7 +82,7 @@ def test_order_depends_on_the_epoch_and_repeats(image_folder):
 def test_too_few_images(image_folder):
     source, recipe = open_source(image_folder, "train"), get_recipe("smoke", ["batch_size=64"])
     with pytest.raises(ValueError, match="at least one batch of 64 training images, found 48"):
-        TrainingLoader(source, recipe, 64, workers=0)
+        TrainingLoader(source, recipe, 32, 64, workers=0)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
@@ -91,7 +91,7 @@ def test_normalisation_is_that_of_timm(image_folder, channels_last):
     from timm.data.loader import PrefetchLoader
 
     recipe = get_recipe("smoke", ["random_erasing=0.7", f"channels_last={channels_last}"])
-    batch = next(TrainingLoader(open_source(image_folder, "train"), recipe, 16, workers=0).batches(0))
+    batch = next(TrainingLoader(open_source(image_folder, "train"), recipe, 32, 16, workers=0).batches(0))
     loader = PrefetchLoader(
         [(batch.pixels.clone(), batch.targets)], mean=recipe.mean, std=recipe.std, device=torch.device("cpu"),
         re_prob=0.7, re_mode="pixel",
@@ -108,8 +108,8 @@ def test_processes_share_the_order_of_one(image_folder, settings):
     """Batch by batch: the same pictures with the same augmentation."""
     (image_folder / "train" / "red" / "3.png").unlink()  # 47 is no multiple of two
     source, recipe = open_source(image_folder, "train"), get_recipe("smoke", ["random_erasing=0", *settings])
-    one = list(TrainingLoader(source, recipe, 12, workers=0).batches(3))
-    shares = [list(TrainingLoader(source, recipe, 6, workers=0, rank=r, world_size=2).batches(3)) for r in (0, 1)]
+    one = list(TrainingLoader(source, recipe, 32, 12, workers=0).batches(3))
+    shares = [list(TrainingLoader(source, recipe, 32, 6, workers=0, rank=r, world_size=2).batches(3)) for r in (0, 1)]
     assert len(one) == 3 and all(len(share) >= 3 for share in shares)
     for whole, first, second in zip(one, *shares, strict=False):
         order = torch.stack([torch.arange(6), torch.arange(6, 12)], dim=1).flatten()
@@ -120,7 +120,7 @@ def test_processes_share_the_order_of_one(image_folder, settings):
 
 def test_batches_from_the_middle_of_an_epoch(image_folder):
     source, recipe = open_source(image_folder, "train"), get_recipe("smoke", ["mixup=0.8"])
-    loader = TrainingLoader(source, recipe, 6, workers=0)
+    loader = TrainingLoader(source, recipe, 32, 6, workers=0)
     whole, part = list(loader.batches(2)), list(loader.batches(2, start=3, stop=7))
     assert len(part) == 4
     for a, b in zip(whole[3:7], part, strict=True):

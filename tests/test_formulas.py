@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from timm.utils.agc import adaptive_clip_grad, unitwise_norm
 from torch import nn
@@ -19,8 +18,10 @@ from swiftformer import SwiftFormerConfig
 from swiftformer.data.sources import open_source
 from swiftformer.train import loop
 from swiftformer.train.distillation import distillation_loss
+from swiftformer.train.distributed import Processes
 from swiftformer.train.recipes import Recipe, get_recipe
 from swiftformer.train.run_log import RunLog
+from swiftformer.train.step import TrainingStep
 
 EXACT = {"rtol": 1e-6, "atol": 1e-6}
 LOSS = {"rtol": 2e-6, "atol": 1e-6}
@@ -39,23 +40,12 @@ def numbers(seed: int, *shape: int) -> np.ndarray:
 
 
 def schedule(recipe: Recipe, updates: int) -> list[float]:
-    """The rate of every update, set as the loop sets it: before the first, then after each for the next one."""
-    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=recipe.lr)
-    scheduler, epochs = create_scheduler_v2(
-        optimizer,
-        sched="cosine",
-        num_epochs=recipe.epochs,
-        warmup_epochs=recipe.warmup_epochs,
-        warmup_lr=recipe.warmup_lr,
-        min_lr=recipe.min_lr,
-        step_on_epochs=False,
-        updates_per_epoch=updates,
-    )
-    assert epochs == recipe.epochs
-    rates = [optimizer.param_groups[0]["lr"]]
+    """The rate of every update, as the training step sets it: before the first, then after each for the next one."""
+    step = TrainingStep(recipe, nn.Linear(1, 1), Processes(0, 1, torch.device("cpu")), updates_per_epoch=updates)
+    rates = [step.lr]
     for update in range(1, recipe.epochs * updates + 1):
-        scheduler.step_update(num_updates=update)
-        rates.append(optimizer.param_groups[0]["lr"])
+        step.scheduler.step_update(num_updates=update)
+        rates.append(step.lr)
     return rates
 
 

@@ -152,8 +152,8 @@ def test_a_dead_loader_process_is_replaced(folder, tmp_path, caplog):
     """The batches are those of a loader to which nothing happened."""
     recipe = get_recipe("smoke", ["batch_size=6", "auto_augment=rand-m9-mstd0.5-inc1", "mixup=0.5"])
     source = open_source(folder, "train")
-    expected = list(TrainingLoader(source, recipe, 6, workers=2).batches(0))
-    loader = TrainingLoader(Deadly(source, 30, 2, tmp_path), recipe, 6, workers=2)
+    expected = list(TrainingLoader(source, recipe, 32, 6, workers=2).batches(0))
+    loader = TrainingLoader(Deadly(source, 30, 2, tmp_path), recipe, 32, 6, workers=2)
     found = list(loader.batches(0))
     assert len(found) == len(expected) == 8 and caplog.text.count("a process that loads images died") == 2
     for a, b in zip(expected, found, strict=True):
@@ -167,7 +167,7 @@ def test_loader_processes_that_keep_dying_end_the_run_with_a_state(folder, tmp_p
     source = open_source(folder, "train")
     # The picture of the fourth batch in this order.
     recipe = get_recipe("smoke", ["batch_size=6"])
-    order = TrainingLoader(source, recipe, 6, workers=0)
+    order = TrainingLoader(source, recipe, 32, 6, workers=0)
     order.sampler.set_epoch(0)
     index = [draw[0] for draw in order.sampler][20]
     deadly = Deadly(source, index, 100, tmp_path / "deaths")

@@ -1,5 +1,3 @@
-import dataclasses
-
 import pytest
 
 from swiftformer.image_processing import AUTHORS
@@ -94,14 +92,3 @@ def test_progressive_sizes_share_the_first_part():
     recipe = get_recipe("small_images", ["epochs=10", "progressive_sizes=32,48"])
     assert [recipe.image_size_at(epoch) for epoch in range(10)] == [32] * 3 + [48] * 3 + [64] * 4
     assert get_recipe("finetune").image_size_at(0) == 224
-
-
-def test_the_last_epochs_are_plain():
-    recipe = get_recipe("paper_l1", ["plain_epochs=10", "image_size=64", "progressive_sizes=32"])
-    assert recipe.augmentation_at(0).image_size == 32 and recipe.augmentation_at(0).mixes
-    assert recipe.augmentation_at(289) == dataclasses.replace(recipe, progressive_sizes=())
-    plain = recipe.augmentation_at(290)
-    assert plain.crop_scale == (0.8, 1.0) and plain.horizontal_flip == 0.5 and plain.image_size == 64
-    assert not plain.mixes and plain.random_erasing == plain.color_jitter == 0 and plain.auto_augment == ""
-    with pytest.raises(ValueError, match=r"plain_epochs from 0 to epochs \(300\), found 301"):
-        get_recipe("paper_l1", ["plain_epochs=301"])

@@ -68,7 +68,6 @@ def test_a_run_learns_and_leaves_what_it_promises(image_folder, tmp_path):
         ("optimizer=lion", "drop_path_rate=0.2"),
         ("evaluate_every=2",),
         ("precision=fp16",),
-        ("mixup=0.8", "plain_epochs=1"),
         ("class_weights=balanced",),
         ("sampler=balanced",),
     ],

@@ -168,6 +168,8 @@ def evaluate(
     from swiftformer.evaluate.classification import evaluate_reference
     from swiftformer.reports import metrics_table, progress_bar
 
+    if raw and not (Path(model) / "raw").is_dir():
+        raise ValueError(f"{model}: expected the folder of a run that averages its weights, found no raw/ in it")
     with progress_bar("evaluate", None) as advance:
         metrics = evaluate_reference(
             str(Path(model) / "raw") if raw else model,

@@ -212,7 +212,7 @@ class TrainingLoader:
     """Shuffled, augmented batches for one of `world_size` processes.
 
     Args:
-        recipe: `augmentation_at` gives that of an epoch.
+        image_size: side of the images in pixels.
         batch_size: images per batch and process.
         workers: processes that load.
 
@@ -224,6 +224,7 @@ class TrainingLoader:
         self,
         source: Source,
         recipe: Recipe,
+        image_size: int,
         batch_size: int,
         workers: int,
         rank: int = 0,
@@ -236,7 +237,7 @@ class TrainingLoader:
             )
         self.batch_size = batch_size
         self.sampler = Draws(training_order(source, recipe, rank, world_size), recipe.seed, rank, world_size)
-        self._dataset = TrainingDataset(source, _augmentation(recipe))
+        self._dataset = TrainingDataset(source, _augmentation(recipe, image_size))
         self._options: dict[str, Any] = {
             "batch_size": batch_size,
             "sampler": self.sampler,
@@ -292,12 +293,12 @@ class TrainingLoader:
                 logger.warning("a process that loads images died (%s); starting new ones at batch %d", error, place)
 
 
-def _augmentation(recipe: Recipe) -> Callable[[Image.Image], Any]:
+def _augmentation(recipe: Recipe, image_size: int) -> Callable[[Image.Image], Any]:
     from timm.data import create_transform
 
     try:
         return create_transform(
-            recipe.image_size,
+            image_size,
             is_training=True,
             use_prefetcher=True,  # uint8 arrays; normalised later, on the device
             scale=recipe.crop_scale,

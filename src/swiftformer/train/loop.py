@@ -190,7 +190,7 @@ class _Run:
             class_weights=class_weights,
         )
         self.step.net.preprocessing = self.step.evaluated.preprocessing = recipe.preprocessing
-        self.normalize = Normalization(recipe.augmentation_at(self.epoch), processes.device)
+        self.normalize = Normalization(recipe, processes.device)
         self.best, self.metrics, self.seconds = -1.0, {}, 0.0
         self.batch = 0  # of the epoch under way
         self.saved = (-1, -1)  # epoch and batch of the last state
@@ -212,7 +212,8 @@ class _Run:
     def loader_at(self, epoch: int) -> TrainingLoader:
         return TrainingLoader(
             self.train_source,
-            self.recipe.augmentation_at(min(epoch, self.recipe.epochs - 1)),
+            self.recipe,
+            self.recipe.image_size_at(min(epoch, self.recipe.epochs - 1)),
             self.batch_size,
             self.workers,
             self.processes.rank,
@@ -232,9 +233,8 @@ class _Run:
                 images = self.batch * self.images_per_batch
                 logger.info("resuming %s behind %d epochs and %d images", output, self.epoch, images)
             while self.epoch < recipe.epochs:
-                if recipe.augmentation_at(self.epoch) != recipe.augmentation_at(max(self.epoch - 1, 0)):
+                if recipe.image_size_at(self.epoch) != recipe.image_size_at(max(self.epoch - 1, 0)):
                     self.loader = self.loader_at(self.epoch)
-                    self.normalize = Normalization(recipe.augmentation_at(self.epoch), self.processes.device)
                 self.train_epoch(progress, log)
                 self.save()  # whatever happens to the evaluation
                 confusion = self.evaluate(progress)

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class ClassificationLoss(nn.Module):
-    """Cross-entropy with label smoothing and weights of the classes, averaged over the images of a batch.
+    """Torch's cross-entropy with label smoothing (arXiv 1512.00567, section 7), averaged over the images of a batch.
 
     `-sum_c w_c t_c log p_c`, where the target t is `1 - smoothing` at the true class plus `smoothing / classes`
-    everywhere (arXiv 1512.00567, section 7). Without weights it equals timm's LabelSmoothingCrossEntropy, and
-    SoftTargetCrossEntropy where targets are distributions already; with them, torch's on such targets.
+    everywhere. The mean is over images also where classes have weights, so that it is the same over several processes.
 
     Args:
         smoothing: in [0, 1); left aside where targets are distributions.
@@ -29,13 +29,12 @@ class ClassificationLoss(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """`(B, classes)` and targets `(B,)` or `(B, classes)` to a scalar."""
-        losses = -logits.log_softmax(dim=1)
-        if self.weights is not None:
-            losses = losses * self.weights
         if targets.ndim == 2:
-            return (losses * targets).sum(dim=1).mean()
-        true = losses.gather(1, targets[:, None]).squeeze(1)
-        return ((1 - self.smoothing) * true + self.smoothing * losses.mean(dim=1)).mean()
+            return F.cross_entropy(logits, targets, self.weights)
+        if self.weights is not None:
+            # Of class indices torch takes the mean by the weights that happen to be in the batch.
+            targets = F.one_hot(targets, logits.shape[1]).to(logits)
+        return F.cross_entropy(logits, targets, self.weights, label_smoothing=self.smoothing)
 
 
 def balanced_weights(labels: Sequence[int], classes: int) -> Tensor:

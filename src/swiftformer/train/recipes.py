@@ -36,9 +36,6 @@ class Recipe:
         progressive_sizes: smaller sides to begin with, each for an equal share of the first 60% of the epochs: early
             epochs cost less (arXiv 2104.00298, section 4).
         crop_scale, crop_ratio: area and aspect ratio of random resized crops.
-        plain_epochs: last epochs, in which crops keep at least 80% of the area, and nothing but they and flips is left
-            of the augmentation: the network gets used to images as evaluation shows them (arXiv 1906.06423 does so by
-            tuning at another size, arXiv 2107.08430 by closing the strong augmentation early).
         horizontal_flip: probability.
         color_jitter: strength; timm ignores it where `auto_augment` is set.
         auto_augment: timm's name, such as `rand-m9-mstd0.5-inc1`; empty for none.
@@ -84,7 +81,6 @@ class Recipe:
     progressive_sizes: tuple[int, ...] = ()
     crop_scale: tuple[float, float] = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    plain_epochs: int = 0
     horizontal_flip: float = 0.5
     color_jitter: float = 0.4
     auto_augment: str = ""
@@ -119,9 +115,8 @@ class Recipe:
                 f"expected epochs, batch_size and evaluate_every of at least 1 and image_size of at least 32, "
                 f"found {self.epochs}, {self.batch_size}, {self.evaluate_every}, {self.image_size}"
             )
-        for name in ("warmup_epochs", "plain_epochs"):
-            if not 0 <= getattr(self, name) <= self.epochs:
-                raise ValueError(f"expected {name} from 0 to epochs ({self.epochs}), found {getattr(self, name)}")
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise ValueError(f"expected warmup_epochs from 0 to epochs ({self.epochs}), found {self.warmup_epochs}")
         if self.total_batch_size is not None and self.total_batch_size < 1:
             raise ValueError(f"expected total_batch_size of at least 1, found {self.total_batch_size}")
         if self.sampler == "balanced" and self.repeated_augmentation > 1:
@@ -183,24 +178,6 @@ class Recipe:
         """Side of the training images in an epoch, counted from 0."""
         place = int(epoch / (0.6 * self.epochs) * len(self.progressive_sizes))
         return (*self.progressive_sizes, self.image_size)[min(place, len(self.progressive_sizes))]
-
-    def augmentation_at(self, epoch: int) -> Recipe:
-        """The recipe with the augmentation and the image size of an epoch, counted from 0."""
-        size = self.image_size_at(epoch)
-        if epoch < self.epochs - self.plain_epochs:
-            return dataclasses.replace(self, image_size=size, progressive_sizes=())
-        low, high = self.crop_scale
-        return dataclasses.replace(
-            self,
-            image_size=size,
-            progressive_sizes=(),
-            crop_scale=(max(low, 0.8), max(high, 0.8)),
-            color_jitter=0.0,
-            auto_augment="",
-            random_erasing=0.0,
-            mixup=0.0,
-            cutmix=0.0,
-        )
 
     @property
     def preprocessing(self) -> Preprocessing:

@@ -1,0 +1,64 @@
+"""The benchmark scripts run, on a handful of pictures; their figures mean nothing here."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from swiftformer import load
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Run a script's `main` with arguments in this process; its standard output."""
+
+    def run(name, *arguments):
+        spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        module.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def ten_classes(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 2), ("test", 1)):
+        for name in load("swiftformer-xs-cifar10").config.id2label.values():
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 255, (36, 40, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{i}.png")
+    return tmp_path / "data"
+
+
+def test_quality(script, ten_classes, tmp_path):
+    options = ["--data", ten_classes, "--epochs", 1, "--workers", 0, "--device", "cpu", "--output", tmp_path / "out"]
+    options += ["--set", "image_size=64", "--set", "batch_size=10"]
+    out = script("quality", *options)
+    table = [line for line in out.splitlines() if line.startswith("| ")]
+    assert len(table) == 8 and sum("distillation" in line for line in table) == 2
+    again = script("quality", *options)  # what is there is not repeated
+    assert [line for line in again.splitlines() if line] == ["".join(line) for line in out.splitlines()[-9:]]
+
+
+def test_loading_speed(script, ten_classes):
+    out = script(
+        "loading_speed", "--data", ten_classes / "train", "--workers", 1, "--batch", 5, "--size", 32, "--rounds", 2,
+        "--epochs", 1,
+    )  # fmt: skip
+    assert "| swiftformer |" in out and "20 pictures" in out
+
+
+@pytest.mark.parametrize("options", [["--no-compile"], ["--profile"]])
+def test_training_speed(script, options):
+    out = script("training_speed", "--size", 32, "--batch", 4, "--rounds", 2, "--steps", 1, "--device", "cpu", *options)
+    assert ("| swiftformer |" if options == ["--no-compile"] else "| aten::convolution_backward |") in out
