@@ -92,7 +92,7 @@ def test_nothing_is_left_that_can_be_folded():
         assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
         assert sum(isinstance(module, nn.Linear) for module in fused.modules()) == 1
         assert not any("scale" in name for name in fused.state_dict())
-        assert any(name.endswith("w_g") for name in fused.state_dict()) == (form == "l2")
+        assert any(".score." in name for name in fused.state_dict()) == (form == "l2")
     assert sum(p.numel() for p in fused.parameters()) < sum(p.numel() for p in model.parameters())
 
 

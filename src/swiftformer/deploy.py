@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swiftformer.attention import EfficientAdditiveAttention, l2_normalize
+from swiftformer.attention import EfficientAdditiveAttention
 from swiftformer.hf import SwiftFormerBackbone, SwiftFormerForImageClassification
 from swiftformer.image_processing import Preprocessing
 from swiftformer.model import ConvBranch, Downsampling, EncoderBlock, Mlp, Stage
 from swiftformer.normalization import NormalizingConv2d, fold_normalization
+
+SMALLEST = 1e-24  # mean square of a vector that counts as zero; float16 graphs must raise it to what they can hold
 
 
 class DeployBranch(nn.Module):
@@ -38,44 +40,48 @@ class DeployAttention(nn.Module):
     """Efficient additive attention on feature maps `(B, D, H, W)`, layer scale included.
 
     Keys and queries come from one product, and `Wf(Wp(g * k) + q)` is one product as well, with the matrix
-    `[Wf Wp, Wf]` and the input `[g * k, q]`: the same arithmetic in one call of better shape, and nothing is moved
-    between them, because keys and queries stay in one map.
-    """
+    `[Wf Wp, Wf]` and the input `[g * k, q]`. Three things keep it cheap, and the values small enough for float16:
 
-    w_g: Tensor | None
+    - Keys and queries are divided by their root mean square, not by their norm; the factor sqrt(D) is in the weights.
+    - The scores of the l2 form are not normalised as a map: the pooled query is divided by their norm instead.
+    - The size of `w_g` cancels out, so it is such that no score is above 1 (Cauchy-Schwarz).
+    """
 
     def __init__(self, attention: EfficientAdditiveAttention, layer_scale: Tensor | None) -> None:
         super().__init__()
+        dim = attention.final.out_features
         self.normalize = attention.normalize_query_key
         key, query, proj, final = (getattr(attention, name) for name in ("to_key", "to_query", "proj", "final"))
         self.key_query = pointwise(
             torch.cat([key.weight, query.weight]).double(), torch.cat([key.bias, query.bias]).double(), key.weight
         )
         f, p = final.weight.double(), proj.weight.double()
-        weight, bias = torch.cat([f @ p, f], dim=1), f @ proj.bias.double() + final.bias.double()
+        bias = f @ proj.bias.double() + final.bias.double()
+        weight = torch.cat([f @ p, f * dim**-0.5 if self.normalize else f], dim=1)
         if layer_scale is not None:
             scale = layer_scale.flatten().double()
             weight, bias = weight * scale[:, None], bias * scale
         self.output = pointwise(weight, bias, final.weight)
-        pooled = attention.global_query_weighting == "l2"
-        # The scale of the scores cancels out in their normalisation, but for its epsilon.
-        self.register_buffer(
-            "w_g", (attention.w_g.detach().flatten() * attention.scale).view(1, -1, 1, 1) if pooled else None
-        )
+        self.pooled_scale = 1 / dim if self.normalize else 1.0
+        self.score: nn.Module | None = None
+        if attention.global_query_weighting == "l2":
+            w_g = attention.w_g.detach().double().T  # (1, D)
+            w_g = w_g / w_g.norm().clamp_min(1e-30) * dim**-0.5
+            self.score = pointwise(w_g, None, final.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        pair = self.key_query(x).unflatten(1, (2, x.shape[1]))  # (B, 2, D, H, W)
+        key, query = self.key_query(x).chunk(2, dim=1)  # (B, D, H, W) each
         if self.normalize:
-            pair = l2_normalize(pair, dim=2)
-        query = pair[:, 1]
-        if self.w_g is None:
-            pooled = query.sum(dim=(2, 3), keepdim=True)  # (B, D, 1, 1)
+            key, query = unit_rms(key), unit_rms(query)
+        if self.score is None:
+            pooled = query.sum(dim=(2, 3), keepdim=True) * self.pooled_scale  # (B, D, 1, 1)
         else:
-            scores = (query * self.w_g).sum(dim=1, keepdim=True)  # (B, 1, H, W)
-            scores = l2_normalize(scores.flatten(1), dim=1).view_as(scores)
-            pooled = (query * scores).sum(dim=(2, 3), keepdim=True)
-        factor = torch.stack([pooled, torch.ones_like(pooled)], dim=1)  # (B, 2, D, 1, 1)
-        return self.output((pair * factor).flatten(1, 2))
+            score = self.score(query)  # (B, 1, H, W)
+            pooled = (query * score).sum(dim=(2, 3), keepdim=True)
+            score = wide(score)
+            norm = torch.rsqrt((score * score).sum(dim=(2, 3), keepdim=True).clamp_min(SMALLEST))  # (B, 1, 1, 1)
+            pooled = pooled * (norm * self.pooled_scale).to(pooled.dtype)
+        return self.output(torch.cat([pooled * key, query], dim=1))
 
 
 class DeployMlp(nn.Module):
@@ -187,6 +193,17 @@ def fuse(model: SwiftFormerForImageClassification | SwiftFormerBackbone, *, raw_
         return DeployModel(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+def unit_rms(x: Tensor) -> Tensor:
+    """Divide `(B, D, H, W)` by its root mean square over D; a zero vector stays zero."""
+    square = wide(x)
+    return x * torch.rsqrt((square * square).mean(dim=1, keepdim=True).clamp_min(SMALLEST)).to(x.dtype)
+
+
+def wide(x: Tensor) -> Tensor:
+    """Half precision as float32: squares of small values are zero in float16, those of large ones infinite."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """A BatchNorm in eval mode as `x * factor + shift`, each `(C,)` in float64."""
     assert norm.running_mean is not None and norm.running_var is not None
@@ -236,11 +253,12 @@ def changed(conv: Any, change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     return new
 
 
-def pointwise(weight: Tensor, bias: Tensor, like: Tensor) -> nn.Conv2d:
+def pointwise(weight: Tensor, bias: Tensor | None, like: Tensor) -> nn.Conv2d:
     """A 1x1 convolution from a matrix `(out, in)`, in the dtype and on the device of `like`."""
-    conv = nn.Conv2d(weight.shape[1], weight.shape[0], kernel_size=1).to(like)
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], kernel_size=1, bias=bias is not None).to(like)
     conv.weight.copy_(weight[:, :, None, None])
-    conv.bias.copy_(bias)  # type: ignore[union-attr]
+    if bias is not None:
+        conv.bias.copy_(bias)  # type: ignore[union-attr]
     return conv
 
 

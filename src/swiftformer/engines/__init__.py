@@ -1,0 +1,89 @@
+"""Run a checkpoint or an exported artifact. Engines other than torch's do not import torch."""
+
+from __future__ import annotations
+
+import logging
+from importlib import import_module, util
+from pathlib import Path
+
+from swiftformer.artifact import Artifact, ArtifactError, is_artifact, read_artifact
+from swiftformer.engines.base import Engine, EngineError
+
+__all__ = ["ENGINES", "Engine", "EngineError", "open_engine"]
+
+logger = logging.getLogger(__name__)
+
+# Engine: the module that it needs, the extra that installs it, and the formats that it runs.
+ENGINES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "openvino": ("openvino", "openvino", ("openvino", "onnx", "tensorrt", "qnn")),
+    "onnxruntime": ("onnxruntime", "onnx", ("onnx", "tensorrt", "qnn")),
+    "executorch": ("executorch", "executorch", ("executorch",)),
+    "litert": ("ai_edge_litert", "litert", ("litert",)),
+    "torch": ("torch", "", ("torch-export", "aoti")),
+}
+
+
+def open_engine(
+    reference: str | Path,
+    engine: str = "auto",
+    *,
+    device: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
+    form: str | None = None,
+) -> Engine:
+    """Load a model into an engine.
+
+    Args:
+        reference: the folder of an exported artifact, or anything that `swiftformer.load` takes, which runs in torch.
+        engine: a key of `ENGINES`; torch also as `torch-compile` and `torch-cudagraphs`; `auto` takes the fastest that
+            is installed and runs the artifact, in the order of `ENGINES`, and says which in the log.
+        device: `cpu`, `cuda`, ...; by default the engine's own choice.
+        precision: `fp32`, `bf16` or `fp16`, where the engine can compute in another one than the artifact is stored in.
+        threads: on the CPU; by default the engine's own choice.
+        form: numeric form of a checkpoint, where its file cannot tell.
+
+    Raises:
+        ArtifactError: a broken or foreign artifact.
+        EngineError: the engine is not installed, or does not run this.
+        CheckpointError: a checkpoint that cannot be loaded.
+    """
+    if threads is not None and threads < 1:
+        raise EngineError(f"expected at least 1 thread, found {threads}")
+    kind = "torch" if engine.startswith("torch") else engine
+    if kind not in (*ENGINES, "auto"):
+        raise EngineError(f"unknown engine {engine!r}: expected auto, {', '.join(ENGINES)}")
+    if not is_artifact(reference):
+        if kind not in ("torch", "auto"):
+            raise EngineError(f"{reference}: expected an exported artifact for the engine {engine}, found none there")
+        from swiftformer.engines.torch import TorchEngine
+
+        return TorchEngine.from_reference(
+            reference, "torch" if engine == "auto" else engine, device, precision, threads, form
+        )
+    artifact = read_artifact(reference)
+    name = engine if kind == "auto" else kind
+    if name == "auto":
+        name = _fastest(artifact)
+        logger.info("%s: running in %s", reference, name)
+    module, extra, formats = ENGINES[name]
+    if artifact.format not in formats:
+        raise EngineError(
+            f"{reference}: expected an artifact that {name} runs ({', '.join(formats)}), found {artifact.format}"
+        )
+    if util.find_spec(module) is None:
+        raise EngineError(f"the engine {name} needs {module}: pip install 'swiftformer[{extra}]'")
+    opened = import_module(f"swiftformer.engines.{name}")
+    return opened.open_artifact(Path(reference), artifact, device, precision, threads)
+
+
+def _fastest(artifact: Artifact) -> str:
+    able = [name for name, (_, _, formats) in ENGINES.items() if artifact.format in formats]
+    if not able:
+        raise ArtifactError(f"expected a format that runs on this system, found {artifact.format}")
+    for name in able:
+        if util.find_spec(ENGINES[name][0]) is not None:
+            return name
+    modules = " or ".join(ENGINES[name][0] for name in able)
+    extras = " or ".join(f"'swiftformer[{ENGINES[name][1]}]'" for name in able)
+    raise EngineError(f"an artifact of {artifact.format} needs {modules}: pip install {extras}")

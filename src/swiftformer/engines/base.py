@@ -1,0 +1,77 @@
+"""What every engine keeps to: arrays in, named arrays out. Pictures and labels stay outside."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+from swiftformer.image_processing import Preprocessing
+
+
+class EngineError(ValueError):
+    """A runtime that is missing or refuses the model, or an input that does not fit it."""
+
+
+class Engine(ABC):
+    """A loaded model.
+
+    Attributes:
+        name: of the engine, with its precision and device, for people.
+        preprocessing: what makes the input from a picture.
+        labels: names of the classes.
+        outputs: names of what a call returns, in order.
+        input_shape: batch, channels, height and width of the input; None for what is free.
+    """
+
+    name: str
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    outputs: tuple[str, ...]
+    input_shape: tuple[int | None, int | None, int | None, int | None]
+
+    def __call__(self, batch: np.ndarray) -> dict[str, np.ndarray]:
+        """`(N, channels, H, W)` to arrays of N rows each, by the names of `outputs`.
+
+        A model with a fixed batch is called as often as it takes; what is missing of the last batch is filled up.
+
+        Raises:
+            EngineError: an input of another shape.
+        """
+        batch = np.ascontiguousarray(batch, dtype=np.float32)
+        if (
+            batch.ndim != 4
+            or len(batch) == 0
+            or any(
+                wanted not in (None, found) for wanted, found in zip(self.input_shape[1:], batch.shape[1:], strict=True)
+            )
+        ):
+            expected = ", ".join("N" if i == 0 else str(n or "any") for i, n in enumerate(self.input_shape))
+            raise EngineError(f"expected an input of shape ({expected}), found {batch.shape}")
+        fixed = self.input_shape[0]
+        if fixed in (None, len(batch)):
+            return dict(zip(self.outputs, self.run(batch), strict=True))
+        rows: list[list[np.ndarray]] = []
+        for start in range(0, len(batch), fixed):
+            part = batch[start : start + fixed]
+            padded = np.concatenate([part, np.repeat(part[-1:], fixed - len(part), axis=0)])
+            rows.append([output[: len(part)] for output in self.run(padded)])
+        return {name: np.concatenate(parts) for name, parts in zip(self.outputs, zip(*rows, strict=True), strict=True)}
+
+    @abstractmethod
+    def run(self, batch: np.ndarray) -> list[np.ndarray]:
+        """A C-contiguous float32 batch that fits `input_shape` to the outputs in order."""
+
+    def probabilities(self, batch: np.ndarray) -> np.ndarray:
+        """`(N, channels, H, W)` to `(N, classes)`, each row of sum 1.
+
+        Raises:
+            EngineError: another shape, or not a classifier.
+        """
+        if self.outputs == ("probabilities",):
+            return self(batch)["probabilities"]
+        if self.outputs != ("logits",):
+            raise EngineError(f"expected a classifier, found a model with the outputs {', '.join(self.outputs)}")
+        logits = self(batch)["logits"].astype(np.float64)
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)

@@ -1,0 +1,60 @@
+"""ONNX models in ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from swiftformer.artifact import Artifact
+from swiftformer.engines.base import Engine, EngineError
+
+PROVIDERS = {
+    "cpu": ["CPUExecutionProvider"],
+    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
+    "coreml": ["CoreMLExecutionProvider", "CPUExecutionProvider"],
+}
+
+
+class OnnxRuntimeEngine(Engine):
+    """An InferenceSession.
+
+    Args:
+        file: the .onnx file.
+        device: a key of `PROVIDERS`.
+    """
+
+    def __init__(self, file: Path, artifact: Artifact, device: str = "cpu", threads: int | None = None) -> None:
+        import onnxruntime
+
+        if device not in PROVIDERS:
+            raise EngineError(f"device: expected one of {', '.join(PROVIDERS)} for onnxruntime, found {device!r}")
+        if PROVIDERS[device][0] not in onnxruntime.get_available_providers():
+            raise EngineError(f"device: expected an onnxruntime with {PROVIDERS[device][0]}, found one without")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self.session = onnxruntime.InferenceSession(str(file), options, providers=PROVIDERS[device])
+        except Exception as error:  # of many classes, all of them the runtime's own
+            raise EngineError(f"{file}: onnxruntime refuses it ({str(error).strip().splitlines()[0]})") from None
+        self.name = f"onnxruntime {artifact.precision} {device}"
+        self.preprocessing, self.labels = artifact.preprocessing, artifact.labels
+        self.outputs, self.input_shape = artifact.outputs, artifact.input_shape
+        self._input = self.session.get_inputs()[0].name
+
+    def run(self, batch: np.ndarray) -> list[np.ndarray]:
+        return self.session.run(None, {self._input: batch})
+
+
+def open_artifact(
+    folder: Path, artifact: Artifact, device: str | None, precision: str | None, threads: int | None
+) -> Engine:
+    """See `swiftformer.engines.open_engine`."""
+    if precision not in (None, artifact.precision):
+        raise EngineError(
+            f"onnxruntime computes as the artifact is stored: expected {artifact.precision}, found {precision}"
+        )
+    return OnnxRuntimeEngine(folder / artifact.file, artifact, device or "cpu", threads)

@@ -1,0 +1,67 @@
+"""OpenVINO's own models and ONNX models in OpenVINO."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from swiftformer.artifact import Artifact
+from swiftformer.engines.base import Engine, EngineError
+
+TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+class OpenVinoEngine(Engine):
+    """A compiled model, tuned for latency.
+
+    Args:
+        file: .xml or .onnx.
+        precision: a key of `TYPES`, to compute in; int8 parts stay int8. None takes the artifact's.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        artifact: Artifact,
+        device: str = "CPU",
+        precision: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        import openvino
+
+        core = openvino.Core()
+        if device.split(".")[0] not in {name.split(".")[0] for name in core.available_devices}:
+            raise EngineError(
+                f"device: expected one of {', '.join(core.available_devices)} for openvino, found {device!r}"
+            )
+        computed = precision or (artifact.precision if artifact.precision in TYPES else "fp32")
+        if computed not in TYPES:
+            raise EngineError(f"precision: expected one of {', '.join(TYPES)} for openvino, found {computed!r}")
+        # fp16 is how the weights are stored; the CPU then computes in float32.
+        if device == "CPU" and computed == "fp16" and precision is None:
+            computed = "fp32"
+        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": TYPES[computed]}
+        if threads is not None:
+            config["INFERENCE_NUM_THREADS"] = threads
+        try:
+            self.compiled = core.compile_model(str(file), device, config)
+        except RuntimeError as error:
+            raise EngineError(f"{file}: openvino refuses it ({str(error).strip().splitlines()[-1]})") from None
+        self.request = self.compiled.create_infer_request()
+        stored = f"{artifact.precision}, " if artifact.precision not in (computed, "fp32") else ""
+        self.name = f"openvino {stored}{computed} {device.lower()}"
+        self.preprocessing, self.labels = artifact.preprocessing, artifact.labels
+        self.outputs, self.input_shape = artifact.outputs, artifact.input_shape
+
+    def run(self, batch: np.ndarray) -> list[np.ndarray]:
+        results = self.request.infer([batch], share_inputs=True)
+        return [np.array(results[i], dtype=np.float32) for i in range(len(self.outputs))]
+
+
+def open_artifact(
+    folder: Path, artifact: Artifact, device: str | None, precision: str | None, threads: int | None
+) -> Engine:
+    """See `swiftformer.engines.open_engine`."""
+    return OpenVinoEngine(folder / artifact.file, artifact, (device or "cpu").upper(), precision, threads)

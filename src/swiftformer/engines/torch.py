@@ -1,0 +1,112 @@
+"""Checkpoints and exported programs in torch: eager, compiled, or as CUDA graphs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from swiftformer.artifact import Artifact
+from swiftformer.device import select_device
+from swiftformer.engines.base import Engine, EngineError
+from swiftformer.image_processing import HUB
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Engine: mode of torch.compile.
+MODES = {"torch": None, "torch-compile": "default", "torch-cudagraphs": "reduce-overhead"}
+
+
+class TorchEngine(Engine):
+    """A module that maps `(B, C, H, W)` to a tensor, a tuple of tensors, or an output with `logits`.
+
+    Args:
+        net: in eval mode; it is moved to the device, and changed to the precision, in place.
+        mode: a key of `MODES`.
+        precision: a key of `DTYPES`; inputs and outputs stay float32.
+    """
+
+    def __init__(
+        self,
+        net: Any,
+        labels: tuple[str, ...],
+        *,
+        mode: str = "torch",
+        device: str | torch.device | None = None,
+        precision: str = "fp32",
+        threads: int | None = None,
+        outputs: tuple[str, ...] = ("logits",),
+        input_shape: tuple[int | None, int | None, int | None, int | None] = (None, None, None, None),
+    ) -> None:
+        if mode not in MODES:
+            raise EngineError(f"unknown engine {mode!r}: expected one of {', '.join(MODES)}")
+        if precision not in DTYPES:
+            raise EngineError(f"precision: expected one of {', '.join(DTYPES)} for torch, found {precision!r}")
+        self.device, self.dtype = select_device(device), DTYPES[precision]
+        if mode == "torch-cudagraphs" and self.device.type != "cuda":
+            raise EngineError(f"device: expected cuda for CUDA graphs, found {self.device.type}")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.preprocessing = getattr(net, "preprocessing", None) or HUB
+        self.labels, self.outputs, self.input_shape = labels, outputs, input_shape
+        self.name = f"{mode} {precision} {self.device}"
+        self.net = net.to(self.device) if isinstance(net, torch.nn.Module) else net
+        if isinstance(net, torch.nn.Module) and precision != "fp32":
+            self.net = self.net.to(self.dtype)
+        if MODES[mode] is not None:
+            self.net = torch.compile(self.net, mode=MODES[mode], dynamic=False)
+
+    @classmethod
+    def from_reference(
+        cls,
+        reference: str | Path,
+        mode: str = "torch",
+        device: str | None = None,
+        precision: str | None = None,
+        threads: int | None = None,
+        form: str | None = None,
+    ) -> TorchEngine:
+        """A checkpoint, fused. See `swiftformer.engines.open_engine`."""
+        from swiftformer.checkpoints import load
+        from swiftformer.deploy import fuse
+
+        model: Any = load(reference, form=form, task="classification")
+        labels = tuple(model.config.id2label[i] for i in range(model.num_labels))
+        return cls(fuse(model), labels, mode=mode, device=device, precision=precision or "fp32", threads=threads)
+
+    @torch.inference_mode()
+    def run(self, batch: np.ndarray) -> list[np.ndarray]:
+        pixels = torch.from_numpy(batch).to(self.device, self.dtype)
+        found = self.net(pixels.contiguous(memory_format=torch.channels_last))
+        found = getattr(found, "logits", found)
+        return [output.float().cpu().numpy() for output in (found if isinstance(found, (tuple, list)) else (found,))]
+
+
+def open_artifact(
+    folder: Path, artifact: Artifact, device: str | None, precision: str | None, threads: int | None
+) -> Engine:
+    """See `swiftformer.engines.open_engine`."""
+    if precision not in (None, artifact.precision):
+        raise EngineError(f"torch computes as the program is stored: expected {artifact.precision}, found {precision}")
+    file = folder / artifact.file
+    where = select_device(device or "cpu")
+    try:
+        if artifact.format == "aoti":
+            net: Any = torch._inductor.aoti_load_package(str(file))
+        else:
+            net = torch.export.load(file).module()
+            net = net.to(where)
+    except Exception as error:  # of many classes, by what is broken
+        raise EngineError(f"{file}: torch refuses it ({str(error).strip().splitlines()[0]})") from None
+    engine = TorchEngine(
+        net,
+        artifact.labels,
+        device=where,
+        threads=threads,
+        outputs=artifact.outputs,
+        input_shape=artifact.input_shape,
+    )
+    engine.name = f"torch {artifact.format} {artifact.precision} {where}"
+    engine.preprocessing = artifact.preprocessing
+    return engine

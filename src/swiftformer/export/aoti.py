@@ -1,0 +1,34 @@
+"""AOTInductor: machine code for the device that exports, in a package that runs without Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from swiftformer.export.graph import DeployGraph
+from swiftformer.export.torch_export import to_program
+
+if TYPE_CHECKING:
+    from swiftformer.export import Options
+
+
+def write(graph: DeployGraph, options: Options, folder: Path) -> str:
+    """See `swiftformer.export.Format`.
+
+    Raises:
+        ExportError: there is no C++ compiler.
+    """
+    from swiftformer.export import ExportError
+
+    program = to_program(graph, options)
+    try:
+        torch._inductor.aoti_compile_and_package(program, package_path=str(folder / "model.pt2"))
+    except Exception as error:
+        if type(error).__name__ not in ("InvalidCxxCompiler", "CppCompileError"):
+            raise
+        raise ExportError(
+            f"aoti: expected a C++ compiler that works, found {str(error).strip().splitlines()[0]}"
+        ) from None
+    return "model.pt2"

@@ -1,0 +1,76 @@
+"""An exported graph against the model it came from, on pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from swiftformer.engines import open_engine
+from swiftformer.export import TOLERANCES, ExportError
+from swiftformer.image_processing import ImageSource, Preprocessing
+
+if TYPE_CHECKING:
+    from swiftformer.export import Options
+
+
+def pictures(sources: Sequence[ImageSource] | None, preprocessing: Preprocessing, channels: int = 3) -> np.ndarray:
+    """`(N, channels, H, W)` float32, prepared; of None the photographs that come with the package.
+
+    A model of more or fewer channels than a picture has gets them in turn, which is enough to compare numbers.
+    """
+    if sources is None:
+        folder = resources.files("swiftformer") / "samples"
+        sources = [file.read_bytes() for file in sorted(folder.iterdir(), key=str) if file.name.endswith(".jpg")]
+    if len(sources) == 0:
+        raise ExportError("expected pictures, found none")
+    images = np.stack([preprocessing.prepare(source) for source in sources])
+    return images if channels == 3 else np.ascontiguousarray(images[:, [i % 3 for i in range(channels)]])
+
+
+def compare(folder: Path, model: Any, images: np.ndarray, options: Options) -> dict[str, float]:
+    """Run an artifact and its model, in float32, on the same pictures.
+
+    Args:
+        images: `(N, C, H, W)`, normalised.
+
+    Returns:
+        `images`; `top1_agreement`, a share; `max_relative_difference`, the largest difference of an output over its
+        largest value.
+
+    Raises:
+        ExportError: the difference is above the precision's tolerance, or not a number.
+        EngineError: the runtime refuses the artifact.
+    """
+    engine = open_engine(folder)
+    given = images
+    if options.normalize:
+        mean, std = (np.array(v, np.float32)[:, None, None] for v in _normalization(model))
+        given = (images * std + mean) * 255
+    found = list(engine(given).values())
+    with torch.inference_mode():
+        output: Any = model(torch.from_numpy(images))
+        maps = list(output.feature_maps) if hasattr(output, "feature_maps") else [output.logits]
+        if options.softmax:
+            maps = [maps[0].softmax(dim=1)]
+    expected = [tensor.numpy() for tensor in maps]
+    differences = [
+        float(np.abs(a - b).max() / np.abs(b).max()) if a.shape == b.shape else float("inf")
+        for a, b in zip(found, expected, strict=True)
+    ]
+    worst = float(np.max(differences))
+    agreement = float((found[-1].argmax(axis=1) == expected[-1].argmax(axis=1)).mean())
+    if not worst <= TOLERANCES[options.precision]:
+        raise ExportError(
+            f"{options.format} {options.precision}: expected a relative difference from PyTorch of at most "
+            f"{TOLERANCES[options.precision]:g}, found {worst:.2g} in {engine.name}"
+        )
+    return {"images": len(images), "top1_agreement": agreement, "max_relative_difference": worst}
+
+
+def _normalization(model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return model.preprocessing.mean, model.preprocessing.std

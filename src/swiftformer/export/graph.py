@@ -1,0 +1,42 @@
+"""The module that exporters write: a fused network with float32 at both ends."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from swiftformer.deploy import DeployModel
+
+
+class DeployGraph(nn.Module):
+    """`(B, C, H, W)` float32 to logits, probabilities, or a tuple of feature maps, all float32.
+
+    Args:
+        net: computes in the dtype of its weights.
+        softmax: give probabilities.
+    """
+
+    def __init__(self, net: DeployModel, softmax: bool = False) -> None:
+        super().__init__()
+        self.net = net
+        self.softmax = softmax
+        self.eval()
+
+    def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, ...]:
+        dtype = next(self.net.parameters()).dtype
+        found = self.net(pixel_values if dtype == torch.float32 else pixel_values.to(dtype))
+        if isinstance(found, tuple):
+            return tuple(output.float() for output in found)
+        found = found.float()
+        return found.softmax(dim=1) if self.softmax else found
+
+
+def dynamic_shapes(batch: int | None, size: tuple[int, int] | None) -> dict[str, dict[int, torch.export.Dim]] | None:
+    """What torch.export is told about `pixel_values`; None where all is fixed."""
+    free: dict[int, torch.export.Dim] = {}
+    if batch is None:
+        free[0] = torch.export.Dim("batch", min=1)
+    if size is None:
+        # torch.export takes every convolution with a stride for one that gives more than 1x1, which 32 pixels do not.
+        free |= {2: torch.export.Dim("height", min=33), 3: torch.export.Dim("width", min=33)}
+    return {"pixel_values": free} if free else None

@@ -1,0 +1,32 @@
+"""torch.export's .pt2: a program without Python, for torch and for other tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from swiftformer.export.graph import DeployGraph, dynamic_shapes
+
+if TYPE_CHECKING:
+    from swiftformer.export import Options
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def write(graph: DeployGraph, options: Options, folder: Path) -> str:
+    """See `swiftformer.export.Format`."""
+    torch.export.save(to_program(graph, options), folder / "model.pt2")
+    return "model.pt2"
+
+
+def to_program(graph: DeployGraph, options: Options) -> torch.export.ExportedProgram:
+    """The program of a graph, with the free dimensions that are asked for."""
+    dtype = DTYPES[options.precision]
+    if dtype != torch.float32:
+        graph = graph.to(dtype)
+    # A batch of 1 would be taken for a constant.
+    example = torch.zeros(options.batch or 2, *options.example.shape[1:]).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        return torch.export.export(graph, (example,), dynamic_shapes=dynamic_shapes(options.batch, options.size))
