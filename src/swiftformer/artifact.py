@@ -35,6 +35,7 @@ class Artifact:
         value_range: of the input, `normalized` by `preprocessing`, or `0-255` where the graph normalises.
         preprocessing: what makes the input from a picture.
         labels: names of the classes.
+        float_layers: of int8, the layers that were left in floating point.
         source: the model that was exported, `sha256` of its weights included.
         versions: of the packages that wrote the artifact.
         comparison: with the model in PyTorch: `images`, `top1_agreement` and `max_relative_difference`.
@@ -52,6 +53,7 @@ class Artifact:
     value_range: str
     preprocessing: Preprocessing
     labels: tuple[str, ...]
+    float_layers: tuple[str, ...] = ()
     source: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     comparison: dict[str, float] = field(default_factory=dict)
@@ -103,6 +105,7 @@ def read_artifact(folder: str | Path) -> Artifact:
                 "size": tuple(fields["size"]) if fields["size"] else None,
                 "preprocessing": Preprocessing.from_dict(fields["preprocessing"]),
                 "labels": tuple(fields["labels"]),
+                "float_layers": tuple(fields.get("float_layers", ())),
             }
         )
     except (KeyError, TypeError, ValueError) as error:

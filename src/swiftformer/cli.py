@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -29,11 +30,18 @@ Form = Annotated[
     typer.Option(help="Numeric form of the model, where its file cannot tell."),
 ]
 Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, ...; CUDA if there is one.")]
+Engine = Annotated[
+    str,
+    typer.Option(help="torch, torch-compile, openvino, onnxruntime, executorch, litert, coreml; auto: the fastest."),
+]
+Precision = Annotated[Optional[str], typer.Option(help="fp32, bf16 or fp16, where the engine can choose.")]
+Threads = Annotated[Optional[int], typer.Option(min=1, help="On the CPU; the engine's own choice by default.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Level = Annotated[str, typer.Option(help="What a class is in iNaturalist's data: name, genus, family, ...")]
 DATA_HELP = "Class folders (also below train/ and val/), Parquet or tar shards, CIFAR, ..., or a data set's name."
 DEFAULT_MODEL = "swiftformer-xs-cifar10"
 MODEL_HELP = "Bundled name, hub id, timm name, folder or file."
+RUNNABLE_HELP = "Bundled name, hub id, timm name, folder, file, or exported artifact."
 
 
 def _version(wanted: bool) -> None:
@@ -48,17 +56,20 @@ def _version(wanted: bool) -> None:
 def _root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
-    """Train, fine-tune, evaluate, convert and run SwiftFormer vision models."""
+    """Train, fine-tune, evaluate, export and run SwiftFormer vision models."""
 
 
 @app.command()
 def classify(
     images: Annotated[list[str], typer.Argument(help="Files, folders, globs, or - for standard input.")],
-    model: Annotated[str, typer.Option(help=MODEL_HELP)] = DEFAULT_MODEL,
+    model: Annotated[str, typer.Option(help=RUNNABLE_HELP)] = DEFAULT_MODEL,
     top_k: Annotated[int, typer.Option(min=1, help="Classes per picture.")] = 3,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 16,
     form: Form = None,
+    engine: Engine = "auto",
     device: Device = None,
+    precision: Precision = None,
+    threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Classify pictures: the likeliest classes of each, with probabilities.
@@ -79,7 +90,10 @@ def classify(
             form=form,
             top_k=top_k,
             batch_size=batch_size,
+            engine=engine,
             device=device,
+            precision=precision,
+            threads=threads,
         ):
             results.append(result)
             advance(1)
@@ -151,7 +165,7 @@ def train(
 @app.command()
 def evaluate(
     data: Annotated[str, typer.Option(help=DATA_HELP)],
-    model: Annotated[str, typer.Option(help=MODEL_HELP)] = DEFAULT_MODEL,
+    model: Annotated[str, typer.Option(help=RUNNABLE_HELP)] = DEFAULT_MODEL,
     split: Annotated[
         Optional[str], typer.Option(help="train, val, test or all; validation images where they lie apart, or all.")
     ] = None,
@@ -161,7 +175,10 @@ def evaluate(
     raw: Annotated[bool, typer.Option("--raw", help="Of a run folder, the weights that are not averaged.")] = False,
     level: Level = "name",
     form: Form = None,
+    engine: Engine = "auto",
     device: Device = None,
+    precision: Precision = None,
+    threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Top-1 and top-5 accuracy and calibration error of a classifier, in percent."""
@@ -179,7 +196,10 @@ def evaluate(
             level=level,
             batch_size=batch_size,
             workers=workers,
+            engine=engine,
             device=device,
+            precision=precision,
+            threads=threads,
             per_class=per_class,
             progress=advance,
         )
@@ -206,6 +226,168 @@ def convert(
     model = load(source, form=form, ema=ema)
     save(model, target, format=to, dtype=torch.float16 if half else None)
     typer.echo(f"wrote {target}", err=True)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = DEFAULT_MODEL,
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format", help="onnx, openvino, coreml, executorch, litert, torch-export, aoti, tensorrt, qnn, ..."
+        ),
+    ] = "onnx",
+    output: Annotated[Optional[Path], typer.Option(help="Folder; exports/MODEL-FORMAT-PRECISION by default.")] = None,
+    precision: Annotated[Optional[str], typer.Option(help="fp32, fp16, bf16, int8, as the format has it.")] = None,
+    batch: Annotated[str, typer.Option(help="Images per call, or dynamic.")] = "",
+    size: Annotated[str, typer.Option(help="Pixels: 224, 480x640 (height x width), or dynamic.")] = "",
+    softmax: Annotated[bool, typer.Option("--softmax", help="Probabilities instead of logits.")] = False,
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="Take pixels from 0 to 255; the graph normalises.")
+    ] = False,
+    calibration: Annotated[
+        Optional[str], typer.Option(help="Pictures for int8: a folder, or what --data takes elsewhere.")
+    ] = None,
+    calibration_images: Annotated[int, typer.Option(min=1, help="How many of them.")] = 300,
+    max_drop: Annotated[
+        Optional[float], typer.Option(help="Points of top-1 that int8 may lose; sensitive layers then stay float.")
+    ] = None,
+    validation: Annotated[Optional[str], typer.Option(help=f"To measure that on. {DATA_HELP}")] = None,
+    images: Annotated[
+        Optional[list[str]], typer.Option(help="Pictures to compare on; photographs of the package by default.")
+    ] = None,
+    form: Form = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model for a device, run the result, and compare it with the model in PyTorch."""
+    from swiftformer.export import calibration_pictures, top1_on
+    from swiftformer.export import export as run
+    from swiftformer.predict import find_images
+    from swiftformer.reports import artifact_table
+
+    name = re.sub(r"[^\w.-]+", "-", Path(model).name or model)
+    folder = output or Path("exports") / "-".join(filter(None, [name, format_, precision]))
+    if (max_drop is None) != (validation is None):
+        raise ValueError("expected --max-drop together with --validation DATA, found one of them")
+    artifact = run(
+        model,
+        folder,
+        format_,
+        precision=precision,
+        batch=_parse_batch(batch),
+        size=_parse_size(size) if size not in ("", "dynamic") else None,
+        dynamic=True if size == "dynamic" else None,
+        softmax=softmax,
+        normalize=normalize,
+        images=[source for _, source in find_images(images)] if images else None,
+        calibration=calibration_pictures(calibration, calibration_images) if calibration else None,
+        max_drop=max_drop,
+        top1=top1_on(validation) if validation else None,
+        form=form,
+    )
+    if as_json:
+        _print_json({"output": str(folder), **artifact.to_dict()})
+    else:
+        artifact_table(folder, artifact)
+
+
+benchmark_app = typer.Typer(rich_markup_mode=None, help="Latency and throughput, side by side with the peers.")
+app.add_typer(benchmark_app, name="benchmark")
+Variants = Annotated[str, typer.Option(help="xs, s, l1, l3, with commas.")]
+Size = Annotated[str, typer.Option(help="Pixels: 224, or 480x640 for height x width.")]
+Output = Annotated[Optional[Path], typer.Option(help="Folder for results.json and a plot.")]
+
+
+@benchmark_app.callback(invoke_without_command=True)
+def benchmark(
+    context: typer.Context,
+    variants: Variants = "xs",
+    batch: Annotated[str, typer.Option(help="Images per call, with commas.")] = "1,16",
+    size: Size = "224",
+    implementations: Annotated[str, typer.Option(help="swiftformer, timm, transformers; all by default.")] = "",
+    engines: Annotated[str, typer.Option(help="Such as openvino,onnxruntime; all by default.")] = "",
+    precisions: Annotated[str, typer.Option(help="fp32, bf16, int8; all by default.")] = "",
+    threads: Threads = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of every candidate.")] = 10,
+    output: Output = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time this project and every peer that is installed, in turn, with random weights."""
+    if context.invoked_subcommand is not None:
+        return
+    from swiftformer.benchmark import run_benchmark
+    from swiftformer.benchmark.report import benchmark_table, plot_benchmark
+
+    result = run_benchmark(
+        [name.lower() for name in _list(variants)],
+        [_parse_batch(text) or 1 for text in _list(batch)],
+        _parse_size(size),
+        implementations=_list(implementations),
+        engines=_list(engines),
+        precisions=_list(precisions),
+        threads=threads,
+        device=device,
+        rounds=rounds,
+        progress=lambda text: typer.echo(text, err=True),
+    )
+    _write_results(result, output, plot_benchmark)
+    _print_json(result) if as_json else benchmark_table(result)
+
+
+@benchmark_app.command()
+def attention(
+    tokens: Annotated[str, typer.Option(help="Numbers of tokens, with commas; 49 to 16,384 by default.")] = "",
+    dim: Annotated[int, typer.Option(min=1, help="Width of a token.")] = 64,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of every module.")] = 5,
+    output: Output = None,
+    as_json: AsJson = False,
+) -> None:
+    """The four attention modules of the paper's figure 2, over the number of tokens."""
+    from swiftformer.benchmark.attention import TOKENS, plot_attention, run_attention_benchmark
+    from swiftformer.benchmark.report import attention_table
+
+    counts = [_parse_batch(text) or 1 for text in _list(tokens)] or TOKENS
+    result = run_attention_benchmark(counts, dim, device=device, rounds=rounds)
+    _write_results(result, output, plot_attention)
+    _print_json(result) if as_json else attention_table(result)
+
+
+@benchmark_app.command()
+def layers(
+    model: Annotated[str, typer.Argument(help=f"xs, s, l1, l3, or a checkpoint. {MODEL_HELP}")] = "xs",
+    batch: Annotated[int, typer.Option(min=1, help="Images per call.")] = 1,
+    size: Size = "224",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Where the time of the fused network goes, layer by layer."""
+    from swiftformer.benchmark.layers import profile_layers
+    from swiftformer.benchmark.report import layers_table
+    from swiftformer.checkpoints import load
+    from swiftformer.deploy import fuse
+    from swiftformer.hf import SwiftFormerForImageClassification
+    from swiftformer.variants import VARIANTS
+
+    known = model.lower() in VARIANTS
+    net: Any = SwiftFormerForImageClassification.from_variant(model.lower()).eval() if known else load(model)
+    result = profile_layers(fuse(net), batch, _parse_size(size), device=device)
+    _print_json(result) if as_json else layers_table(result)
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _write_results(result: Any, output: Path | None, plot: Any) -> None:
+    if output is None:
+        return
+    from swiftformer.files import atomic_file
+
+    with atomic_file(output / "results.json") as file:
+        file.write_text(json.dumps(result, indent=2) + "\n")
+    plot(result, output / "plot.png")
 
 
 @app.command()
@@ -281,6 +463,14 @@ def _parse_size(text: str) -> tuple[int, int]:
     if len(numbers) not in (1, 2) or min(numbers) < 1:
         raise ValueError(f"size: expected pixels such as 224 or 480x640, found {text!r}")
     return numbers[0], numbers[-1]
+
+
+def _parse_batch(text: str) -> int | None:
+    if text in ("", "dynamic"):
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"batch: expected a number of images or dynamic, found {text!r}")
+    return int(text)
 
 
 def _print_json(document: Any) -> None:

@@ -19,7 +19,10 @@ from swiftformer.image_processing import Preprocessing
 from swiftformer.model import ConvBranch, Downsampling, EncoderBlock, Mlp, Stage
 from swiftformer.normalization import NormalizingConv2d, fold_normalization
 
-SMALLEST = 1e-24  # mean square of a vector that counts as zero; float16 graphs must raise it to what they can hold
+# Mean square of a vector that counts as zero; and for graphs that compute it in float16, whose smallest normal number
+# this is: the factor is then 128, and a zero vector stays zero.
+SMALLEST = 1e-24
+SMALLEST_HALF = 2.0**-14
 
 
 class DeployBranch(nn.Module):
@@ -45,11 +48,16 @@ class DeployAttention(nn.Module):
     - Keys and queries are divided by their root mean square, not by their norm; the factor sqrt(D) is in the weights.
     - The scores of the l2 form are not normalised as a map: the pooled query is divided by their norm instead.
     - The size of `w_g` cancels out, so it is such that no score is above 1 (Cauchy-Schwarz).
+
+    Attributes:
+        smallest: mean square of a vector that counts as zero.
     """
+
+    smallest: float = SMALLEST
 
     def __init__(self, attention: EfficientAdditiveAttention, layer_scale: Tensor | None) -> None:
         super().__init__()
-        dim = attention.final.out_features
+        self.dim = dim = attention.final.out_features
         self.normalize = attention.normalize_query_key
         key, query, proj, final = (getattr(attention, name) for name in ("to_key", "to_query", "proj", "final"))
         self.key_query = pointwise(
@@ -70,17 +78,17 @@ class DeployAttention(nn.Module):
             self.score = pointwise(w_g, None, final.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        key, query = self.key_query(x).chunk(2, dim=1)  # (B, D, H, W) each
+        key, query = self.key_query(x).split(self.dim, dim=1)  # (B, D, H, W) each
         if self.normalize:
-            key, query = unit_rms(key), unit_rms(query)
+            key, query = unit_rms(key, self.smallest), unit_rms(query, self.smallest)
         if self.score is None:
             pooled = query.sum(dim=(2, 3), keepdim=True) * self.pooled_scale  # (B, D, 1, 1)
         else:
             score = self.score(query)  # (B, 1, H, W)
             pooled = (query * score).sum(dim=(2, 3), keepdim=True)
-            score = wide(score)
-            norm = torch.rsqrt((score * score).sum(dim=(2, 3), keepdim=True).clamp_min(SMALLEST))  # (B, 1, 1, 1)
-            pooled = pooled * (norm * self.pooled_scale).to(pooled.dtype)
+            total = wide((score * score).sum(dim=(2, 3), keepdim=True))
+            norm = torch.rsqrt(total.clamp_min(self.smallest))  # (B, 1, 1, 1)
+            pooled = (wide(pooled) * (norm * self.pooled_scale)).to(pooled.dtype)
         return self.output(torch.cat([pooled * key, query], dim=1))
 
 
@@ -193,10 +201,11 @@ def fuse(model: SwiftFormerForImageClassification | SwiftFormerBackbone, *, raw_
         return DeployModel(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def unit_rms(x: Tensor) -> Tensor:
+def unit_rms(x: Tensor, smallest: float = SMALLEST) -> Tensor:
     """Divide `(B, D, H, W)` by its root mean square over D; a zero vector stays zero."""
-    square = wide(x)
-    return x * torch.rsqrt((square * square).mean(dim=1, keepdim=True).clamp_min(SMALLEST)).to(x.dtype)
+    # One-channel maps are not converted: their strides are ambiguous, and torch.export would tie sizes to them.
+    exact = wide(x)
+    return (exact * torch.rsqrt((exact * exact).mean(dim=1, keepdim=True).clamp_min(smallest))).to(x.dtype)
 
 
 def wide(x: Tensor) -> Tensor:

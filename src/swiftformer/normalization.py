@@ -15,10 +15,11 @@ from swiftformer.image_processing import Preprocessing
 
 
 class NormalizingConv2d(nn.Module):
-    """A convolution of `(x * scale - mean) / std`, zero-padded, computed from `x` without normalising it.
+    """A convolution of `(x * scale - mean) / std`, zero-padded, computed from `x`.
 
-    `weight * scale / std` and `bias - sum(weight * mean / std)` do the arithmetic. Zero padding of the normalised
-    image is padding of the raw image with the value that normalises to zero, `mean / scale`, in each channel.
+    The factor is in the weights, `weight * scale / std`. What normalises to zero, `mean / scale`, is taken away from
+    each channel: with it in the bias, the padding would have to be of that value, and half precision would lose what
+    is left of large sums.
     """
 
     fill: Tensor
@@ -27,22 +28,16 @@ class NormalizingConv2d(nn.Module):
         super().__init__()
         mean_, std_ = (torch.tensor(v, dtype=torch.float64).view(1, -1, 1, 1) for v in (mean, std))
         weight = conv.weight.detach().double() / std_.to(conv.weight.device)
-        shift = (weight * mean_.to(weight.device)).sum(dim=(1, 2, 3))
-        bias = conv.bias.detach().double() if conv.bias is not None else torch.zeros_like(shift)
+        bias = conv.bias.detach() if conv.bias is not None else conv.weight.new_zeros(len(weight))
         self.weight = nn.Parameter((weight * scale).to(conv.weight.dtype))
-        self.bias = nn.Parameter((bias - shift).to(conv.weight.dtype))
+        self.bias = nn.Parameter(bias.clone())
         self.register_buffer("fill", (mean_ / scale).to(conv.weight))
         self.stride = conv.stride
-        self.padding = [int(pixels) for pixels in conv.padding]
+        self.padding = conv.padding
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, H, W)` raw pixels of any dtype to `(B, out_channels, H', W')`."""
-        top, left = self.padding
-        x = x.to(self.weight.dtype)
-        # Padding a map of zeros and adding the fill outside keeps every size dynamic.
-        inside = F.pad(torch.ones_like(x[:1, :1]), (left, left, top, top))  # (1, 1, H + 2, W + 2)
-        x = F.pad(x, (left, left, top, top)) + (1 - inside) * self.fill
-        return F.conv2d(x, self.weight, self.bias, self.stride)
+        return F.conv2d(x.to(self.weight.dtype) - self.fill, self.weight, self.bias, self.stride, self.padding)
 
 
 def refuse_folded(model: nn.Module) -> None:

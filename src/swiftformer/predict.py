@@ -14,10 +14,11 @@ import numpy as np
 from PIL import Image
 
 from swiftformer.data.sources import is_image
-from swiftformer.image_processing import HUB, ImageError, ImageSource
+from swiftformer.image_processing import ImageError, ImageSource
 from swiftformer.locate import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from swiftformer.engines import Engine
     from swiftformer.hf import SwiftFormerForImageClassification
 
 
@@ -79,25 +80,30 @@ def find_images(references: Iterable[str]) -> list[tuple[str, ImageSource]]:
 
 def classify(
     images: ImageSource | Iterable[ImageSource],
-    model: str | Path | SwiftFormerForImageClassification = DEFAULT_MODEL,
+    model: str | Path | SwiftFormerForImageClassification | Engine = DEFAULT_MODEL,
     *,
     names: Iterable[str] | None = None,
     form: str | None = None,
     top_k: int = 5,
     batch_size: int = 16,
+    engine: str = "auto",
     device: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
     skip_broken: bool = True,
 ) -> Iterator[Classified]:
     """Classify pictures in batches.
 
     Args:
         images: anything that `open_image` reads; one, or several.
-        model: a checkpoint reference, or a model; one that did not come from `load` gets the hub's preprocessing.
+        model: a checkpoint reference, the folder of an exported artifact, an engine, or a model; a model that did not
+            come from `load` gets the hub's preprocessing.
         names: what to call the images in results; their paths by default.
         form: numeric form of the checkpoint, where its file cannot tell.
         top_k: classes per picture; fewer where the model has fewer.
         batch_size: pictures per forward pass.
-        device: `cpu`, `cuda`, ...; CUDA if there is one.
+        engine, device, precision, threads: of `swiftformer.engines.open_engine`; in torch the device is by default CUDA
+            if there is one.
         skip_broken: report a picture that cannot be read in its result's `error` and go on; False raises.
 
     Yields:
@@ -105,19 +111,12 @@ def classify(
 
     Raises:
         ImageError: a picture cannot be read, and `skip_broken` is False.
-        CheckpointError: the model cannot be loaded.
+        CheckpointError, ArtifactError: the model cannot be loaded.
+        EngineError: the engine is missing, or does not run this model.
     """
-    import torch
-
-    from swiftformer.checkpoints import load
-    from swiftformer.device import select_device
-
     if top_k < 1 or batch_size < 1:
         raise ValueError(f"expected top_k and batch_size of at least 1, found {top_k} and {batch_size}")
-    net: Any = load(model, form=form, task="classification") if isinstance(model, (str, Path)) else model
-    where = select_device(device)
-    net = net.to(where).eval()
-    preprocessing = getattr(net, "preprocessing", HUB)
+    runner = _opened(model, engine, device, precision, threads, form)
     sources = list(images) if isinstance(images, Iterable) and not isinstance(images, ONE_IMAGE) else [images]
     called = list(names) if names is not None else [_name(s, i) for i, s in enumerate(sources)]
     for start in range(0, len(sources), batch_size):
@@ -125,28 +124,34 @@ def classify(
         errors: dict[int, str] = {}
         for i in range(start, min(start + batch_size, len(sources))):
             try:
-                pixels.append(preprocessing.prepare(sources[i], called[i]))
+                pixels.append(runner.preprocessing.prepare(sources[i], called[i]))
             except ImageError as error:
                 if not skip_broken:
                     raise
                 errors[i] = str(error)
-        probabilities = iter(())
-        if pixels:
-            with torch.inference_mode():
-                logits = net(torch.from_numpy(np.stack(pixels)).to(where)).logits
-            probabilities = iter(logits.float().softmax(dim=1).cpu())
+        probabilities = iter(runner.probabilities(np.stack(pixels)) if pixels else ())
         for i in range(start, min(start + batch_size, len(sources))):
             if i in errors:
                 yield Classified(called[i], error=errors[i])
                 continue
-            best: Any = next(probabilities).topk(min(top_k, net.config.num_labels))
-            yield Classified(
-                called[i],
-                [
-                    Prediction(net.config.id2label[int(index)], int(index), float(probability))
-                    for probability, index in zip(best.values, best.indices, strict=True)
-                ],
-            )
+            row = next(probabilities)
+            best = np.argsort(-row, kind="stable")[:top_k].tolist()
+            yield Classified(called[i], [Prediction(runner.labels[j], j, float(row[j])) for j in best])
+
+
+def _opened(
+    model: Any, engine: str, device: str | None, precision: str | None, threads: int | None, form: str | None
+) -> Engine:
+    from swiftformer.engines import Engine, open_engine
+
+    if isinstance(model, Engine):
+        return model
+    if isinstance(model, (str, Path)):
+        return open_engine(model, engine, device=device, precision=precision, threads=threads, form=form)
+    from swiftformer.engines.torch import TorchEngine
+
+    labels = tuple(model.config.id2label[i] for i in range(model.config.num_labels))
+    return TorchEngine(model.eval(), labels, device=device, threads=threads)
 
 
 def _name(source: ImageSource, index: int) -> str:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from swiftformer.artifact import Artifact
     from swiftformer.predict import Classified
 
 
-def _console() -> Console:
+def console() -> Console:
     """Standard output, with room for long paths where it is a file or a pipe."""
     console = Console()
     return console if console.is_terminal else Console(width=160)
@@ -24,11 +27,38 @@ def _console() -> Console:
 @contextmanager
 def progress_bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Yield a function that moves a bar forward; nothing is drawn where standard error is no terminal."""
-    console = Console(stderr=True)
+    if not sys.stderr.isatty():
+        yield lambda steps: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(title, total=total)
         yield lambda steps: progress.advance(task, steps)
+
+
+def artifact_table(folder: Path, artifact: Artifact) -> None:
+    """What was exported, and how far it is from the model."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    free = ("any" if n is None else str(n) for n in artifact.input_shape)
+    size = sum(file.stat().st_size for name in artifact.checksums if (file := folder / name).is_file())
+    rows = {
+        "written": str(folder / artifact.file),
+        "format": f"{artifact.format} {artifact.precision}, {size / 1e6:.1f} MB",
+        "input": f"{' x '.join(free)}, {artifact.value_range}",
+        "outputs": ", ".join(artifact.outputs),
+    }
+    if found := artifact.comparison:
+        rows["against PyTorch"] = (
+            f"largest relative difference {found['max_relative_difference']:.1e}, "
+            f"same first class for {100 * found['top1_agreement']:.0f}% of {found['images']:.0f} pictures"
+        )
+    else:
+        rows["against PyTorch"] = "not compared: this format does not run here"
+    for name, value in rows.items():
+        table.add_row(Text(name), Text(value))
+    console().print(table)
 
 
 def classification_table(results: list[Classified]) -> None:
@@ -46,7 +76,7 @@ def classification_table(results: list[Classified]) -> None:
                 "█" * round(20 * prediction.probability),
                 style=None if rank == 0 else "dim",
             )
-    _console().print(table)
+    console().print(table)
 
 
 def metrics_table(metrics: dict[str, Any]) -> None:
@@ -54,7 +84,7 @@ def metrics_table(metrics: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in metrics.items():
         table.add_row(Text(name), f"{value:.2f}" if isinstance(value, float) else str(value))
-    _console().print(table)
+    console().print(table)
 
 
 def complexity_table(description: dict[str, Any]) -> None:
@@ -81,8 +111,8 @@ def complexity_table(description: dict[str, Any]) -> None:
         f"{description['activation_megabytes']:.3f}",
         style="bold",
     )
-    console = _console()
-    console.print(table)
+    screen = console()
+    screen.print(table)
     for key in ("form", "classes", "path", "published"):
         if key in description:
-            console.print(f"{key}: {description[key]}", highlight=False, markup=False, soft_wrap=True)
+            screen.print(f"{key}: {description[key]}", highlight=False, markup=False, soft_wrap=True)

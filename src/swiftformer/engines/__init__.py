@@ -17,8 +17,9 @@ logger = logging.getLogger(__name__)
 ENGINES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "openvino": ("openvino", "openvino", ("openvino", "onnx", "tensorrt", "qnn")),
     "onnxruntime": ("onnxruntime", "onnx", ("onnx", "tensorrt", "qnn")),
-    "executorch": ("executorch", "executorch", ("executorch",)),
+    "executorch": ("executorch", "executorch", ("executorch", "executorch-coreml", "executorch-vulkan")),
     "litert": ("ai_edge_litert", "litert", ("litert",)),
+    "coreml": ("coremltools", "coreml", ("coreml",)),
     "torch": ("torch", "", ("torch-export", "aoti")),
 }
 

@@ -13,6 +13,10 @@ class EngineError(ValueError):
     """A runtime that is missing or refuses the model, or an input that does not fit it."""
 
 
+class BackendMissingError(EngineError):
+    """A runtime without the part that a model was lowered for; the model itself may be sound."""
+
+
 class Engine(ABC):
     """A loaded model.
 

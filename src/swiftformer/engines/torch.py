@@ -24,7 +24,7 @@ class TorchEngine(Engine):
     Args:
         net: in eval mode; it is moved to the device, and changed to the precision, in place.
         mode: a key of `MODES`.
-        precision: a key of `DTYPES`; inputs and outputs stay float32.
+        precision: a key of `DTYPES`; by default that of the weights. Inputs and outputs stay float32.
     """
 
     def __init__(
@@ -34,26 +34,27 @@ class TorchEngine(Engine):
         *,
         mode: str = "torch",
         device: str | torch.device | None = None,
-        precision: str = "fp32",
+        precision: str | None = None,
         threads: int | None = None,
         outputs: tuple[str, ...] = ("logits",),
         input_shape: tuple[int | None, int | None, int | None, int | None] = (None, None, None, None),
     ) -> None:
         if mode not in MODES:
             raise EngineError(f"unknown engine {mode!r}: expected one of {', '.join(MODES)}")
-        if precision not in DTYPES:
+        if precision not in (None, *DTYPES):
             raise EngineError(f"precision: expected one of {', '.join(DTYPES)} for torch, found {precision!r}")
-        self.device, self.dtype = select_device(device), DTYPES[precision]
+        self.device = select_device(device)
         if mode == "torch-cudagraphs" and self.device.type != "cuda":
             raise EngineError(f"device: expected cuda for CUDA graphs, found {self.device.type}")
         if threads is not None:
             torch.set_num_threads(threads)
         self.preprocessing = getattr(net, "preprocessing", None) or HUB
         self.labels, self.outputs, self.input_shape = labels, outputs, input_shape
-        self.name = f"{mode} {precision} {self.device}"
-        self.net = net.to(self.device) if isinstance(net, torch.nn.Module) else net
-        if isinstance(net, torch.nn.Module) and precision != "fp32":
-            self.net = self.net.to(self.dtype)
+        self.net, self.dtype = net, torch.float32
+        if isinstance(net, torch.nn.Module):
+            self.net = net.to(self.device, DTYPES[precision] if precision else None)
+            self.dtype = next((p.dtype for p in net.parameters()), torch.float32)
+        self.name = f"{mode} {next(name for name, dtype in DTYPES.items() if dtype == self.dtype)} {self.device}"
         if MODES[mode] is not None:
             self.net = torch.compile(self.net, mode=MODES[mode], dynamic=False)
 
@@ -73,7 +74,7 @@ class TorchEngine(Engine):
 
         model: Any = load(reference, form=form, task="classification")
         labels = tuple(model.config.id2label[i] for i in range(model.num_labels))
-        return cls(fuse(model), labels, mode=mode, device=device, precision=precision or "fp32", threads=threads)
+        return cls(fuse(model), labels, mode=mode, device=device, precision=precision, threads=threads)
 
     @torch.inference_mode()
     def run(self, batch: np.ndarray) -> list[np.ndarray]:
@@ -95,8 +96,7 @@ def open_artifact(
         if artifact.format == "aoti":
             net: Any = torch._inductor.aoti_load_package(str(file))
         else:
-            net = torch.export.load(file).module()
-            net = net.to(where)
+            net = torch.export.load(file).module().to(where)
     except Exception as error:  # of many classes, by what is broken
         raise EngineError(f"{file}: torch refuses it ({str(error).strip().splitlines()[0]})") from None
     engine = TorchEngine(
@@ -107,6 +107,7 @@ def open_artifact(
         outputs=artifact.outputs,
         input_shape=artifact.input_shape,
     )
+    engine.dtype = torch.float32  # the program converts its input itself
     engine.name = f"torch {artifact.format} {artifact.precision} {where}"
     engine.preprocessing = artifact.preprocessing
     return engine

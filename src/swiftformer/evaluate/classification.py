@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from swiftformer.artifact import is_artifact
 from swiftformer.checkpoints import load
 from swiftformer.data.loaders import evaluation_loader
 from swiftformer.data.sources import open_source
+from swiftformer.engines import Engine, open_engine
 from swiftformer.train.distributed import Processes, join_processes
 
 CALIBRATION_BINS = 15
@@ -85,8 +90,20 @@ def evaluate_classifier(
     return metrics, confusion
 
 
+class _InEngine(nn.Module):
+    """An engine with the output that `evaluate_classifier` expects."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self.engine = engine
+
+    def forward(self, pixels: Tensor) -> SimpleNamespace:
+        probabilities = self.engine.probabilities(pixels.numpy())
+        return SimpleNamespace(logits=torch.from_numpy(np.log(np.maximum(probabilities, 1e-30))))
+
+
 def evaluate_reference(
-    model: str,
+    model: str | Path | nn.Module,
     data: str,
     split: str | None = None,
     *,
@@ -94,17 +111,23 @@ def evaluate_reference(
     level: str = "name",
     batch_size: int = 64,
     workers: int = 2,
+    engine: str = "auto",
     device: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
     per_class: bool = False,
     progress: Callable[[int], None] = lambda images: None,
 ) -> dict[str, float]:
-    """Evaluate a checkpoint on a split of a data set, with the preprocessing that belongs to the checkpoint.
+    """Evaluate a checkpoint or an artifact on a split of a data set, with the preprocessing that belongs to it.
 
     Classes are matched by name; where the names are the same in order or none is common, by position.
 
     Args:
+        model: what `swiftformer.load` takes, the folder of an artifact, or a model with `preprocessing`.
         split: `train`, `val`, `test` or `all`; by default the validation images where they lie apart, otherwise all.
         level: what a class is, in the data of iNaturalist.
+        engine, device, precision, threads: of `swiftformer.engines.open_engine`. A checkpoint runs in torch as it is,
+            unless one of them asks for more: then in its fused form.
 
     Returns:
         The metrics of `evaluate_classifier`, and `unreadable`, the number of pictures that were skipped. With
@@ -115,12 +138,19 @@ def evaluate_reference(
         CheckpointError: the model cannot be loaded.
     """
     source = open_source(data, split, level=level)
-    net: Any = load(model, form=form, task="classification")
-    names = [net.config.id2label[i] for i in range(net.num_labels)]
+    net: Any
+    if isinstance(model, nn.Module) or (
+        engine == "auto" and precision is None and threads is None and not is_artifact(model)
+    ):
+        net = model if isinstance(model, nn.Module) else load(model, form=form, task="classification")
+        names, preprocessing = [net.config.id2label[i] for i in range(net.num_labels)], net.preprocessing
+    else:
+        net = _InEngine(open_engine(model, engine, device=device, precision=precision, threads=threads, form=form))
+        names, preprocessing, device = list(net.engine.labels), net.engine.preprocessing, "cpu"
     source.labels = _match_classes(names, source.classes, source.labels)
     with join_processes(device) as processes:
         rank, world_size = processes.rank, processes.world_size
-        loader = evaluation_loader(source, net.preprocessing, batch_size, workers, rank, world_size)
+        loader = evaluation_loader(source, preprocessing, batch_size, workers, rank, world_size)
         metrics, confusion = evaluate_classifier(net, loader, processes.device, progress, processes)
     metrics["unreadable"] = len(source) - metrics["images"]
     if per_class:

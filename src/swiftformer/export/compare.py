@@ -17,15 +17,30 @@ from swiftformer.image_processing import ImageSource, Preprocessing
 if TYPE_CHECKING:
     from swiftformer.export import Options
 
+# Where the engine is not called as the format.
+COMPARED_IN = {
+    "onnx": "onnxruntime",
+    "tensorrt": "onnxruntime",
+    "qnn": "onnxruntime",
+    "torch-export": "torch",
+    "aoti": "torch",
+    "executorch-coreml": "executorch",
+    "executorch-vulkan": "executorch",
+}
+
+
+def samples() -> list[bytes]:
+    """The photographs that come with the package, as JPEG."""
+    folder = resources.files("swiftformer") / "samples"
+    return [file.read_bytes() for file in sorted(folder.iterdir(), key=str) if file.name.endswith(".jpg")]
+
 
 def pictures(sources: Sequence[ImageSource] | None, preprocessing: Preprocessing, channels: int = 3) -> np.ndarray:
     """`(N, channels, H, W)` float32, prepared; of None the photographs that come with the package.
 
     A model of more or fewer channels than a picture has gets them in turn, which is enough to compare numbers.
     """
-    if sources is None:
-        folder = resources.files("swiftformer") / "samples"
-        sources = [file.read_bytes() for file in sorted(folder.iterdir(), key=str) if file.name.endswith(".jpg")]
+    sources = samples() if sources is None else sources
     if len(sources) == 0:
         raise ExportError("expected pictures, found none")
     images = np.stack([preprocessing.prepare(source) for source in sources])
@@ -44,13 +59,10 @@ def compare(folder: Path, model: Any, images: np.ndarray, options: Options) -> d
 
     Raises:
         ExportError: the difference is above the precision's tolerance, or not a number.
-        EngineError: the runtime refuses the artifact.
+        EngineError: the runtime refuses the artifact; BackendMissingError where it cannot run any of the format.
     """
-    engine = open_engine(folder)
-    given = images
-    if options.normalize:
-        mean, std = (np.array(v, np.float32)[:, None, None] for v in _normalization(model))
-        given = (images * std + mean) * 255
+    engine = open_engine(folder, COMPARED_IN.get(options.format, options.format))
+    given = raw_pixels(images, model.preprocessing) if options.normalize else images
     found = list(engine(given).values())
     with torch.inference_mode():
         output: Any = model(torch.from_numpy(images))
@@ -72,5 +84,7 @@ def compare(folder: Path, model: Any, images: np.ndarray, options: Options) -> d
     return {"images": len(images), "top1_agreement": agreement, "max_relative_difference": worst}
 
 
-def _normalization(model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return model.preprocessing.mean, model.preprocessing.std
+def raw_pixels(images: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """Normalised pictures `(N, C, H, W)` as the whole values from 0 to 255 that they were made of."""
+    mean, std = (np.array(v, np.float32)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
+    return np.rint((images * std + mean) * 255)

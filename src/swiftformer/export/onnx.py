@@ -29,7 +29,7 @@ def write(graph: DeployGraph, options: Options, folder: Path) -> str:
     if options.precision == "int8":
         from swiftformer.export.quantize_onnx import quantize
 
-        quantize(file, options.calibration)
+        quantize(file, options.calibration, options.float_layers, options.batch)
     onnx.checker.check_model(str(file), full_check=True)
     return file.name
 

@@ -19,7 +19,7 @@ def write(graph: DeployGraph, options: Options, folder: Path) -> str:
     if options.precision == "int8":
         from swiftformer.export.quantize_openvino import quantize
 
-        model = quantize(model, options.calibration)
+        model = quantize(model, options.calibration, options.float_layers)
     # fp16 and int8 are about size as well; fp32 is what it says, and bf16 is chosen at run time.
     openvino.save_model(model, folder / "model.xml", compress_to_fp16=options.precision in ("fp16", "int8"))
     return "model.xml"

@@ -18,7 +18,7 @@ MAX_CLASSES = 400  # of more classes a picture shows nothing
 def plot_curves(metrics: Path, target: Path) -> None:
     """Draw loss, accuracy and learning rate over the epochs of a `metrics.jsonl`."""
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    figure, axes = _figure(12, 3.6, columns=3)
+    figure, axes = new_figure(12, 3.6, columns=3)
     panels = (
         ("loss", {"loss": "training"}),
         ("accuracy, %", {"train_accuracy": "training", "top1": "validation"}),
@@ -32,7 +32,7 @@ def plot_curves(metrics: Path, target: Path) -> None:
         axis.grid(color=GRID)
         if len(series) > 1:
             axis.legend(frameon=False)
-    _save(figure, target)
+    save_figure(figure, target)
 
 
 def plot_confusion(confusion: Tensor, classes: list[str], target: Path) -> bool:
@@ -43,7 +43,7 @@ def plot_confusion(confusion: Tensor, classes: list[str], target: Path) -> bool:
     if len(classes) > MAX_CLASSES:
         return False
     side = min(max(4.0, 0.35 * len(classes)), 14.0)
-    figure, (axis,) = _figure(side + 1.5, side + 0.8)
+    figure, (axis,) = new_figure(side + 1.5, side + 0.8)
     shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
     image = axis.imshow(100 * shares.numpy(), cmap="Blues", vmin=0, vmax=100)
     figure.colorbar(image, ax=axis, label="% of the true class", shrink=0.8)
@@ -51,17 +51,17 @@ def plot_confusion(confusion: Tensor, classes: list[str], target: Path) -> bool:
     if len(classes) <= MAX_NAMED_CLASSES:
         axis.set_xticks(range(len(classes)), classes, rotation=90, parse_math=False)
         axis.set_yticks(range(len(classes)), classes, parse_math=False)
-    _save(figure, target)
+    save_figure(figure, target)
     return True
 
 
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
     from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(1, columns, squeeze=False)[0]
 
 
-def _save(figure: Any, target: Path) -> None:
+def save_figure(figure: Any, target: Path) -> None:
     with atomic_file(target) as file:
         figure.savefig(file, format="png", dpi=110)

@@ -1,0 +1,183 @@
+"""Latency and throughput, with this project and its peers measured in turn in one run."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import random
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from swiftformer.benchmark.candidates import CANDIDATES, Candidate, Case
+
+logger = logging.getLogger(__name__)
+
+# Largest difference of the logits over their largest value, by precision: a peer beyond it computes something else.
+AGREEMENT = {"fp32": 1e-3, "bf16": 0.15, "fp16": 0.05, "int8": 1.0}
+PACKAGES = ("torch", "timm", "transformers", "openvino", "onnxruntime", "nncf")
+
+
+def run_benchmark(
+    variants: Sequence[str] = ("xs",),
+    batches: Sequence[int] = (1, 16),
+    size: tuple[int, int] = (224, 224),
+    *,
+    implementations: Sequence[str] = (),
+    engines: Sequence[str] = (),
+    precisions: Sequence[str] = (),
+    threads: int | None = None,
+    device: str = "cpu",
+    rounds: int = 10,
+    seconds: float = 0.3,
+    progress: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Time every candidate that is installed, for every variant and batch.
+
+    In each round every candidate is called in turn, in an order of its own, so that a slow moment of the machine hits
+    all. All compute the July 2023 form with the same weights, but for transformers, which knows only that of March;
+    each is compared with the model of its form before it is timed.
+
+    Args:
+        variants: xs, s, l1, l3.
+        batches: images per call.
+        size: height and width in pixels.
+        implementations, engines, precisions: which candidates to take; empty for all.
+        threads: of the CPU engines; by default the engine's own choice.
+        device: `cpu` or `cuda`.
+        rounds: of every candidate.
+        seconds: that each candidate is timed for in a round; it is called at least twice.
+        progress: called with what is being done.
+
+    Returns:
+        `{"machine", "rows"}`; each row has `implementation`, `engine`, `precision`, `variant`, `batch`, `size`,
+        `median_ms`, `p95_ms`, `p99_ms`, `images_per_second`, `load_seconds`, `difference` and `calls`.
+
+    Raises:
+        ValueError: nothing to measure, or a candidate that computes something else.
+    """
+    chosen = [
+        candidate
+        for candidate in CANDIDATES
+        if (not implementations or candidate.implementation in implementations)
+        and (not engines or candidate.engine in engines)
+        and (not precisions or candidate.precision in precisions)
+        and candidate.installed(device)
+    ]
+    if not chosen:
+        raise ValueError("expected at least one candidate that is installed and asked for, found none")
+    rows: list[dict[str, Any]] = []
+    for variant in variants:
+        for batch in batches:
+            rows += _measure(chosen, variant, batch, size, threads, device, rounds, seconds, progress)
+    return {"machine": describe_machine(device), "rows": rows}
+
+
+def _measure(
+    chosen: Iterable[Candidate],
+    variant: str,
+    batch: int,
+    size: tuple[int, int],
+    threads: int | None,
+    device: str,
+    rounds: int,
+    seconds: float,
+    progress: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    folder = Path(tempfile.mkdtemp(prefix="swiftformer-benchmark-"))
+    try:
+        case = Case(variant, batch, size, threads, device, folder)
+        rows, calls, times = [], [], []
+        for candidate in chosen:
+            progress(f"{variant}, batch {batch}: preparing {candidate}")
+            start = time.perf_counter()
+            call = candidate.build(case)
+            found = call()
+            loaded = time.perf_counter() - start
+            expected = case.expected(candidate)
+            difference = float(np.abs(found - expected).max() / np.abs(expected).max())
+            if not difference <= AGREEMENT[candidate.precision]:
+                raise ValueError(
+                    f"{candidate}: expected a relative difference of at most {AGREEMENT[candidate.precision]}, "
+                    f"found {difference:.2g}"
+                )
+            rows.append(
+                {
+                    "implementation": candidate.implementation,
+                    "engine": candidate.engine,
+                    "precision": candidate.precision,
+                    "variant": variant,
+                    "batch": batch,
+                    "size": list(size),
+                    "load_seconds": loaded,
+                    "difference": difference,
+                }
+            )
+            calls.append(call)
+            times.append([])
+        generator = random.Random(0)
+        for number in range(rounds):
+            progress(f"{variant}, batch {batch}: round {number + 1} of {rounds}")
+            for place in generator.sample(range(len(calls)), len(calls)):
+                times[place] += time_calls(calls[place], seconds)
+        for row, measured in zip(rows, times, strict=True):
+            row |= summary(measured, batch)
+        return rows
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def time_calls(call: Callable[[], Any], seconds: float) -> list[float]:
+    """Seconds of each call, over at least two calls and `seconds`, behind one that is not counted."""
+    call()  # the threads of the engine before may still spin, and the caches hold its weights
+    measured: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(measured) < 2 or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        measured.append(time.perf_counter() - start)
+    return measured
+
+
+def summary(measured: Sequence[float], batch: int) -> dict[str, float]:
+    """Median, 95th and 99th percentile in milliseconds, and images per second by the median."""
+    p50, p95, p99 = (float(np.percentile(measured, q)) for q in (50, 95, 99))
+    return {
+        "median_ms": 1e3 * p50,
+        "p95_ms": 1e3 * p95,
+        "p99_ms": 1e3 * p99,
+        "spread_ms": 1e3 * float(np.subtract(*np.percentile(measured, [75, 25]))),
+        "images_per_second": batch / statistics.median(measured),
+        "calls": len(measured),
+    }
+
+
+def describe_machine(device: str = "cpu") -> dict[str, Any]:
+    """Processor, its features that matter, cores, and versions of the packages."""
+    import os
+
+    machine: dict[str, Any] = {"system": platform.platform(), "python": platform.python_version()}
+    machine["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        fields = dict(line.split(":", 1) for line in lines if ":" in line)
+        named = {key.strip(): value.strip() for key, value in fields.items()}
+        machine["processor"] = named.get("model name", platform.processor())
+        wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+        machine["features"] = [name for name in wanted if name in named.get("flags", "").split()]
+    if device.startswith("cuda"):
+        import torch
+
+        machine["gpu"] = torch.cuda.get_device_name()
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            machine[package] = metadata.version(package)
+    return machine

@@ -1,0 +1,102 @@
+"""Time and memory of the four attention modules of the paper's figure 2, over the number of tokens."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from swiftformer.attention import ATTENTION_MODULES
+from swiftformer.benchmark import describe_machine, time_calls
+
+TOKENS = (49, 196, 784, 1024, 2048, 4096, 8192, 16384)
+SLOPE_FROM = 1024  # tokens; below, what does not depend on them takes much of the time
+
+
+def run_attention_benchmark(
+    tokens: Sequence[int] = TOKENS,
+    dim: int = 64,
+    batch: int = 1,
+    *,
+    device: str = "cpu",
+    rounds: int = 5,
+    seconds: float = 0.1,
+    progress: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Time each module at each number of tokens, in turn.
+
+    Args:
+        tokens: per image.
+        dim: width of a token.
+
+    Returns:
+        `{"machine", "rows", "slopes"}`: rows with `module`, `tokens`, `median_ms` and `memory_mb`, the bytes that the
+        module allocates for intermediate results and output; slopes by module, of log time over log tokens from 1,024
+        tokens on.
+    """
+    torch.manual_seed(0)
+    modules = {name: cls(dim).to(device).eval() for name, cls in ATTENTION_MODULES.items()}
+    rows: list[dict[str, Any]] = []
+    for count in tokens:
+        progress(f"{count} tokens")
+        x = torch.randn(batch, count, dim, device=device)
+        measured: dict[str, list[float]] = {name: [] for name in modules}
+        with torch.inference_mode():
+            for _ in range(rounds):
+                for name, module in modules.items():
+                    measured[name] += time_calls(partial(_run, module, x), seconds)
+            for name, module in modules.items():
+                median = 1e3 * statistics.median(measured[name])
+                rows.append(
+                    {"module": name, "tokens": count, "median_ms": median, "memory_mb": allocated(module, x) / 1e6}
+                )
+    return {"machine": describe_machine(device), "dim": dim, "batch": batch, "rows": rows, "slopes": slopes(rows)}
+
+
+def _run(module: torch.nn.Module, x: torch.Tensor) -> None:
+    module(x)
+    if x.is_cuda:
+        torch.cuda.synchronize()
+
+
+def allocated(module: torch.nn.Module, x: torch.Tensor) -> int:
+    """Bytes that a call allocates in all, as the profiler counts them."""
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if x.is_cuda else [])
+    with profile(activities=activities, profile_memory=True) as profiler:
+        _run(module, x)
+    sizes = [
+        event.self_device_memory_usage if x.is_cuda else event.self_cpu_memory_usage for event in profiler.events()
+    ]
+    return sum(size for size in sizes if size > 0)
+
+
+def slopes(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Slope of log time over log tokens, by module: 1 is linear, 2 quadratic."""
+    found = {}
+    for name in dict.fromkeys(row["module"] for row in rows):
+        points = [(r["tokens"], r["median_ms"]) for r in rows if r["module"] == name and r["tokens"] >= SLOPE_FROM]
+        if len(points) > 1:
+            found[name] = float(np.polyfit(*np.log(np.array(points)).T, deg=1)[0])
+    return found
+
+
+def plot_attention(result: dict[str, Any], file: Path) -> None:
+    """Time over tokens, both logarithmic."""
+    from swiftformer.train.plots import new_figure, save_figure
+
+    figure, (axis,) = new_figure(6, 4)
+    for name in dict.fromkeys(row["module"] for row in result["rows"]):
+        points = [(row["tokens"], row["median_ms"]) for row in result["rows"] if row["module"] == name]
+        slope = result["slopes"].get(name)
+        axis.loglog(*zip(*points, strict=True), marker="o", label=name + (f", slope {slope:.2f}" if slope else ""))
+    axis.set(xlabel="tokens", ylabel="median time, ms")
+    axis.grid(which="both", color="#dddddd")
+    axis.legend(frameon=False)
+    save_figure(figure, file)

@@ -1,0 +1,78 @@
+"""Where a fused network's time goes, layer by layer, in torch."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from swiftformer.benchmark import describe_machine
+from swiftformer.deploy import DeployModel
+from swiftformer.device import select_device
+
+
+def profile_layers(
+    net: DeployModel, batch: int = 1, size: tuple[int, int] = (224, 224), *, device: str | None = None, calls: int = 30
+) -> dict[str, Any]:
+    """Time every layer of a network, eagerly.
+
+    Args:
+        net: as `fuse` gives it.
+        calls: of the network; the first fifth is not counted.
+
+    Returns:
+        `{"machine", "batch", "size", "total_ms", "rows"}`; rows in order with `layer`, `kind`, `median_ms` and `share`
+        of the total. Attention's own arithmetic, without its products, is the row of the attention itself.
+    """
+    where = select_device(device or "cpu")
+    net = net.to(where)
+    pixels = torch.randn(batch, net.config.num_channels, *size, device=where).contiguous(
+        memory_format=torch.channels_last
+    )
+    leaves = {name: m for name, m in net.named_modules() if name and not any(True for _ in m.children())}
+    leaves |= {name: m for name, m in net.named_modules() if type(m).__name__ == "DeployAttention"}
+    times: dict[str, list[float]] = defaultdict(list)
+    starts: dict[str, float] = {}
+
+    def now() -> float:
+        if where.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    handles = []
+    for name, module in leaves.items():
+
+        def before(_: nn.Module, __: Any, name: str = name) -> None:
+            starts[name] = now()
+
+        def after(_: nn.Module, __: Any, ___: Any, name: str = name) -> None:
+            times[name].append(now() - starts[name])
+
+        handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        with torch.inference_mode():
+            for _ in range(calls):
+                net(pixels)
+    finally:
+        for handle in handles:
+            handle.remove()
+    medians = {name: 1e3 * statistics.median(found[calls // 5 :]) for name, found in times.items()}
+    for name in medians:
+        if type(leaves[name]).__name__ == "DeployAttention":
+            medians[name] -= sum(value for inner, value in medians.items() if inner.startswith(f"{name}."))
+    total = sum(medians.values())
+    rows = [
+        {"layer": name, "kind": type(leaves[name]).__name__, "median_ms": value, "share": value / total}
+        for name, value in medians.items()
+    ]
+    return {
+        "machine": describe_machine(str(where)),
+        "batch": batch,
+        "size": list(size),
+        "total_ms": total,
+        "rows": rows,
+    }

@@ -1,0 +1,52 @@
+"""LiteRT's .tflite models in ai-edge-litert. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from swiftformer.artifact import Artifact
+from swiftformer.engines.base import Engine, EngineError
+
+
+class LiteRtEngine(Engine):
+    """An interpreter with XNNPACK.
+
+    Args:
+        file: the .tflite file.
+        threads: 1 by default, as LiteRT has it.
+    """
+
+    def __init__(self, file: Path, artifact: Artifact, threads: int | None = None) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        try:
+            interpreter = Interpreter(str(file), num_threads=threads)
+            interpreter.allocate_tensors()
+            self.runner = interpreter.get_signature_runner()
+            found = [*self.runner.get_input_details(), *self.runner.get_output_details()]
+        except (ValueError, RuntimeError) as error:
+            raise EngineError(f"{file}: litert refuses it ({str(error).strip().splitlines()[0]})") from None
+        if missing := {"pixel_values", *artifact.outputs} - set(found):
+            raise EngineError(f"{file}: expected {', '.join(sorted(missing))} in its signature, found none there")
+        self.name = f"litert {artifact.precision} cpu"
+        self.preprocessing, self.labels = artifact.preprocessing, artifact.labels
+        self.outputs, self.input_shape = artifact.outputs, artifact.input_shape
+
+    def run(self, batch: np.ndarray) -> list[np.ndarray]:
+        found = self.runner(pixel_values=batch)
+        return [found[name] for name in self.outputs]
+
+
+def open_artifact(
+    folder: Path, artifact: Artifact, device: str | None, precision: str | None, threads: int | None
+) -> Engine:
+    """See `swiftformer.engines.open_engine`."""
+    if precision not in (None, artifact.precision):
+        raise EngineError(
+            f"litert computes as the artifact is stored: expected {artifact.precision}, found {precision}"
+        )
+    if device not in (None, "cpu"):
+        raise EngineError(f"device: expected cpu for litert, found {device!r}")
+    return LiteRtEngine(folder / artifact.file, artifact, threads)

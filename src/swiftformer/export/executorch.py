@@ -1,0 +1,130 @@
+"""ExecuTorch: a program for XNNPACK on a CPU, for Core ML or for Vulkan; shapes are fixed."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from swiftformer.engines.executorch import wrong_pair
+from swiftformer.export.graph import DeployGraph
+
+if TYPE_CHECKING:
+    from swiftformer.export import Options
+
+FILE = "model.pte"
+BATCH = 16  # to calibrate with
+
+
+def write(graph: DeployGraph, options: Options, folder: Path) -> str:
+    """See `swiftformer.export.Format`. A part that the backend does not take runs in ExecuTorch's own kernels."""
+    from swiftformer.export import ExportError
+
+    if problem := wrong_pair():
+        raise ExportError(problem)
+    # XNNPACK's passes take weights in contiguous memory only.
+    graph = copy.deepcopy(graph).to(memory_format=torch.contiguous_format)
+    if options.format != "executorch" and options.precision == "fp16":
+        from swiftformer.export.coreml import fit_half
+
+        fit_half(graph, options.example)
+    with quiet():
+        (folder / FILE).write_bytes(to_executorch(graph, options))
+    return FILE
+
+
+def to_executorch(graph: DeployGraph, options: Options) -> bytes:
+    """The program of a graph in contiguous memory."""
+    from executorch.exir import to_edge_transform_and_lower
+
+    assert options.batch is not None and options.size is not None
+    example = torch.zeros(options.batch, options.example.shape[1], *options.size)
+    module: Any = graph
+    if options.precision == "int8":
+        module = quantize(graph, options.calibration, options.float_layers)
+    with torch.no_grad():
+        program = torch.export.export(module, (example,))
+    lowered = to_edge_transform_and_lower(program, partitioner=[partitioner(options)])
+    return lowered.to_executorch().buffer
+
+
+def partitioner(options: Options) -> Any:
+    """What decides which operators the backend of a format takes."""
+    if options.format == "executorch-coreml":
+        import coremltools
+        from executorch.backends.apple.coreml.compiler import CoreMLBackend
+        from executorch.backends.apple.coreml.partition import CoreMLPartitioner
+
+        half = options.precision == "fp16"
+        specs = CoreMLBackend.generate_compile_specs(
+            compute_precision=coremltools.precision.FLOAT16 if half else coremltools.precision.FLOAT32,
+            minimum_deployment_target=coremltools.target.iOS16,
+        )
+        return CoreMLPartitioner(compile_specs=specs)
+    if options.format == "executorch-vulkan":
+        from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
+
+        return VulkanPartitioner({"force_fp16": options.precision == "fp16"})
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    return XnnpackPartitioner()
+
+
+def quantize(graph: DeployGraph, calibration: Any, float_layers: tuple[str, ...] = ()) -> torch.fx.GraphModule:
+    """The int8 form for XNNPACK: convolutions and the head, weights by channel, with floating point between them.
+
+    Norms, pooling and residual sums stay as they are: quantised, they cost accuracy and save nothing.
+
+    Args:
+        calibration: images `(N, C, H, W)`, as the graph takes them.
+        float_layers: names of layers of the fused network to leave as they are.
+    """
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    aten = torch.ops.aten
+    kept = {f"net.{name}" for name in float_layers}
+
+    def quantized(node: torch.fx.Node) -> bool:
+        if node.op != "call_function":  # a weight goes with its layer
+            return True
+        scopes = {path for path, _ in node.meta.get("nn_module_stack", {}).values()}
+        return node.target in (aten.conv2d.default, aten.linear.default, aten.relu.default) and not scopes & kept
+
+    quantizer = XNNPACKQuantizer()
+    quantizer.set_global(get_symmetric_quantization_config(is_per_channel=True)).set_filter_function(quantized)
+    images = torch.from_numpy(calibration)
+    with torch.no_grad():
+        # Calibration may take any number of images at a time; the batch of 2 is not taken for a constant.
+        batch = {"pixel_values": {0: torch.export.Dim("batch", min=1)}}
+        program = torch.export.export(graph, (images[:1].expand(2, -1, -1, -1).contiguous(),), dynamic_shapes=batch)
+        prepared = prepare_pt2e(program.module(), quantizer)
+        for part in images.split(BATCH):
+            prepared(part)
+        return convert_pt2e(prepared)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what the lowering warns of; its import configures the root logger, which is the application's."""
+    root, pytree = logging.getLogger(), logging.getLogger("torch.utils._pytree")
+    handlers, levels = list(root.handlers), (root.level, pytree.level)
+    pytree.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(levels[0])
+        pytree.setLevel(levels[1])

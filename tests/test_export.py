@@ -1,0 +1,392 @@
+"""Every exported graph is run and compared with the model it came from; failures leave nothing behind."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import swiftformer.export as exports
+from conftest import TINY, randomize, tiny
+from swiftformer import SwiftFormerBackbone, SwiftFormerConfig, save
+from swiftformer.artifact import ArtifactError, read_artifact
+from swiftformer.deploy import fuse
+from swiftformer.engines import EngineError, open_engine
+from swiftformer.export import FORMATS, ExportError, calibration_pictures, export
+from swiftformer.export.compare import pictures
+from swiftformer.export.sensitivity import round_activations, round_weights, sensitivities
+from swiftformer.image_processing import Preprocessing
+from test_cli import cli  # noqa: F401
+
+SMALL = Preprocessing(size=(64, 64), resize="shortest", resize_to=64)
+
+
+def small(**fields):
+    model = tiny(**fields)
+    model.preprocessing = SMALL
+    return model
+
+
+def difference(found: np.ndarray, expected: torch.Tensor) -> float:
+    return float(np.abs(found - expected.numpy()).max() / expected.abs().max())
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory):
+    """A model of the l2 form, and its dynamic artifacts by format."""
+    model = small(global_query_weighting="l2", id2label={i: f"kind {i}" for i in range(10)})
+    folder = tmp_path_factory.mktemp("artifacts")
+    for format_ in ("onnx", "openvino", "torch-export"):
+        export(model, folder / format_, format_)
+    return model, folder
+
+
+@pytest.mark.parametrize("format_", ["onnx", "openvino", "torch-export"])
+def test_any_batch_and_size(artifacts, format_):
+    model, folder = artifacts
+    artifact, engine = read_artifact(folder / format_), open_engine(folder / format_)
+    assert artifact.input_shape == (None, 3, None, None) and artifact.labels == tuple(f"kind {i}" for i in range(10))
+    assert artifact.comparison["images"] == 9 and artifact.comparison["max_relative_difference"] < 1e-5
+    assert artifact.comparison["top1_agreement"] == 1 and artifact.source["form"] == "l2"
+    for shape in [(1, 3, 64, 64), (3, 3, 97, 65), (2, 3, 33, 130)]:
+        x = torch.randn(shape)
+        with torch.inference_mode():
+            assert difference(engine(x.numpy())["logits"], model(x).logits) < 1e-5
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_onnx_runs_in_both(artifacts, engine):
+    model, folder = artifacts
+    opened = open_engine(folder / "onnx", engine, threads=1)
+    assert opened.name.startswith(engine)
+    x = torch.randn(2, 3, 64, 96)
+    with torch.inference_mode():
+        assert difference(opened(x.numpy())["logits"], model(x).logits) < 1e-5
+
+
+def test_the_onnx_graph_is_what_was_fused(artifacts):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(str(artifacts[1] / "onnx" / "model.onnx"))
+    kinds = {node.op_type for node in model.graph.node}
+    assert "Gelu" in kinds and not kinds & {"BatchNormalization", "Transpose", "Reshape", "Softmax", "MatMul", "Erf"}
+    assert model.opset_import[0].version >= 20
+    assert [file.name for file in sorted((artifacts[1] / "onnx").iterdir())] == ["metadata.json", "model.onnx"]
+
+
+@settings(max_examples=6, deadline=None)
+@given(data=st.data())
+def test_all_forms(data, tmp_path_factory):
+    fields = {
+        "global_query_weighting": data.draw(st.sampled_from(["uniform", "l2"])),
+        "normalize_query_key": data.draw(st.booleans()),
+        "distillation": data.draw(st.booleans()),
+        "hidden_act": data.draw(st.sampled_from(["gelu", "relu", "silu"])),
+        "num_channels": data.draw(st.sampled_from([1, 3, 4])),
+    }
+    artifact = export(small(**fields), tmp_path_factory.mktemp("any") / "a", "openvino")
+    assert artifact.comparison["max_relative_difference"] < 1e-4
+
+
+@pytest.mark.parametrize("format_", ["onnx", "openvino", "torch-export"])
+def test_backbones(tmp_path, format_):
+    config = SwiftFormerConfig(**TINY, out_features=["stage1", "stage4"])
+    model = randomize(SwiftFormerBackbone(config)).eval()
+    model.preprocessing = SMALL
+    artifact = export(model, tmp_path / "a", format_)
+    assert artifact.task == "backbone" and artifact.outputs == ("stage1", "stage4")
+    found = open_engine(tmp_path / "a")(np.zeros((1, 3, 96, 64), np.float32))
+    assert found["stage1"].shape == (1, 16, 24, 16) and found["stage4"].shape == (1, 48, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("format_", "precision", "bound"),
+    [("onnx", "fp16", 0.01), ("openvino", "fp16", 0.01), ("openvino", "bf16", 0.05), ("torch-export", "bf16", 0.05)],
+)
+def test_reduced_precision(tmp_path, format_, precision, bound):
+    model = small(global_query_weighting="l2")
+    artifact = export(model, tmp_path / "a", format_, precision=precision)
+    assert artifact.precision == precision and 0 < artifact.comparison["max_relative_difference"] < bound
+    # A black picture is where half precision divides by zero.
+    assert np.isfinite(open_engine(tmp_path / "a")(np.zeros((1, 3, 64, 64), np.float32))["logits"]).all()
+
+
+def test_fixed_shapes_softmax_and_raw_pixels(tmp_path):
+    model = small()
+    artifact = export(model, tmp_path / "a", "onnx", batch=2, size=(64, 96), softmax=True, normalize=True)
+    assert artifact.input_shape == (2, 3, 64, 96) and artifact.value_range == "0-255"
+    engine = open_engine(tmp_path / "a")
+    raw = torch.randint(0, 256, (5, 3, 64, 96)).float()
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (SMALL.mean, SMALL.std))
+    with torch.inference_mode():
+        expected = model((raw / 255 - mean) / std).logits.softmax(dim=1)
+    found = engine(raw.numpy())["probabilities"]  # five images through a batch of two
+    assert found.shape == (5, 10) and np.allclose(found, expected.numpy(), atol=1e-5)
+    # What the engine's own preprocessing makes of a picture is what the graph expects.
+    prepared = engine.preprocessing.prepare(np.full((64, 96, 3), 200, np.uint8))
+    assert prepared.shape == (3, 64, 96) and np.allclose(prepared, 200)
+    with pytest.raises(EngineError, match=r"expected an input of shape \(N, 3, 64, 96\), found \(1, 3, 64, 64\)"):
+        engine(np.zeros((1, 3, 64, 64), np.float32))
+
+
+@pytest.mark.parametrize("format_", ["tensorrt", "qnn"])
+def test_for_tools_that_do_not_run_here(tmp_path, format_):
+    onnx = pytest.importorskip("onnx")
+    artifact = export(small(), tmp_path / "a", format_)
+    assert artifact.input_shape == (1, 3, 64, 64) and artifact.comparison["max_relative_difference"] < 1e-5
+    graph = onnx.load(str(tmp_path / "a" / artifact.file)).graph
+    assert [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim] == [1, 3, 64, 64]
+
+
+def test_aoti(tmp_path):
+    model = small()
+    artifact = export(model, tmp_path / "a", "aoti", size=(64, 64))
+    assert artifact.comparison["max_relative_difference"] < 1e-5
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert difference(open_engine(tmp_path / "a")(x.numpy())["logits"], model(x).logits) < 1e-5
+
+
+@pytest.mark.parametrize("format_", ["onnx", "openvino"])
+def test_int8(tmp_path, format_):
+    if format_ == "openvino":
+        pytest.importorskip("nncf")
+    rng = np.random.default_rng(0)
+    calibration = list(rng.integers(0, 256, (16, 64, 64, 3), np.uint8))
+    model = small(global_query_weighting="l2")
+    artifact = export(model, tmp_path / "a", format_, precision="int8", calibration=calibration)
+    assert 1e-5 < artifact.comparison["max_relative_difference"] < 0.3
+    assert (tmp_path / "a" / "metadata.json").is_file() and artifact.float_layers == ()
+
+
+def test_int8_keeps_its_accuracy(tmp_path, monkeypatch):
+    """The layers that suffer most stay in floating point until the accuracy is good enough, and no more of them."""
+    rng = np.random.default_rng(0)
+    calibration = list(rng.integers(0, 256, (8, 64, 64, 3), np.uint8))
+    model = small()
+    measured = []
+
+    def top1(what: object) -> float:
+        if isinstance(what, nn.Module):
+            return 80.0
+        measured.append(read_artifact(what).float_layers)
+        return 79.0 + 0.3 * len(measured[-1])
+
+    options = {"precision": "int8", "calibration": calibration, "top1": top1}
+    artifact = export(model, tmp_path / "a", "onnx", **options, max_drop=0.3)
+    assert [len(layers) for layers in measured] == [0, 1, 2, 4]
+    assert artifact.float_layers == measured[-1] and artifact.comparison["float_top1"] == 80
+    onnx = pytest.importorskip("onnx")
+    nodes = onnx.load(str(tmp_path / "a" / "model.onnx")).graph.node
+    plain = [n for n in nodes if n.op_type == "Conv" and "DequantizeLinear" not in n.input[0]]
+    assert sum(n.op_type == "QuantizeLinear" for n in nodes) > 0 and plain
+    with pytest.raises(ExportError, match="expected a top-1 of at least 89.90%"):
+        export(
+            model,
+            tmp_path / "b",
+            "onnx",
+            **options | {"top1": lambda what: 90.0 * isinstance(what, nn.Module)},
+            max_drop=0.1,
+        )
+    assert not (tmp_path / "b").exists()
+
+
+def test_sensitivities():
+    net, images = fuse(tiny(global_query_weighting="l2")), torch.randn(4, 3, 64, 64)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    found = sensitivities(net, images)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert list(found.values()) == sorted(found.values(), reverse=True) and "head" in found
+    assert all(0 < value < 0.1 for value in found.values())
+    # By hand, for one layer.
+    expected = net(images)
+    layer = net.layers[0][0].expand
+    layer.weight.data = round_weights(layer.weight.data)
+    layer.register_forward_pre_hook(lambda _, inputs: (round_activations(inputs[0]),))
+    change = (net(images) - expected).square().mean() / expected.square().mean()
+    assert change.item() == pytest.approx(found["layers.0.0.expand"], rel=1e-4)
+
+
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=30))
+def test_rounding(values):
+    x = torch.tensor(values)
+    span = max(x.max().item(), 0) - min(x.min().item(), 0)
+    assert (round_activations(x) - x).abs().max() <= span / 255 + 1e-4
+    rows = x[None].repeat(2, 1) * torch.tensor([[1.0], [100.0]])
+    assert ((round_weights(rows) - rows).abs().amax(dim=1) <= rows.abs().amax(dim=1) / 254 + 1e-4).all()
+
+
+BAD = {
+    "unknown format": ({"format": "tflight"}, "unknown format 'tflight': expected one of onnx"),
+    "precision": ({"precision": "int4"}, "onnx: expected a precision of fp32, fp16, int8, found 'int4'"),
+    "int8 without pictures": ({"precision": "int8"}, "expected pictures to calibrate int8 with, found none"),
+    "calibration without int8": ({"calibration": ["x.jpg"]}, "expected no calibration for fp32, found some"),
+    "drop without a measure": ({"max_drop": 0.3}, "max_drop: expected together with int8"),
+    "fixed format": ({"format": "qnn", "dynamic": True}, "expected a fixed size, found dynamic=True"),
+    "size": ({"size": (16, 64)}, "expected a size of at least 32 pixels"),
+    "no pictures": ({"images": []}, "expected pictures, found none"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), BAD.values(), ids=BAD)
+def test_bad_options(tmp_path, options, message):
+    with pytest.raises(ExportError, match=message):
+        export(small(), tmp_path / "a", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_export_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setitem(exports.TOLERANCES, "fp32", 0.0)
+    with pytest.raises(ExportError, match="expected a relative difference from PyTorch of at most 0, found"):
+        export(small(), tmp_path / "a", "openvino")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_artifact_that_exists_survives_a_failure(artifacts, tmp_path, monkeypatch):
+    model, _ = artifacts
+    export(model, tmp_path / "a", "openvino")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()}
+    monkeypatch.setitem(exports.TOLERANCES, "fp32", 0.0)
+    with pytest.raises(ExportError):
+        export(model, tmp_path / "a", "openvino")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()} == before
+
+
+def test_unwritable(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="expected a folder, found a file"):
+        export(small(), tmp_path / "file" / "a", "openvino")
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(FORMATS, "onnx", dataclasses.replace(FORMATS["onnx"], needs=("no_such_module", "onnx")))
+    with pytest.raises(ExportError, match=r"needs no_such_module: pip install 'swiftformer\[onnx\]'"):
+        export(small(), tmp_path / "a", "onnx")
+
+
+def broken(folder, tmp_path, change):
+    copy = tmp_path / "broken"
+    copy.mkdir()
+    for file in folder.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    change(copy)
+    return copy
+
+
+def rewrite(copy, **fields):
+    path = copy / "metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+BROKEN = {
+    "changed graph": (lambda f: (f / "model.onnx").write_bytes(b"x" * 100), "damaged or changed"),
+    "no graph": (lambda f: (f / "model.onnx").unlink(), "expected the file model.onnx, found none"),
+    "no json": (lambda f: (f / "metadata.json").write_text("{"), "expected JSON"),
+    "other json": (lambda f: (f / "metadata.json").write_text("[1]"), "expected schema 1"),
+    "newer": (lambda f: rewrite(f, schema=2), "expected schema 1 of this version, found 2"),
+    "a field more": (lambda f: rewrite(f, colour="red"), "expected the fields of an artifact"),
+    "not onnx": (lambda f: (rewrite(f, checksums={}), (f / "model.onnx").write_bytes(b"x")), "onnxruntime refuses it"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN.values(), ids=BROKEN)
+def test_broken_artifacts(artifacts, tmp_path, change, message):
+    with pytest.raises((ArtifactError, EngineError), match=message) as caught:
+        open_engine(broken(artifacts[1] / "onnx", tmp_path, change), "onnxruntime")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("format_", "options", "message"),
+    [
+        ("onnx", {"engine": "nonsense"}, "unknown engine 'nonsense': expected auto, openvino"),
+        ("openvino", {"engine": "onnxruntime"}, "expected an artifact that onnxruntime runs .*, found openvino"),
+        ("onnx", {"engine": "onnxruntime", "device": "npu"}, "device: expected one of cpu, cuda"),
+        ("onnx", {"engine": "onnxruntime", "device": "cuda"}, "expected an onnxruntime with CUDAExecutionProvider"),
+        ("onnx", {"engine": "onnxruntime", "precision": "bf16"}, "expected fp32, found bf16"),
+        ("openvino", {"device": "npu"}, "device: expected one of CPU.* for openvino, found 'NPU'"),
+        ("openvino", {"precision": "int4"}, "precision: expected one of fp32, bf16, fp16"),
+        ("onnx", {"threads": 0}, "expected at least 1 thread, found 0"),
+        ("", {"engine": "openvino"}, "expected an exported artifact for the engine openvino, found none there"),
+    ],
+)
+def test_engines_refuse(artifacts, format_, options, message):
+    with pytest.raises(EngineError, match=message):
+        open_engine(artifacts[1] / format_ if format_ else "swiftformer-xs-cifar10", **options)
+
+
+def test_a_missing_runtime_is_named(artifacts, monkeypatch):
+    from swiftformer import engines
+
+    absent = {name: ("no_such_module", extra, formats) for name, (_, extra, formats) in engines.ENGINES.items()}
+    monkeypatch.setattr(engines, "ENGINES", absent)
+    with pytest.raises(EngineError, match=r"an artifact of onnx needs .*pip install 'swiftformer\[openvino\]' or"):
+        open_engine(artifacts[1] / "onnx")
+    with pytest.raises(EngineError, match=r"the engine onnxruntime needs no_such_module"):
+        open_engine(artifacts[1] / "onnx", "onnxruntime")
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_artifacts_are_classified_without_torch(artifacts, engine, tmp_path):
+    """In a process of its own, in which torch cannot be imported."""
+    folder = artifacts[1] / "onnx"
+    script = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from swiftformer.cli import main\n"
+        f"options = ['--model', {str(folder)!r}, '--engine', {engine!r}, '--json']\n"
+        "sys.argv = ['swiftformer', 'classify', sys.argv[1], *options]\n"
+        "main()"
+    )
+    from importlib import resources
+
+    picture = str(resources.files("swiftformer") / "samples" / "cat.jpg")
+    done = subprocess.run([sys.executable, "-c", script, picture], capture_output=True, text=True, check=True)
+    (result,) = json.loads(done.stdout)
+    model = artifacts[0]
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(SMALL([picture]))).logits.softmax(dim=1)[0]
+    assert result["predictions"][0]["index"] == expected.argmax()
+    assert result["predictions"][0]["probability"] == pytest.approx(expected.max().item(), abs=1e-4)
+
+
+def test_calibration_pictures(tmp_path, image_folder):
+    flat = image_folder / "train" / "red"
+    assert len(calibration_pictures(flat, 5)) == 5 and len(calibration_pictures(flat, 500)) == 24
+    assert len(calibration_pictures(image_folder, 7)) == 7
+    found = pictures(calibration_pictures(image_folder, 3), SMALL, channels=4)
+    assert found.shape == (3, 4, 64, 64) and np.array_equal(found[:, 3], found[:, 0])
+
+
+def test_command_line(cli, tmp_path, image_folder):  # noqa: F811
+    model = small(id2label={0: "blue", 1: "red"}, num_labels=2)
+    save(model, tmp_path / "model")
+    options = ["--model", tmp_path / "model", "--output", tmp_path / "a"]
+    code, out, err = cli("export", *options, "--format", "onnx", "--size", "64", "--batch", "2", "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["input"]["shape"] == [2, 3, 64, 64] and document["comparison"]["images"] == 9
+    assert document["output"] == str(tmp_path / "a") and len(document["source"]["sha256"]) == 64
+    code, out, _ = cli("evaluate", "--data", image_folder, "--model", tmp_path / "a", "--workers", 0, "--json")
+    assert code == 0 and json.loads(out)["images"] == 16
+    _, direct, _ = cli("evaluate", "--data", image_folder, "--model", tmp_path / "model", "--workers", 0, "--json")
+    assert json.loads(out)["top1"] == json.loads(direct)["top1"]
+    assert json.loads(out)["calibration_error"] == pytest.approx(json.loads(direct)["calibration_error"], abs=1e-3)
+    code, out, _ = cli("export", *options, "--format", "openvino", "--images", image_folder / "val")
+    assert code == 0 and "against PyTorch" in out and "16 pictures" in out and "any x 3 x any x any" in out
+    calibrated = ["--precision", "int8", "--calibration", image_folder, "--calibration-images", 8]
+    accuracy = ["--max-drop", 60, "--validation", image_folder]
+    code, out, err = cli("export", *options, "--format", "onnx", *calibrated, *accuracy, "--json")
+    assert code == 0 and json.loads(out)["comparison"]["top1"] >= json.loads(out)["comparison"]["float_top1"] - 60
+    for wrong, message in [
+        (["--batch", "two"], "batch: expected a number of images or dynamic, found 'two'"),
+        (["--size", "64y"], "size: expected pixels such as 224"),
+        (["--max-drop", 1], "expected --max-drop together with --validation"),
+        (["--format", "nonsense"], "unknown format 'nonsense'"),
+    ]:
+        code, _, err = cli("export", *options, *wrong)
+        assert code == 2 and message in err
