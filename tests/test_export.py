@@ -226,7 +226,7 @@ BAD = {
     "precision": ({"precision": "int4"}, "onnx: expected a precision of fp32, fp16, int8, found 'int4'"),
     "int8 without pictures": ({"precision": "int8"}, "expected pictures to calibrate int8 with, found none"),
     "calibration without int8": ({"calibration": ["x.jpg"]}, "expected no calibration for fp32, found some"),
-    "drop without a measure": ({"max_drop": 0.3}, "max_drop: expected together with int8"),
+    "drop without a measure": ({"max_drop": 0.3}, "max_drop: expected together with int8 that is calibrated"),
     "fixed format": ({"format": "qnn", "dynamic": True}, "expected a fixed size, found dynamic=True"),
     "size": ({"size": (16, 64)}, "expected a size of at least 32 pixels"),
     "no pictures": ({"images": []}, "expected pictures, found none"),

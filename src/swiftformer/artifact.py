@@ -24,7 +24,7 @@ class Artifact:
 
     Attributes:
         format: a key of `swiftformer.export.FORMATS`.
-        precision: `fp32`, `fp16`, `bf16` or `int8`.
+        precision: `fp32`, `fp16`, `bf16`, `int8` or `palettized`.
         file: the graph, in the artifact's folder; a file or a folder.
         task: `classification` or `backbone`.
         outputs: names of the outputs in order: `logits`, or `probabilities` where softmax is in the graph, or the names

@@ -238,7 +238,9 @@ def export(
         ),
     ] = "onnx",
     output: Annotated[Optional[Path], typer.Option(help="Folder; exports/MODEL-FORMAT-PRECISION by default.")] = None,
-    precision: Annotated[Optional[str], typer.Option(help="fp32, fp16, bf16, int8, as the format has it.")] = None,
+    precision: Annotated[
+        Optional[str], typer.Option(help="fp32, fp16, bf16, int8, palettized, as the format has it.")
+    ] = None,
     batch: Annotated[str, typer.Option(help="Images per call, or dynamic.")] = "",
     size: Annotated[str, typer.Option(help="Pixels: 224, 480x640 (height x width), or dynamic.")] = "",
     softmax: Annotated[bool, typer.Option("--softmax", help="Probabilities instead of logits.")] = False,

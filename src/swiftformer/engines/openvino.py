@@ -18,7 +18,7 @@ class OpenVinoEngine(Engine):
 
     Args:
         file: .xml or .onnx.
-        precision: a key of `TYPES`, to compute in; int8 parts stay int8. None takes the artifact's.
+        precision: a key of `TYPES`, to compute in; int8 parts stay int8. By default the artifact's.
     """
 
     def __init__(
@@ -36,13 +36,14 @@ class OpenVinoEngine(Engine):
             raise EngineError(
                 f"device: expected one of {', '.join(core.available_devices)} for openvino, found {device!r}"
             )
-        computed = precision or (artifact.precision if artifact.precision in TYPES else "fp32")
-        if computed not in TYPES:
-            raise EngineError(f"precision: expected one of {', '.join(TYPES)} for openvino, found {computed!r}")
-        # fp16 is how the weights are stored; the CPU then computes in float32.
-        if device == "CPU" and computed == "fp16" and precision is None:
-            computed = "fp32"
-        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": TYPES[computed]}
+        if precision not in (None, *TYPES):
+            raise EngineError(f"precision: expected one of {', '.join(TYPES)} for openvino, found {precision!r}")
+        stored = artifact.precision
+        # On a CPU fp16 is how weights are stored, and what is not int8 is computed in bf16 where that is quick.
+        computed = precision or {"fp16": "fp32" if device == "CPU" else "fp16", "int8": None}.get(stored, stored)
+        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        if computed is not None:
+            config["INFERENCE_PRECISION_HINT"] = TYPES[computed]
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = threads
         try:
@@ -50,8 +51,7 @@ class OpenVinoEngine(Engine):
         except RuntimeError as error:
             raise EngineError(f"{file}: openvino refuses it ({str(error).strip().splitlines()[-1]})") from None
         self.request = self.compiled.create_infer_request()
-        stored = f"{artifact.precision}, " if artifact.precision not in (computed, "fp32") else ""
-        self.name = f"openvino {stored}{computed} {device.lower()}"
+        self.name = " ".join(dict.fromkeys(["openvino", stored, computed or stored, device.lower()]))
         self.preprocessing, self.labels = artifact.preprocessing, artifact.labels
         self.outputs, self.input_shape = artifact.outputs, artifact.input_shape
 

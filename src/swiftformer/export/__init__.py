@@ -165,7 +165,7 @@ def export(
         max_drop is not None and not (precision == "int8" and target.calibrated)
     ):
         raise ExportError(
-            "max_drop: expected together with calibrated int8 and images to measure the accuracy on, found it without"
+            "max_drop: expected together with int8 that is calibrated, and a measure of accuracy, found it without"
         )
     reference = model if isinstance(model, (str, Path)) else None
     net: Any = load(reference, form=form) if reference is not None else model
