@@ -1,5 +1,6 @@
 """The benchmark on small settings: what it measures, that peers agree, and what it says of itself."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -37,8 +38,26 @@ def test_a_peer_that_computes_something_else_is_refused(monkeypatch):
         run_benchmark(["xs"], [1], (64, 64), implementations=["swiftformer"], engines=["torch"], rounds=1, seconds=0.01)
 
 
+def test_a_candidate_that_fails_costs_no_other(monkeypatch, caplog):
+    """And int8 of a batch, compiled and frozen ones are what they say."""
+    broken = dataclasses.replace(CANDIDATES[0], engine="openvino", build=lambda case: 1 / 0)
+    wanted = [
+        c
+        for c in CANDIDATES
+        if (c.implementation, c.engine, c.precision)
+        in {("swiftformer", "openvino", "int8"), ("timm", "torch-compile frozen", "bf16"), ("timm", "openvino", "int8")}
+    ]
+    monkeypatch.setattr(benchmark, "CANDIDATES", [broken, *wanted])
+    result = run_benchmark(["xs"], [2], (64, 64), rounds=1, seconds=0.01)
+    assert [row.get("error") for row in result["rows"]] == [None, None, None, "division by zero"]
+    assert "swiftformer in openvino, fp32 fails (division by zero)" in caplog.text
+    assert torch._inductor.config.freezing is False
+
+
 def test_nothing_to_measure():
     with pytest.raises(ValueError, match="expected at least one candidate"):
+        run_benchmark(["xs"], [1], implementations=["timm"], engines=["torch-cudagraphs"])
+    with pytest.raises(ValueError, match="expected some of swiftformer, timm, transformers, found keras"):
         run_benchmark(["xs"], [1], implementations=["keras"])
     assert len({str(candidate) for candidate in CANDIDATES}) == len(CANDIDATES)
 

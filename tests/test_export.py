@@ -164,7 +164,28 @@ def test_int8(tmp_path, format_):
     assert (tmp_path / "a" / "metadata.json").is_file() and artifact.float_layers == ()
 
 
-def test_int8_keeps_its_accuracy(tmp_path, monkeypatch):
+def test_int8_of_a_fixed_batch_with_float_layers(tmp_path, capsys):
+    """Nothing but the artifact is printed, and the layers that were left carry no quantised weights."""
+    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    calibration = list(np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.uint8))
+    answers = iter([80.0, 10.0, 10.0, 80.0])  # the model, then with 0, 1 and 2 layers left
+    options = {"precision": "int8", "calibration": calibration, "top1": lambda what: next(answers), "max_drop": 1.0}
+    artifact = export(small(global_query_weighting="l2"), tmp_path / "a", "openvino", batch=2, size=(64, 64), **options)
+    assert capsys.readouterr().out == ""
+    assert len(artifact.float_layers) == 2 and artifact.comparison["max_relative_difference"] < 0.3
+    graph = openvino.Core().read_model(tmp_path / "a" / "model.xml")
+    quantised = {}
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() in ("Convolution", "GroupConvolution", "MatMul"):
+            kinds = {node.input_value(i).get_node().get_type_name() for i in range(2)}
+            layer = node.get_friendly_name().removeprefix("__module.net.").split("/")[0]
+            quantised[layer] = "FakeQuantize" in kinds or "Multiply" in kinds
+    assert {layer for layer, is_int8 in quantised.items() if not is_int8} >= set(artifact.float_layers)
+    assert sum(quantised.values()) > len(quantised) / 2
+
+
+def test_int8_keeps_its_accuracy(tmp_path):
     """The layers that suffer most stay in floating point until the accuracy is good enough, and no more of them."""
     rng = np.random.default_rng(0)
     calibration = list(rng.integers(0, 256, (8, 64, 64, 3), np.uint8))
@@ -183,8 +204,9 @@ def test_int8_keeps_its_accuracy(tmp_path, monkeypatch):
     assert artifact.float_layers == measured[-1] and artifact.comparison["float_top1"] == 80
     onnx = pytest.importorskip("onnx")
     nodes = onnx.load(str(tmp_path / "a" / "model.onnx")).graph.node
-    plain = [n for n in nodes if n.op_type == "Conv" and "DequantizeLinear" not in n.input[0]]
-    assert sum(n.op_type == "QuantizeLinear" for n in nodes) > 0 and plain
+    dequantised = {n.output[0] for n in nodes if n.op_type == "DequantizeLinear"}
+    left = [n for n in nodes if n.op_type in ("Conv", "Gemm") and not dequantised & set(n.input[:2])]
+    assert len(left) == 4
     with pytest.raises(ExportError, match="expected a top-1 of at least 89.90%"):
         export(
             model,
@@ -227,7 +249,10 @@ BAD = {
     "int8 without pictures": ({"precision": "int8"}, "expected pictures to calibrate int8 with, found none"),
     "calibration without int8": ({"calibration": ["x.jpg"]}, "expected no calibration for fp32, found some"),
     "drop without a measure": ({"max_drop": 0.3}, "max_drop: expected together with int8 that is calibrated"),
-    "fixed format": ({"format": "qnn", "dynamic": True}, "expected a fixed size, found dynamic=True"),
+    "fixed format": ({"format": "qnn", "size": "dynamic"}, "expected a fixed size, found dynamic"),
+    "fixed batch": ({"format": "qnn", "batch": "dynamic"}, "expected a fixed batch, found dynamic"),
+    "batch": ({"batch": 0}, "a batch of at least 1, found 64 and 0"),
+    "device": ({"device": "cuda"}, "device: expected cpu for onnx, found 'cuda'"),
     "size": ({"size": (16, 64)}, "expected a size of at least 32 pixels"),
     "no pictures": ({"images": []}, "expected pictures, found none"),
 }
@@ -264,7 +289,7 @@ def test_unwritable(tmp_path):
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(FORMATS, "onnx", dataclasses.replace(FORMATS["onnx"], needs=("no_such_module", "onnx")))
+    monkeypatch.setitem(FORMATS, "onnx", dataclasses.replace(FORMATS["onnx"], needs=("no_such_module",)))
     with pytest.raises(ExportError, match=r"needs no_such_module: pip install 'swiftformer\[onnx\]'"):
         export(small(), tmp_path / "a", "onnx")
 
@@ -312,6 +337,7 @@ def test_broken_artifacts(artifacts, tmp_path, change, message):
         ("openvino", {"device": "npu"}, "device: expected one of CPU.* for openvino, found 'NPU'"),
         ("openvino", {"precision": "int4"}, "precision: expected one of fp32, bf16, fp16"),
         ("onnx", {"threads": 0}, "expected at least 1 thread, found 0"),
+        ("torch-export", {"engine": "torch-compile"}, "expected a checkpoint for the engine torch-compile"),
         ("", {"engine": "openvino"}, "expected an exported artifact for the engine openvino, found none there"),
     ],
 )
@@ -354,10 +380,73 @@ def test_artifacts_are_classified_without_torch(artifacts, engine, tmp_path):
     assert result["predictions"][0]["probability"] == pytest.approx(expected.max().item(), abs=1e-4)
 
 
+def hostile(file, name):
+    """A program of torch.export with a pickle that would create a file."""
+    import pickle
+    import zipfile
+
+    class Payload:
+        def __reduce__(self):
+            return (open, (str(file.with_suffix(".pwned")), "w"))
+
+    with zipfile.ZipFile(file) as old:
+        content = {n: old.read(n) for n in old.namelist()}
+    (target,) = [n for n in content if n.endswith(name)]
+    content[target] = pickle.dumps(Payload())
+    with zipfile.ZipFile(file, "w") as new:
+        for n, data in content.items():
+            new.writestr(n, data)
+
+
+def test_programs_with_pickles_are_not_opened(artifacts, tmp_path):
+    def change(folder):
+        rewrite(folder, checksums={})
+        hostile(folder / "model.pt2", "sample_inputs/model.pt")
+
+    folder = broken(artifacts[1] / "torch-export", tmp_path, change)
+    with pytest.raises(EngineError, match="expected tensors alone, found a pickle"):
+        open_engine(folder)
+    assert not (folder / "model.pwned").exists()
+
+
+def test_evenly():
+    assert exports.evenly(599, 300)[-1] > 590 and len(set(exports.evenly(599, 300))) == 300
+    assert exports.evenly(3, 10) == [0, 1, 2] and exports.evenly(10, 3) == [0, 3, 6]
+
+
+def test_the_model_is_left_as_it_was(tmp_path):
+    model = small().double().train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    export(model, tmp_path / "a", "openvino", precision="fp16", size=(64, 96))
+    assert model.training and model.preprocessing == SMALL
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_another_format_in_the_same_folder(artifacts, tmp_path):
+    export(artifacts[0], tmp_path / "a", "openvino")
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    export(artifacts[0], tmp_path / "a", "torch-export")
+    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == ["metadata.json", "model.pt2", "notes.txt"]
+
+
+def test_pictures_fill_other_shapes():
+    """The crop of another size lies within the picture, and keeps the margin."""
+    assert exports._resized(Preprocessing((224, 224), "shortest", 256), (480, 640)).resize_to == 731
+    assert exports._resized(Preprocessing((64, 64), "shortest", 64), (64, 96)).resize_to == 96
+    assert exports._resized(Preprocessing((64, 64)), (64, 96)).resize_to is None
+
+
+def test_fixed_size_with_any_batch(artifacts, tmp_path):
+    artifact = export(artifacts[0], tmp_path / "a", "openvino", size=(64, 64), batch="dynamic")
+    assert artifact.input_shape == (None, 3, 64, 64)
+    assert open_engine(tmp_path / "a")(np.zeros((3, 3, 64, 64), np.float32))["logits"].shape == (3, 10)
+
+
 def test_calibration_pictures(tmp_path, image_folder):
     flat = image_folder / "train" / "red"
     assert len(calibration_pictures(flat, 5)) == 5 and len(calibration_pictures(flat, 500)) == 24
-    assert len(calibration_pictures(image_folder, 7)) == 7
+    halves = [np.asarray(picture).mean(axis=(0, 1)).argmax() for picture in calibration_pictures(image_folder, 6)]
+    assert halves == [2, 2, 2, 0, 0, 0]  # of both classes, which lie behind each other
     found = pictures(calibration_pictures(image_folder, 3), SMALL, channels=4)
     assert found.shape == (3, 4, 64, 64) and np.array_equal(found[:, 3], found[:, 0])
 
@@ -383,7 +472,7 @@ def test_command_line(cli, tmp_path, image_folder):  # noqa: F811
     code, out, err = cli("export", *options, "--format", "onnx", *calibrated, *accuracy, "--json")
     assert code == 0 and json.loads(out)["comparison"]["top1"] >= json.loads(out)["comparison"]["float_top1"] - 60
     for wrong, message in [
-        (["--batch", "two"], "batch: expected a number of images or dynamic, found 'two'"),
+        (["--batch", "two"], "batch: expected a number of images, found 'two'"),
         (["--size", "64y"], "size: expected pixels such as 224"),
         (["--max-drop", 1], "expected --max-drop together with --validation"),
         (["--format", "nonsense"], "unknown format 'nonsense'"),

@@ -36,6 +36,7 @@ class Artifact:
         preprocessing: what makes the input from a picture.
         labels: names of the classes.
         float_layers: of int8, the layers that were left in floating point.
+        device: that the graph was compiled for; `cpu` also where it is compiled later.
         source: the model that was exported, `sha256` of its weights included.
         versions: of the packages that wrote the artifact.
         comparison: with the model in PyTorch: `images`, `top1_agreement` and `max_relative_difference`.
@@ -54,6 +55,7 @@ class Artifact:
     preprocessing: Preprocessing
     labels: tuple[str, ...]
     float_layers: tuple[str, ...] = ()
+    device: str = "cpu"
     source: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     comparison: dict[str, float] = field(default_factory=dict)

@@ -258,6 +258,7 @@ def export(
     images: Annotated[
         Optional[list[str]], typer.Option(help="Pictures to compare on; photographs of the package by default.")
     ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda, to compile for; of aoti only.")] = "cpu",
     form: Form = None,
     as_json: AsJson = False,
 ) -> None:
@@ -276,15 +277,15 @@ def export(
         folder,
         format_,
         precision=precision,
-        batch=_parse_batch(batch),
-        size=_parse_size(size) if size not in ("", "dynamic") else None,
-        dynamic=True if size == "dynamic" else None,
+        batch=batch if batch == "dynamic" else _parse_batch(batch) if batch else None,
+        size=size if size == "dynamic" else _parse_size(size) if size else None,
         softmax=softmax,
         normalize=normalize,
         images=[source for _, source in find_images(images)] if images else None,
         calibration=calibration_pictures(calibration, calibration_images) if calibration else None,
         max_drop=max_drop,
         top1=top1_on(validation) if validation else None,
+        device=device,
         form=form,
     )
     if as_json:
@@ -323,7 +324,7 @@ def benchmark(
 
     result = run_benchmark(
         [name.lower() for name in _list(variants)],
-        [_parse_batch(text) or 1 for text in _list(batch)],
+        [_parse_batch(text) for text in _list(batch)],
         _parse_size(size),
         implementations=_list(implementations),
         engines=_list(engines),
@@ -350,7 +351,7 @@ def attention(
     from swiftformer.benchmark.attention import TOKENS, plot_attention, run_attention_benchmark
     from swiftformer.benchmark.report import attention_table
 
-    counts = [_parse_batch(text) or 1 for text in _list(tokens)] or TOKENS
+    counts = [_parse_batch(text) for text in _list(tokens)] or TOKENS
     result = run_attention_benchmark(counts, dim, device=device, rounds=rounds)
     _write_results(result, output, plot_attention)
     _print_json(result) if as_json else attention_table(result)
@@ -467,11 +468,9 @@ def _parse_size(text: str) -> tuple[int, int]:
     return numbers[0], numbers[-1]
 
 
-def _parse_batch(text: str) -> int | None:
-    if text in ("", "dynamic"):
-        return None
+def _parse_batch(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"batch: expected a number of images or dynamic, found {text!r}")
+        raise ValueError(f"batch: expected a number of images, found {text!r}")
     return int(text)
 
 

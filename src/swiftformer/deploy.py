@@ -82,13 +82,11 @@ class DeployAttention(nn.Module):
         if self.normalize:
             key, query = unit_rms(key, self.smallest), unit_rms(query, self.smallest)
         if self.score is None:
-            pooled = query.sum(dim=(2, 3), keepdim=True) * self.pooled_scale  # (B, D, 1, 1)
+            pooled = (total(query) * self.pooled_scale).to(x.dtype)  # (B, D, 1, 1)
         else:
             score = self.score(query)  # (B, 1, H, W)
-            pooled = (query * score).sum(dim=(2, 3), keepdim=True)
-            total = wide((score * score).sum(dim=(2, 3), keepdim=True))
-            norm = torch.rsqrt(total.clamp_min(self.smallest))  # (B, 1, 1, 1)
-            pooled = (wide(pooled) * (norm * self.pooled_scale)).to(pooled.dtype)
+            norm = torch.rsqrt(total(score * score).clamp_min(self.smallest))  # (B, 1, 1, 1)
+            pooled = (total(query * score) * (norm * self.pooled_scale)).to(x.dtype)
         return self.output(torch.cat([pooled * key, query], dim=1))
 
 
@@ -211,6 +209,12 @@ def unit_rms(x: Tensor, smallest: float = SMALLEST) -> Tensor:
 def wide(x: Tensor) -> Tensor:
     """Half precision as float32: squares of small values are zero in float16, those of large ones infinite."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum over height and width, `(B, D, 1, 1)`; of half precision in float32, which many tokens do not overflow."""
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    return x.sum(dim=(2, 3), keepdim=True, dtype=torch.float32 if half else None)
 
 
 def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+LAST = ("config.json", "metadata.json")  # without them a folder is no model, so that an interrupted change is seen
+
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
@@ -36,8 +38,8 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path` to fill; on success its files take their places in `path`.
 
-    A new folder appears at once. In a folder that exists, each file is replaced at once, `config.json` last, and
-    other files are left alone.
+    A new folder appears at once. In a folder that exists, each file is replaced at once, those of `LAST` behind the
+    others, and other files are left alone.
 
     Raises:
         NotADirectoryError: `path` is a file.
@@ -50,7 +52,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
         yield temporary
-        files = sorted((f for f in temporary.rglob("*") if f.is_file()), key=lambda f: (f.name == "config.json", f))
+        files = sorted((f for f in temporary.rglob("*") if f.is_file()), key=lambda f: (f.name in LAST, f))
         for file in files:
             file.chmod(0o644)  # some writers make files that only their owner can read
             _sync(file)

@@ -151,7 +151,8 @@ def _opened(
     from swiftformer.engines.torch import TorchEngine
 
     labels = tuple(model.config.id2label[i] for i in range(model.config.num_labels))
-    return TorchEngine(model.eval(), labels, device=device, threads=threads)
+    mode = "torch" if engine == "auto" else engine
+    return TorchEngine(model.eval(), labels, mode=mode, device=device, precision=precision, threads=threads)
 
 
 def _name(source: ImageSource, index: int) -> str:

@@ -26,14 +26,16 @@ def profile_layers(
 
     Returns:
         `{"machine", "batch", "size", "total_ms", "rows"}`; rows in order with `layer`, `kind`, `median_ms` and `share`
-        of the total. Attention's own arithmetic, without its products, is the row of the attention itself.
+        of the total. The rest is sums of branches and the mean. Attention's own arithmetic, without its products, is
+        the row of the attention itself.
     """
     where = select_device(device or "cpu")
     net = net.to(where)
     pixels = torch.randn(batch, net.config.num_channels, *size, device=where).contiguous(
         memory_format=torch.channels_last
     )
-    leaves = {name: m for name, m in net.named_modules() if name and not any(True for _ in m.children())}
+    leaves: dict[str, nn.Module] = {"": net}
+    leaves |= {name: m for name, m in net.named_modules() if name and not any(True for _ in m.children())}
     leaves |= {name: m for name, m in net.named_modules() if type(m).__name__ == "DeployAttention"}
     times: dict[str, list[float]] = defaultdict(list)
     starts: dict[str, float] = {}
@@ -62,11 +64,18 @@ def profile_layers(
             handle.remove()
     medians = {name: 1e3 * statistics.median(found[calls // 5 :]) for name, found in times.items()}
     for name in medians:
-        if type(leaves[name]).__name__ == "DeployAttention":
+        if type(leaves.get(name)).__name__ == "DeployAttention":
             medians[name] -= sum(value for inner, value in medians.items() if inner.startswith(f"{name}."))
-    total = sum(medians.values())
+    total = 1e3 * statistics.median(times[""][calls // 5 :])
+    medians["rest"] = total - sum(value for name, value in medians.items() if name)
+    del medians[""]
     rows = [
-        {"layer": name, "kind": type(leaves[name]).__name__, "median_ms": value, "share": value / total}
+        {
+            "layer": name,
+            "kind": type(leaves.get(name)).__name__ if name in leaves else "",
+            "median_ms": value,
+            "share": value / total,
+        }
         for name, value in medians.items()
     ]
     return {

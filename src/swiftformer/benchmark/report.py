@@ -17,7 +17,9 @@ OURS = "swiftformer"
 def benchmark_table(result: dict[str, Any]) -> None:
     """A row for each candidate, a table for each variant and batch, the fastest first."""
     for (variant, batch), rows in _cells(result["rows"]).items():
-        ordered = sorted(rows, key=lambda row: row["median_ms"])
+        ordered = sorted((row for row in rows if "error" not in row), key=lambda row: row["median_ms"])
+        if not ordered:
+            continue
         height, width = ordered[0]["size"]
         cells = [
             (
@@ -27,12 +29,12 @@ def benchmark_table(result: dict[str, Any]) -> None:
                 f"{row['p95_ms']:.2f}",
                 f"{row['p99_ms']:.2f}",
                 f"{row['images_per_second']:.0f}",
-                f"{row['load_seconds']:.1f}",
+                f"{row['prepare_seconds']:.1f}",
                 f"{row['difference']:.0e}",
             )
             for row in ordered
         ]
-        headings = ("", "precision", "median ms", "p95", "p99", "images/s", "load s", "difference")
+        headings = ("", "precision", "median ms", "p95", "p99", "images/s", "prepare s", "difference")
         _print(f"{variant}, batch {batch}, {height}x{width}", headings, cells)
 
 
@@ -63,7 +65,7 @@ def plot_benchmark(result: dict[str, Any], file: Path) -> None:
     """Bars of median times, a panel for each variant and batch, this project's in another colour."""
     from swiftformer.train.plots import GRID, INK, SECOND, new_figure, save_figure
 
-    cells = _cells(result["rows"])
+    cells = _cells([row for row in result["rows"] if "error" not in row])
     most = max(len(rows) for rows in cells.values())
     figure, axes = new_figure(5.5 * len(cells), 1 + 0.28 * most, columns=len(cells))
     for axis, ((variant, batch), rows) in zip(axes, cells.items(), strict=True):

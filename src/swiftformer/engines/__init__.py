@@ -1,4 +1,4 @@
-"""Run a checkpoint or an exported artifact. Engines other than torch's do not import torch."""
+"""Run a checkpoint or an exported artifact. Those of openvino, onnxruntime and litert do not import torch."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ ENGINES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "torch": ("torch", "", ("torch-export", "aoti")),
 }
 
+# Engines for checkpoints, besides `torch`.
+TORCH_MODES = ("torch-compile", "torch-cudagraphs")
+
 
 def open_engine(
     reference: str | Path,
@@ -37,7 +40,7 @@ def open_engine(
 
     Args:
         reference: the folder of an exported artifact, or anything that `swiftformer.load` takes, which runs in torch.
-        engine: a key of `ENGINES`; torch also as `torch-compile` and `torch-cudagraphs`; `auto` takes the fastest that
+        engine: a key of `ENGINES`, for checkpoints also one of `TORCH_MODES`; `auto` takes the fastest that
             is installed and runs the artifact, in the order of `ENGINES`, and says which in the log.
         device: `cpu`, `cuda`, ...; by default the engine's own choice.
         precision: `fp32`, `bf16` or `fp16`, where the engine can compute in another one than the artifact is stored in.
@@ -51,22 +54,19 @@ def open_engine(
     """
     if threads is not None and threads < 1:
         raise EngineError(f"expected at least 1 thread, found {threads}")
-    kind = "torch" if engine.startswith("torch") else engine
-    if kind not in (*ENGINES, "auto"):
-        raise EngineError(f"unknown engine {engine!r}: expected auto, {', '.join(ENGINES)}")
+    if engine not in ("auto", *ENGINES, *TORCH_MODES):
+        raise EngineError(f"unknown engine {engine!r}: expected auto, {', '.join([*ENGINES, *TORCH_MODES])}")
     if not is_artifact(reference):
-        if kind not in ("torch", "auto"):
+        if engine not in ("auto", "torch", *TORCH_MODES):
             raise EngineError(f"{reference}: expected an exported artifact for the engine {engine}, found none there")
         from swiftformer.engines.torch import TorchEngine
 
-        return TorchEngine.from_reference(
-            reference, "torch" if engine == "auto" else engine, device, precision, threads, form
-        )
+        mode = "torch" if engine == "auto" else engine
+        return TorchEngine.from_reference(reference, mode, device, precision, threads, form)
+    if engine in TORCH_MODES:
+        raise EngineError(f"{reference}: expected a checkpoint for the engine {engine}, found an exported artifact")
     artifact = read_artifact(reference)
-    name = engine if kind == "auto" else kind
-    if name == "auto":
-        name = _fastest(artifact)
-        logger.info("%s: running in %s", reference, name)
+    name = _fastest(artifact, device) if engine == "auto" else engine
     module, extra, formats = ENGINES[name]
     if artifact.format not in formats:
         raise EngineError(
@@ -74,12 +74,17 @@ def open_engine(
         )
     if util.find_spec(module) is None:
         raise EngineError(f"the engine {name} needs {module}: pip install 'swiftformer[{extra}]'")
-    opened = import_module(f"swiftformer.engines.{name}")
-    return opened.open_artifact(Path(reference), artifact, device, precision, threads)
+    module_of_engine = import_module(f"swiftformer.engines.{name}")
+    opened: Engine = module_of_engine.open_artifact(Path(reference), artifact, device, precision, threads)
+    if engine == "auto":
+        logger.info("%s: running in %s", reference, opened.name)
+    return opened
 
 
-def _fastest(artifact: Artifact) -> str:
+def _fastest(artifact: Artifact, device: str | None) -> str:
     able = [name for name, (_, _, formats) in ENGINES.items() if artifact.format in formats]
+    if device is not None and device.startswith("cuda"):
+        able = [name for name in able if name != "openvino"]  # it knows no CUDA
     if not able:
         raise ArtifactError(f"expected a format that runs on this system, found {artifact.format}")
     for name in able:

@@ -40,7 +40,7 @@ class Engine(ABC):
         A model with a fixed batch is called as often as it takes; what is missing of the last batch is filled up.
 
         Raises:
-            EngineError: an input of another shape.
+            EngineError: an input of another shape, or one that the runtime fails on.
         """
         batch = np.ascontiguousarray(batch, dtype=np.float32)
         if (
@@ -53,14 +53,23 @@ class Engine(ABC):
             expected = ", ".join("N" if i == 0 else str(n or "any") for i, n in enumerate(self.input_shape))
             raise EngineError(f"expected an input of shape ({expected}), found {batch.shape}")
         fixed = self.input_shape[0]
-        if fixed in (None, len(batch)):
-            return dict(zip(self.outputs, self.run(batch), strict=True))
+        if fixed is None or fixed == len(batch):
+            return dict(zip(self.outputs, self._guarded(batch), strict=True))
         rows: list[list[np.ndarray]] = []
         for start in range(0, len(batch), fixed):
             part = batch[start : start + fixed]
             padded = np.concatenate([part, np.repeat(part[-1:], fixed - len(part), axis=0)])
-            rows.append([output[: len(part)] for output in self.run(padded)])
+            rows.append([output[: len(part)] for output in self._guarded(padded)])
         return {name: np.concatenate(parts) for name, parts in zip(self.outputs, zip(*rows, strict=True), strict=True)}
+
+    def _guarded(self, batch: np.ndarray) -> list[np.ndarray]:
+        try:
+            return self.run(batch)
+        except EngineError:
+            raise
+        except Exception as error:  # of many classes, the runtimes' own
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise EngineError(f"{self.name} fails on an input of shape {batch.shape} ({reason[-1].strip()})") from error
 
     @abstractmethod
     def run(self, batch: np.ndarray) -> list[np.ndarray]:

@@ -41,7 +41,7 @@ class ExecuTorchEngine(Engine):
         runtime = Runtime.get()
         if not runtime.backend_registry.is_available(backend):
             found = ", ".join(runtime.backend_registry.registered_backend_names)
-            raise BackendMissingError(f"{file}: expected an executorch with {backend}, found one with {found}")
+            raise BackendMissingError(f"expected an executorch with {backend}, found one with {found}")
         if threads is not None:
             portable_lib._unsafe_reset_threadpool(threads)
         try:

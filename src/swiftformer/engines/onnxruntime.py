@@ -40,6 +40,8 @@ class OnnxRuntimeEngine(Engine):
             self.session = onnxruntime.InferenceSession(str(file), options, providers=PROVIDERS[device])
         except Exception as error:  # of many classes, all of them the runtime's own
             raise EngineError(f"{file}: onnxruntime refuses it ({str(error).strip().splitlines()[0]})") from None
+        if self.session.get_providers()[0] != PROVIDERS[device][0]:
+            raise EngineError(f"device: expected {PROVIDERS[device][0]} to start, found that onnxruntime fell back")
         self.name = f"onnxruntime {artifact.precision} {device}"
         self.preprocessing, self.labels = artifact.preprocessing, artifact.labels
         self.outputs, self.input_shape = artifact.outputs, artifact.input_shape

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,24 @@ class TorchEngine(Engine):
         return [output.float().cpu().numpy() for output in (found if isinstance(found, (tuple, list)) else (found,))]
 
 
+def refuse_pickles(file: Path) -> None:
+    """Raise EngineError for a program in which torch would unpickle anything but tensors, which can run code."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for name in archive.namelist():
+                content = archive.read(name)
+                pickled = name.endswith(".json") and b'"use_pickle":true' in content.replace(b" ", b"")
+                if name.endswith(".pt"):
+                    try:
+                        torch.load(io.BytesIO(content), weights_only=True)
+                    except Exception:  # of many classes; torch itself would go on and unpickle
+                        pickled = True
+                if pickled:
+                    raise EngineError(f"{file}: expected tensors alone, found a pickle ({name}), which is not opened")
+    except zipfile.BadZipFile as error:
+        raise EngineError(f"{file}: expected a program of torch.export, found {error}") from None
+
+
 def open_artifact(
     folder: Path, artifact: Artifact, device: str | None, precision: str | None, threads: int | None
 ) -> Engine:
@@ -91,7 +111,11 @@ def open_artifact(
     if precision not in (None, artifact.precision):
         raise EngineError(f"torch computes as the program is stored: expected {artifact.precision}, found {precision}")
     file = folder / artifact.file
-    where = select_device(device or "cpu")
+    where = select_device(device or artifact.device)
+    if artifact.format == "torch-export":
+        refuse_pickles(file)
+    if artifact.device.split(":")[0] != where.type and artifact.format == "aoti":
+        raise EngineError(f"device: expected {artifact.device}, for which the package was compiled, found {where}")
     try:
         if artifact.format == "aoti":
             net: Any = torch._inductor.aoti_load_package(str(file))

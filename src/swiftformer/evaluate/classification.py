@@ -127,7 +127,7 @@ def evaluate_reference(
         split: `train`, `val`, `test` or `all`; by default the validation images where they lie apart, otherwise all.
         level: what a class is, in the data of iNaturalist.
         engine, device, precision, threads: of `swiftformer.engines.open_engine`. A checkpoint runs in torch as it is,
-            unless one of them asks for more: then in its fused form.
+            unless one of them asks for more: then in its fused form. A model is evaluated as it is.
 
     Returns:
         The metrics of `evaluate_classifier`, and `unreadable`, the number of pictures that were skipped. With
@@ -139,9 +139,10 @@ def evaluate_reference(
     """
     source = open_source(data, split, level=level)
     net: Any
-    if isinstance(model, nn.Module) or (
-        engine == "auto" and precision is None and threads is None and not is_artifact(model)
-    ):
+    plain = engine == "auto" and precision is None and threads is None
+    if isinstance(model, nn.Module) and not plain:
+        raise ValueError("expected engine, precision and threads together with a reference, found a model")
+    if isinstance(model, nn.Module) or (plain and not is_artifact(model)):
         net = model if isinstance(model, nn.Module) else load(model, form=form, task="classification")
         names, preprocessing = [net.config.id2label[i] for i in range(net.num_labels)], net.preprocessing
     else:

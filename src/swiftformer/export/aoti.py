@@ -26,9 +26,10 @@ def write(graph: DeployGraph, options: Options, folder: Path) -> str:
     try:
         torch._inductor.aoti_compile_and_package(program, package_path=str(folder / "model.pt2"))
     except Exception as error:
-        if type(error).__name__ not in ("InvalidCxxCompiler", "CppCompileError"):
+        reason = getattr(error, "inner_exception", error)
+        if type(reason).__name__ not in ("InvalidCxxCompiler", "CppCompileError"):
             raise
         raise ExportError(
-            f"aoti: expected a C++ compiler that works, found {str(error).strip().splitlines()[0]}"
+            f"aoti: expected a C++ compiler that works, found {str(reason).strip().splitlines()[0]}"
         ) from None
     return "model.pt2"

@@ -5,28 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from swiftformer.engines import open_engine
-from swiftformer.export import TOLERANCES, ExportError
+from swiftformer.engines import Engine, open_engine
+from swiftformer.export.formats import FORMATS, TOLERANCES, ExportError, Options
 from swiftformer.image_processing import ImageSource, Preprocessing
-
-if TYPE_CHECKING:
-    from swiftformer.export import Options
-
-# Where the engine is not called as the format.
-COMPARED_IN = {
-    "onnx": "onnxruntime",
-    "tensorrt": "onnxruntime",
-    "qnn": "onnxruntime",
-    "torch-export": "torch",
-    "aoti": "torch",
-    "executorch-coreml": "executorch",
-    "executorch-vulkan": "executorch",
-}
 
 
 def samples() -> list[bytes]:
@@ -47,11 +33,8 @@ def pictures(sources: Sequence[ImageSource] | None, preprocessing: Preprocessing
     return images if channels == 3 else np.ascontiguousarray(images[:, [i % 3 for i in range(channels)]])
 
 
-def compare(folder: Path, model: Any, images: np.ndarray, options: Options) -> dict[str, float]:
-    """Run an artifact and its model, in float32, on the same pictures.
-
-    Args:
-        images: `(N, C, H, W)`, normalised.
+def compare(folder: Path, model: Any, options: Options) -> dict[str, float]:
+    """Run an artifact and its model, in float32, on the same pictures; where the size is free, in a second one too.
 
     Returns:
         `images`; `top1_agreement`, a share; `max_relative_difference`, the largest difference of an output over its
@@ -61,27 +44,37 @@ def compare(folder: Path, model: Any, images: np.ndarray, options: Options) -> d
         ExportError: the difference is above the precision's tolerance, or not a number.
         EngineError: the runtime refuses the artifact; BackendMissingError where it cannot run any of the format.
     """
-    engine = open_engine(folder, COMPARED_IN.get(options.format, options.format))
-    given = raw_pixels(images, model.preprocessing) if options.normalize else images
-    found = list(engine(given).values())
-    with torch.inference_mode():
-        output: Any = model(torch.from_numpy(images))
-        maps = list(output.feature_maps) if hasattr(output, "feature_maps") else [output.logits]
-        if options.softmax:
-            maps = [maps[0].softmax(dim=1)]
-    expected = [tensor.numpy() for tensor in maps]
-    differences = [
-        float(np.abs(a - b).max() / np.abs(b).max()) if a.shape == b.shape else float("inf")
-        for a, b in zip(found, expected, strict=True)
-    ]
-    worst = float(np.max(differences))
-    agreement = float((found[-1].argmax(axis=1) == expected[-1].argmax(axis=1)).mean())
+    engine = open_engine(folder, FORMATS[options.format].compared_in)
+    images = options.example
+    worst, agreement = _difference(engine, model, images, options)
+    if options.size is None:
+        wider = np.pad(images[:2], ((0, 0), (0, 0), (0, 0), (16, 24)), mode="reflect")
+        worst = max(worst, _difference(engine, model, wider, options)[0])
     if not worst <= TOLERANCES[options.precision]:
         raise ExportError(
             f"{options.format} {options.precision}: expected a relative difference from PyTorch of at most "
             f"{TOLERANCES[options.precision]:g}, found {worst:.2g} in {engine.name}"
         )
     return {"images": len(images), "top1_agreement": agreement, "max_relative_difference": worst}
+
+
+def _difference(engine: Engine, model: Any, images: np.ndarray, options: Options) -> tuple[float, float]:
+    """Largest relative difference of an output, and the share of images whose largest value is in the same place."""
+    found = list(engine(images).values())
+    if options.normalize:
+        images = np.stack([model.preprocessing.normalized(image.transpose(1, 2, 0)) for image in images])
+    with torch.inference_mode():
+        output: Any = model(torch.from_numpy(images))
+        maps = list(output.feature_maps) if hasattr(output, "feature_maps") else [output.logits]
+        if options.softmax:
+            maps = [maps[0].softmax(dim=1)]
+    expected = [tensor.numpy() for tensor in maps]
+    if [a.shape for a in found] != [b.shape for b in expected]:
+        return float("inf"), 0.0
+    worst = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(found, expected, strict=True))
+    if not all(np.isfinite(a).all() for a in found):
+        worst = float("nan")
+    return worst, float((found[-1].argmax(axis=1) == expected[-1].argmax(axis=1)).mean())
 
 
 def raw_pixels(images: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:

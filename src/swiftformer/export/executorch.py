@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from swiftformer.engines.executorch import wrong_pair
-from swiftformer.export.graph import DeployGraph
+from swiftformer.export.graph import DeployGraph, silent
 
 if TYPE_CHECKING:
     from swiftformer.export import Options
@@ -35,7 +30,7 @@ def write(graph: DeployGraph, options: Options, folder: Path) -> str:
         from swiftformer.export.coreml import fit_half
 
         fit_half(graph, options.example)
-    with quiet():
+    with silent():
         (folder / FILE).write_bytes(to_executorch(graph, options))
     return FILE
 
@@ -112,19 +107,3 @@ def quantize(graph: DeployGraph, calibration: Any, float_layers: tuple[str, ...]
         for part in images.split(BATCH):
             prepared(part)
         return convert_pt2e(prepared)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without what the lowering warns of; its import configures the root logger, which is the application's."""
-    root, pytree = logging.getLogger(), logging.getLogger("torch.utils._pytree")
-    handlers, levels = list(root.handlers), (root.level, pytree.level)
-    pytree.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(levels[0])
-        pytree.setLevel(levels[1])

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from swiftformer.deploy import DeployModel
+
+if TYPE_CHECKING:
+    from swiftformer.export.formats import Options
 
 
 class DeployGraph(nn.Module):
@@ -40,3 +50,31 @@ def dynamic_shapes(batch: int | None, size: tuple[int, int] | None) -> dict[str,
         # torch.export takes every convolution with a stride for one that gives more than 1x1, which 32 pixels do not.
         free |= {2: torch.export.Dim("height", min=33), 3: torch.export.Dim("width", min=33)}
     return {"pixel_values": free} if free else None
+
+
+def example_for(options: Options) -> Tensor:
+    """Zeros to trace with: `(B, C, H, W)`, of the fixed shape where one is asked for."""
+    # A free batch must not be 1, which would be taken for a constant, and free sizes must give maps larger than 1x1.
+    height, width = options.size or (max(side, 64) for side in options.example.shape[2:])
+    shape = (options.batch or 2, options.example.shape[1], height, width)
+    return torch.zeros(shape).contiguous(memory_format=torch.channels_last)
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Without what converters print, log and warn of, and without the handlers that some give the root logger."""
+    root, disabled = logging.getLogger(), logging.root.manager.disable
+    handlers, level = list(root.handlers), root.level
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        root.handlers[:] = handlers
+        root.setLevel(level)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
 import re
-import warnings
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from swiftformer.export.graph import DeployGraph
+from swiftformer.export.graph import DeployGraph, silent
 
 if TYPE_CHECKING:
     from swiftformer.export import Options
@@ -46,7 +42,7 @@ def write(graph: DeployGraph, options: Options, folder: Path) -> str:
         from swiftformer.export.coreml import fit_half
 
         fit_half(graph, options.example)
-    with quiet():
+    with silent():
         model = to_litert(graph, options)
         if options.precision == "fp16":
             model = halve(model)
@@ -114,7 +110,7 @@ def quantize(model: bytes, calibration: Any, float_layers: tuple[str, ...] = (),
         )
     # The extremes, not their moving average, which cuts off what few images have.
     ranges = calibrator.Calibrator(model, num_threads=1, qsv_update_func=qsv_utils.min_max_update)
-    parts = [calibration[i : i + batch] for i in range(0, len(calibration) - batch + 1, batch)]
+    parts = np.resize(calibration, (-(-len(calibration) // batch), batch, *calibration.shape[1:]))  # the last filled up
     ranges.calibrate({"serving_default": [{"pixel_values": part} for part in parts]}, recipe)
     made = quantizer.Quantizer(model, recipe.get_quantization_recipe())
     return bytes(made.quantize(ranges.get_model_qsvs(), enable_progress_report=False).quantized_model)
@@ -124,21 +120,3 @@ def scope(layer: str) -> str:
     """A regular expression for the tensors of a layer: `Class_name` of each module around it, with slashes between."""
     parts = [part for part in layer.split(".") if part not in ("layers", "norms")]  # they are not called themselves
     return "DeployModel_net/" + "/".join(rf"[\w.]+_{re.escape(part)}" for part in parts) + "(;|$)"
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the converter's reports of its progress."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

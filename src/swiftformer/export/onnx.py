@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from swiftformer.export.graph import DeployGraph, dynamic_shapes
+from swiftformer.export.formats import ExportError
+from swiftformer.export.graph import DeployGraph, dynamic_shapes, example_for, silent
 
 if TYPE_CHECKING:
-    from swiftformer.export import Options
+    from swiftformer.export.formats import Options
 
 OPSET = 20  # the first with Gelu
+
+# Of TensorRT's and Qualcomm's converters; anything else would be a surprise on the device.
+TAKEN = frozenset(
+    ["Add", "Cast", "Clip", "Concat", "Conv", "Div", "Gelu", "Gemm", "Mul", "Reciprocal", "ReduceMean", "ReduceSum"]
+    + ["Relu", "Sigmoid", "Softmax", "Split", "Sqrt", "Sub", "Tanh"]
+)
 
 
 def write(graph: DeployGraph, options: Options, folder: Path) -> str:
@@ -31,6 +34,12 @@ def write(graph: DeployGraph, options: Options, folder: Path) -> str:
 
         quantize(file, options.calibration, options.float_layers, options.batch)
     onnx.checker.check_model(str(file), full_check=True)
+    if options.format != "onnx":
+        others = {node.op_type for node in onnx.load(str(file)).graph.node} - TAKEN
+        if others:
+            raise ExportError(
+                f"{options.format}: expected operators that its tools take, found {', '.join(sorted(others))}"
+            )
     return file.name
 
 
@@ -38,34 +47,17 @@ def to_onnx(graph: DeployGraph, options: Options) -> Any:
     """The ONNXProgram of a graph."""
     if options.precision == "fp16":
         graph = graph.half()
-    example = torch.from_numpy(options.example[: options.batch or 2]).contiguous(memory_format=torch.channels_last)
-    if options.batch is not None and len(example) < options.batch:
-        example = example[:1].expand(options.batch, -1, -1, -1).contiguous(memory_format=torch.channels_last)
-    names = ["features"] if not graph.net.out_features else list(graph.net.out_features)
-    with quiet():
+    names = list(graph.net.out_features) or ["probabilities" if graph.softmax else "logits"]
+    with silent():
         program = torch.onnx.export(
             graph,
-            (example,),
+            (example_for(options),),
             dynamo=True,
             opset_version=OPSET,
             input_names=["pixel_values"],
-            output_names=["probabilities" if graph.softmax else "logits"] if not graph.net.out_features else names,
+            output_names=names,
             dynamic_shapes=dynamic_shapes(options.batch, options.size),
             optimize=True,
         )
     assert program is not None
     return program
-
-
-@contextlib.contextmanager
-def quiet() -> Any:
-    """Without what the exporters print and warn of."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

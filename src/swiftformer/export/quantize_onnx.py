@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from swiftformer.export.graph import silent
+
 BATCH = 16
+QUANTIZED = ["Conv", "Gemm"]
 
 
 def quantize(file: Path, calibration: np.ndarray, float_layers: Sequence[str] = (), batch: int | None = None) -> None:
@@ -25,34 +27,31 @@ def quantize(file: Path, calibration: np.ndarray, float_layers: Sequence[str] = 
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self.batches: Iterator[np.ndarray] = iter(
-                calibration[i : i + (batch or BATCH)] for i in range(0, len(calibration), batch or BATCH)
-            )
+            size = batch or BATCH
+            # The last batch is filled up with the first images.
+            self.batches = iter(np.resize(calibration, (-(-len(calibration) // size), size, *calibration.shape[1:])))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             images = next(self.batches, None)
-            if images is None or (batch is not None and len(images) < batch):
-                return None
-            return {"pixel_values": images}
+            return None if images is None else {"pixel_values": images}
 
     model = onnx.load(str(file))
-    kept = [node.name for node in model.graph.node if _scope(node).removeprefix("net.") in float_layers]
-    logging.getLogger().disabled = True  # it advises pre-processing that the exporter has done
-    try:
+    scopes = {node.name: _scope(node).removeprefix("net.") for node in model.graph.node if node.op_type in QUANTIZED}
+    kept = [name for name, scope in scopes.items() if scope in float_layers]
+    assert len(kept) == len(float_layers), (kept, float_layers)
+    with silent():  # it advises pre-processing that the exporter has done
         quantize_static(
             model,
             str(file),
             Reader(),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "Gemm"],
+            op_types_to_quantize=QUANTIZED,
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=kept,
             calibrate_method=CalibrationMethod.MinMax,
         )
-    finally:
-        logging.getLogger().disabled = False
 
 
 def _scope(node: object) -> str:

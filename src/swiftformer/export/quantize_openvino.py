@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-# Quantised, the norms of queries and keys and the pooling cost accuracy and save nothing.
-FLOAT_TYPES = ["Multiply", "Divide", "ReduceMean", "ReduceSum", "Sqrt", "Maximum", "Gelu"]
+from swiftformer.export.graph import silent
+
+# Quantised, norms, pooling and sums of branches cost accuracy and save nothing.
+FLOAT_TYPES = ["Add", "Subtract", "Multiply", "Divide", "ReduceMean", "ReduceSum", "Sqrt", "Maximum", "Gelu"]
 
 
-def quantize(model: Any, calibration: np.ndarray, float_layers: Sequence[str] = ()) -> Any:
+def quantize(model: Any, calibration: np.ndarray, float_layers: Sequence[str] = (), batch: int | None = None) -> Any:
     """The int8 form of an openvino.Model.
 
     Args:
         calibration: images `(N, C, H, W)`, as the model takes them.
         float_layers: names of layers of the fused network to leave as they are.
+        batch: that the model is fixed to.
     """
     import nncf
 
-    logging.getLogger("nncf").setLevel(logging.ERROR)
     kept = [
         node.get_friendly_name()
         for node in model.get_ordered_ops()
         if any(f"net.{layer}/" in node.get_friendly_name() for layer in float_layers)
         and node.get_type_name() in ("Convolution", "GroupConvolution", "MatMul")
     ]
-    return nncf.quantize(
-        model,
-        nncf.Dataset([image[None] for image in calibration]),
-        subset_size=len(calibration),
-        preset=nncf.QuantizationPreset.MIXED,
-        ignored_scope=nncf.IgnoredScope(names=kept, types=FLOAT_TYPES, validate=False),
-    )
+    assert len(kept) == len(float_layers), (kept, float_layers)
+    parts = [np.repeat(image[None], batch or 1, axis=0) for image in calibration]
+    with silent():
+        return nncf.quantize(
+            model,
+            nncf.Dataset(parts),
+            subset_size=len(parts),
+            preset=nncf.QuantizationPreset.MIXED,
+            ignored_scope=nncf.IgnoredScope(names=kept, types=FLOAT_TYPES, validate=False),
+        )

@@ -26,7 +26,7 @@ def write_within_drop(
     folder: Path,
     reference: float,
     max_drop: float,
-) -> tuple[tuple[str, ...], float]:
+) -> float:
     """Write int8 artifacts with 0, 1, 2, 4, 8, ... layers in floating point, until one is accurate enough.
 
     Args:
@@ -39,16 +39,17 @@ def write_within_drop(
         max_drop: that may be lost, in points.
 
     Returns:
-        The layers that were left, and the accuracy.
+        The accuracy.
 
     Raises:
         ExportError: not even half of the layers in floating point suffice.
     """
-    from swiftformer.export import ExportError
+    from swiftformer.export import ExportError, evenly
 
-    ranked = list(sensitivities(net, torch.from_numpy(images[:IMAGES])))
-    count, found = 0, 0.0
+    ranked = list(sensitivities(net, torch.from_numpy(images[evenly(len(images), IMAGES)])))
+    count, tried, found = 0, 0, 0.0
     while count <= len(ranked) // 2:
+        tried = count
         left = tuple(ranked[:count])
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
             trial = Path(scratch)
@@ -57,9 +58,9 @@ def write_within_drop(
             logger.info("int8 with %d of %d layers in floating point: top-1 %.2f%%", count, len(ranked), found)
             if found >= reference - max_drop:
                 shutil.copytree(trial, folder, dirs_exist_ok=True)
-                return left, found
+                return found
         count = max(1, 2 * count)
     raise ExportError(
         f"int8: expected a top-1 of at least {reference - max_drop:.2f}% ({max_drop:g} points below {reference:.2f}%), "
-        f"found {found:.2f}% with half of the layers in floating point"
+        f"found {found:.2f}% with {tried} of {len(ranked)} layers in floating point"
     )

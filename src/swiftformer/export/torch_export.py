@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from swiftformer.export.graph import DeployGraph, dynamic_shapes
+from swiftformer.export.graph import DeployGraph, dynamic_shapes, example_for, silent
 
 if TYPE_CHECKING:
     from swiftformer.export import Options
@@ -17,7 +17,8 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 def write(graph: DeployGraph, options: Options, folder: Path) -> str:
     """See `swiftformer.export.Format`."""
-    torch.export.save(to_program(graph, options), folder / "model.pt2")
+    with silent():
+        torch.export.save(to_program(graph, options), folder / "model.pt2")
     return "model.pt2"
 
 
@@ -26,7 +27,10 @@ def to_program(graph: DeployGraph, options: Options) -> torch.export.ExportedPro
     dtype = DTYPES[options.precision]
     if dtype != torch.float32:
         graph = graph.to(dtype)
-    # A batch of 1 would be taken for a constant.
-    example = torch.zeros(options.batch or 2, *options.example.shape[1:]).contiguous(memory_format=torch.channels_last)
+    graph = graph.to(options.device)
     with torch.no_grad():
-        return torch.export.export(graph, (example,), dynamic_shapes=dynamic_shapes(options.batch, options.size))
+        return torch.export.export(
+            graph,
+            (example_for(options).to(options.device),),
+            dynamic_shapes=dynamic_shapes(options.batch, options.size),
+        )
