@@ -6,16 +6,33 @@ with one line of explanation, 1 an internal failure, 128 plus the signal a train
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
+
+from swiftformer.cli_benchmark import benchmark_app
+from swiftformer.cli_options import (
+    DATA_HELP,
+    DEFAULT_MODEL,
+    MODEL_HELP,
+    RUNNABLE_HELP,
+    AsJson,
+    Device,
+    Engine,
+    Form,
+    Level,
+    Precision,
+    Threads,
+    parse_batch,
+    parse_size,
+    print_json,
+    rank,
+)
 
 app = typer.Typer(
     name="swiftformer",
@@ -24,24 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Form = Annotated[
-    Optional[Literal["uniform", "l2", "uniform-unnormalized"]],
-    typer.Option(help="Numeric form of the model, where its file cannot tell."),
-]
-Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, ...; CUDA if there is one.")]
-Engine = Annotated[
-    str,
-    typer.Option(help="torch, torch-compile, openvino, onnxruntime, executorch, litert, coreml; auto: the fastest."),
-]
-Precision = Annotated[Optional[str], typer.Option(help="fp32, bf16 or fp16, where the engine can choose.")]
-Threads = Annotated[Optional[int], typer.Option(min=1, help="On the CPU; the engine's own choice by default.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
-Level = Annotated[str, typer.Option(help="What a class is in iNaturalist's data: name, genus, family, ...")]
-DATA_HELP = "Class folders (also below train/ and val/), Parquet or tar shards, CIFAR, ..., or a data set's name."
-DEFAULT_MODEL = "swiftformer-xs-cifar10"
-MODEL_HELP = "Bundled name, hub id, timm name, folder or file."
-RUNNABLE_HELP = "Bundled name, hub id, timm name, folder, file, or exported artifact."
+app.add_typer(benchmark_app, name="benchmark")
 
 
 def _version(wanted: bool) -> None:
@@ -98,7 +98,7 @@ def classify(
             results.append(result)
             advance(1)
     if as_json:
-        _print_json([result.to_dict() for result in results])
+        print_json([result.to_dict() for result in results])
     else:
         classification_table(results)
     errors = [result.error for result in results if result.error]
@@ -159,7 +159,7 @@ def train(
         command=shlex.join(["swiftformer", *sys.argv[1:]]),
     )
     if as_json:
-        _print_json(metrics)
+        print_json(metrics)
 
 
 @app.command()
@@ -204,8 +204,8 @@ def evaluate(
             progress=advance,
         )
     if as_json:
-        _print_json(metrics)
-    elif _rank() == 0:
+        print_json(metrics)
+    elif rank() == 0:
         metrics_table(metrics)
 
 
@@ -277,8 +277,8 @@ def export(
         folder,
         format_,
         precision=precision,
-        batch=batch if batch == "dynamic" else _parse_batch(batch) if batch else None,
-        size=size if size == "dynamic" else _parse_size(size) if size else None,
+        batch=batch if batch == "dynamic" else parse_batch(batch) if batch else None,
+        size=size if size == "dynamic" else parse_size(size) if size else None,
         softmax=softmax,
         normalize=normalize,
         images=[source for _, source in find_images(images)] if images else None,
@@ -289,108 +289,9 @@ def export(
         form=form,
     )
     if as_json:
-        _print_json({"output": str(folder), **artifact.to_dict()})
+        print_json({"output": str(folder), **artifact.to_dict()})
     else:
         artifact_table(folder, artifact)
-
-
-benchmark_app = typer.Typer(rich_markup_mode=None, help="Latency and throughput, side by side with the peers.")
-app.add_typer(benchmark_app, name="benchmark")
-Variants = Annotated[str, typer.Option(help="xs, s, l1, l3, with commas.")]
-Size = Annotated[str, typer.Option(help="Pixels: 224, or 480x640 for height x width.")]
-Output = Annotated[Optional[Path], typer.Option(help="Folder for results.json and a plot.")]
-
-
-@benchmark_app.callback(invoke_without_command=True)
-def benchmark(
-    context: typer.Context,
-    variants: Variants = "xs",
-    batch: Annotated[str, typer.Option(help="Images per call, with commas.")] = "1,16",
-    size: Size = "224",
-    implementations: Annotated[str, typer.Option(help="swiftformer, timm, transformers; all by default.")] = "",
-    engines: Annotated[str, typer.Option(help="Such as openvino,onnxruntime; all by default.")] = "",
-    precisions: Annotated[str, typer.Option(help="fp32, bf16, int8; all by default.")] = "",
-    threads: Threads = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of every candidate.")] = 10,
-    output: Output = None,
-    as_json: AsJson = False,
-) -> None:
-    """Time this project and every peer that is installed, in turn, with random weights."""
-    if context.invoked_subcommand is not None:
-        return
-    from swiftformer.benchmark import run_benchmark
-    from swiftformer.benchmark.report import benchmark_table, plot_benchmark
-
-    result = run_benchmark(
-        [name.lower() for name in _list(variants)],
-        [_parse_batch(text) for text in _list(batch)],
-        _parse_size(size),
-        implementations=_list(implementations),
-        engines=_list(engines),
-        precisions=_list(precisions),
-        threads=threads,
-        device=device,
-        rounds=rounds,
-        progress=lambda text: typer.echo(text, err=True),
-    )
-    _write_results(result, output, plot_benchmark)
-    _print_json(result) if as_json else benchmark_table(result)
-
-
-@benchmark_app.command()
-def attention(
-    tokens: Annotated[str, typer.Option(help="Numbers of tokens, with commas; 49 to 16,384 by default.")] = "",
-    dim: Annotated[int, typer.Option(min=1, help="Width of a token.")] = 64,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of every module.")] = 5,
-    output: Output = None,
-    as_json: AsJson = False,
-) -> None:
-    """The four attention modules of the paper's figure 2, over the number of tokens."""
-    from swiftformer.benchmark.attention import TOKENS, plot_attention, run_attention_benchmark
-    from swiftformer.benchmark.report import attention_table
-
-    counts = [_parse_batch(text) for text in _list(tokens)] or TOKENS
-    result = run_attention_benchmark(counts, dim, device=device, rounds=rounds)
-    _write_results(result, output, plot_attention)
-    _print_json(result) if as_json else attention_table(result)
-
-
-@benchmark_app.command()
-def layers(
-    model: Annotated[str, typer.Argument(help=f"xs, s, l1, l3, or a checkpoint. {MODEL_HELP}")] = "xs",
-    batch: Annotated[int, typer.Option(min=1, help="Images per call.")] = 1,
-    size: Size = "224",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    as_json: AsJson = False,
-) -> None:
-    """Where the time of the fused network goes, layer by layer."""
-    from swiftformer.benchmark.layers import profile_layers
-    from swiftformer.benchmark.report import layers_table
-    from swiftformer.checkpoints import load
-    from swiftformer.deploy import fuse
-    from swiftformer.hf import SwiftFormerForImageClassification
-    from swiftformer.variants import VARIANTS
-
-    known = model.lower() in VARIANTS
-    net: Any = SwiftFormerForImageClassification.from_variant(model.lower()).eval() if known else load(model)
-    result = profile_layers(fuse(net), batch, _parse_size(size), device=device)
-    _print_json(result) if as_json else layers_table(result)
-
-
-def _list(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _write_results(result: Any, output: Path | None, plot: Any) -> None:
-    if output is None:
-        return
-    from swiftformer.files import atomic_file
-
-    with atomic_file(output / "results.json") as file:
-        file.write_text(json.dumps(result, indent=2) + "\n")
-    plot(result, output / "plot.png")
 
 
 @app.command()
@@ -404,8 +305,8 @@ def info(
     from swiftformer.info import describe
     from swiftformer.reports import complexity_table
 
-    description = describe(model, _parse_size(size) if size else None, form)
-    _print_json(description) if as_json else complexity_table(description)
+    description = describe(model, parse_size(size) if size else None, form)
+    print_json(description) if as_json else complexity_table(description)
 
 
 @app.command()
@@ -458,35 +359,10 @@ def slurm(
     typer.echo(f"wrote {write}; submit it with: sbatch {shlex.quote(str(write))}", err=True)
 
 
-def _parse_size(text: str) -> tuple[int, int]:
-    try:
-        numbers = [int(number) for number in text.lower().split("x")]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in (1, 2) or min(numbers) < 1:
-        raise ValueError(f"size: expected pixels such as 224 or 480x640, found {text!r}")
-    return numbers[0], numbers[-1]
-
-
-def _parse_batch(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"batch: expected a number of images, found {text!r}")
-    return int(text)
-
-
-def _print_json(document: Any) -> None:
-    if _rank() == 0:  # of several processes, one speaks
-        typer.echo(json.dumps(document, indent=2))
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
 def main() -> None:
     """Run the command line."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-    logging.getLogger("swiftformer").setLevel(logging.INFO if _rank() == 0 else logging.WARNING)
+    logging.getLogger("swiftformer").setLevel(logging.INFO if rank() == 0 else logging.WARNING)
     try:
         app()
     except (ValueError, OSError) as error:

@@ -212,7 +212,7 @@ def wide(x: Tensor) -> Tensor:
 
 
 def total(x: Tensor) -> Tensor:
-    """The sum over height and width, `(B, D, 1, 1)`; of half precision in float32, which many tokens do not overflow."""
+    """The sum over height and width, `(B, D, 1, 1)`; of half precision in float32, which does not overflow."""
     half = x.dtype in (torch.float16, torch.bfloat16)
     return x.sum(dim=(2, 3), keepdim=True, dtype=torch.float32 if half else None)
 

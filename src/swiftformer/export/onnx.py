@@ -17,8 +17,10 @@ OPSET = 20  # the first with Gelu
 
 # Of TensorRT's and Qualcomm's converters; anything else would be a surprise on the device.
 TAKEN = frozenset(
-    ["Add", "Cast", "Clip", "Concat", "Conv", "Div", "Gelu", "Gemm", "Mul", "Reciprocal", "ReduceMean", "ReduceSum"]
-    + ["Relu", "Sigmoid", "Softmax", "Split", "Sqrt", "Sub", "Tanh"]
+    [
+        *("Add", "Cast", "Clip", "Concat", "Conv", "Div", "Gelu", "Gemm", "Mul", "Reciprocal", "ReduceMean"),
+        *("ReduceSum", "Relu", "Sigmoid", "Softmax", "Split", "Sqrt", "Sub", "Tanh"),
+    ]
 )
 
 

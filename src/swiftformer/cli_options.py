@@ -1,0 +1,56 @@
+"""What the verbs of the command line share: options, their parsing, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Annotated, Any, Literal, Optional
+
+import typer
+
+Form = Annotated[
+    Optional[Literal["uniform", "l2", "uniform-unnormalized"]],
+    typer.Option(help="Numeric form of the model, where its file cannot tell."),
+]
+Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, ...; CUDA if there is one.")]
+Engine = Annotated[
+    str,
+    typer.Option(help="torch, torch-compile, openvino, onnxruntime, executorch, litert, coreml; auto: the fastest."),
+]
+Precision = Annotated[Optional[str], typer.Option(help="fp32, bf16 or fp16, where the engine can choose.")]
+Threads = Annotated[Optional[int], typer.Option(min=1, help="On the CPU; the engine's own choice by default.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+Level = Annotated[str, typer.Option(help="What a class is in iNaturalist's data: name, genus, family, ...")]
+DATA_HELP = "Class folders (also below train/ and val/), Parquet or tar shards, CIFAR, ..., or a data set's name."
+DEFAULT_MODEL = "swiftformer-xs-cifar10"
+MODEL_HELP = "Bundled name, hub id, timm name, folder or file."
+RUNNABLE_HELP = "Bundled name, hub id, timm name, folder, file, or exported artifact."
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    try:
+        numbers = [int(number) for number in text.lower().split("x")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2) or min(numbers) < 1:
+        raise ValueError(f"size: expected pixels such as 224 or 480x640, found {text!r}")
+    return numbers[0], numbers[-1]
+
+
+def parse_batch(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"batch: expected a number of images, found {text!r}")
+    return int(text)
+
+
+def print_json(document: Any) -> None:
+    if rank() == 0:  # of several processes, one speaks
+        typer.echo(json.dumps(document, indent=2))
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
