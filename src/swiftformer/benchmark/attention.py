@@ -83,7 +83,8 @@ def slopes(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     for name in dict.fromkeys(row["module"] for row in rows):
         points = [(r["tokens"], r["median_ms"]) for r in rows if r["module"] == name and r["tokens"] >= SLOPE_FROM]
         if len(points) > 1:
-            found[name] = float(np.polyfit(*np.log(np.array(points)).T, deg=1)[0])
+            tokens, times = np.log(np.array(points)).T
+            found[name] = float(np.polyfit(tokens, times, deg=1)[0])
     return found
 
 

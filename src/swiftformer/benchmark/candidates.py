@@ -118,8 +118,16 @@ def ours_in_engine(format_: str, precision: str, engine: str) -> Callable[[Case]
         model = case.model()
         model.preprocessing = AUTHORS
         stored = "fp32" if precision == "bf16" else precision
-        calibration = {"calibration": samples()} if precision == "int8" else {}
-        export(model, folder, format_, precision=stored, batch=case.batch, size=case.size, **calibration)
+        pictures_for_int8 = samples() if precision == "int8" else None
+        export(
+            model,
+            folder,
+            format_,
+            precision=stored,
+            batch=case.batch,
+            size=case.size,
+            calibration=pictures_for_int8,
+        )
         computed = precision if engine == "openvino" and precision != "int8" else None
         opened = open_engine(folder, engine, precision=computed, threads=case.threads)
         images = case.pixels.numpy()

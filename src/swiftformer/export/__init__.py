@@ -84,8 +84,8 @@ def export(
         raise ExportError(f"device: expected cpu for {format}, found {device!r}")
     _check_writable(output)
     reference = model if isinstance(model, (str, Path)) else None
-    net: Any = load(reference, form=form) if reference is not None else copy.deepcopy(model).cpu().float()
-    net = net.eval()
+    given: Any = load(model, form=form) if isinstance(model, (str, Path)) else copy.deepcopy(model)
+    net: Any = given.cpu().float().eval()
     net.preprocessing = getattr(net, "preprocessing", None) or HUB
     batch, size = _shape(format, batch, size, net.preprocessing)
     if size is not None:
