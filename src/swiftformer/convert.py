@@ -72,7 +72,7 @@ def _to_transformers(state_dict: Mapping[str, T], source: Naming) -> dict[str, T
     for key, value in state_dict.items():
         name = _rename(key, COLUMN[source], COLUMN["transformers"])
         if places is not None:
-            name = re.sub(r"^(stages\.\d+\.(?:blocks|downsample))", lambda m: places[m[1]], name)
+            name = re.sub(r"^(stages\.\d+\.(?:blocks|downsample))", lambda m: places[str(m[1])], name)
         else:
             name = re.sub(r"^network\.(\d+)\.(\d+)\.", r"encoder.network.\1.blocks.\2.", name)
             name = re.sub(r"^network\.", "encoder.network.", name)
@@ -87,7 +87,7 @@ def _from_transformers(state_dict: Mapping[str, T], target: Naming) -> dict[str,
     for key, value in state_dict.items():
         name = key.removeprefix("swiftformer.")
         if target == "timm":
-            name = re.sub(r"^encoder\.network\.\d+(\.blocks)?", lambda m: places[m[0]], name)
+            name = re.sub(r"^encoder\.network\.\d+(\.blocks)?", lambda m: places[str(m[0])], name)
         else:
             name = re.sub(r"^encoder\.network\.(\d+)\.(blocks\.)?", r"network.\1.", name)
         renamed[_rename(name, COLUMN["transformers"], COLUMN[target])] = value
