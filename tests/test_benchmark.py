@@ -38,6 +38,7 @@ def test_a_peer_that_computes_something_else_is_refused(monkeypatch):
         run_benchmark(["xs"], [1], (64, 64), implementations=["swiftformer"], engines=["torch"], rounds=1, seconds=0.01)
 
 
+@pytest.mark.exhaustive
 def test_a_candidate_that_fails_costs_no_other(monkeypatch, caplog):
     """And int8 of a batch, compiled and frozen ones are what they say."""
     broken = dataclasses.replace(CANDIDATES[0], engine="openvino", build=lambda case: 1 / 0)

@@ -108,6 +108,7 @@ def test_compressed_packages_are_smaller(folders):
     assert sizes == sorted(set(sizes)) and 1.9 * sizes[2] < sizes[3]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("variant", ["xs", "s", "l1", "l3"])
 def test_variants_keep_all_attention(tmp_path, variant):
     config = SwiftFormerConfig.from_variant(variant, num_labels=10)

@@ -85,6 +85,7 @@ def test_layers_stay_in_floating_point():
         assert difference(module(x).numpy(), graph(x)) < 0.2
 
 
+@pytest.mark.exhaustive
 def test_backbone(tmp_path):
     config = SwiftFormerConfig(**(TINY | SHALLOW), num_labels=10, out_features=["stage1", "stage3"])
     model = randomize(SwiftFormerBackbone(config)).eval()
@@ -97,6 +98,7 @@ def test_backbone(tmp_path):
             assert difference(found, expected) < 1e-5
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("backend", ["coreml", "vulkan"])
 def test_other_backends_are_lowered_and_not_run(tmp_path, caplog, backend):
     if backend == "coreml":

@@ -79,7 +79,8 @@ def test_the_onnx_graph_is_what_was_fused(artifacts):
     assert [file.name for file in sorted((artifacts[1] / "onnx").iterdir())] == ["metadata.json", "model.onnx"]
 
 
-@settings(max_examples=4, deadline=None)
+@pytest.mark.exhaustive
+@settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_all_forms(data, tmp_path_factory):
     fields = {
@@ -93,6 +94,7 @@ def test_all_forms(data, tmp_path_factory):
     assert artifact.comparison["max_relative_difference"] < 1e-4
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("format_", ["onnx", "openvino", "torch-export"])
 def test_backbones(tmp_path, format_):
     config = SwiftFormerConfig(**TINY, out_features=["stage1", "stage4"])
