@@ -200,7 +200,7 @@ def test_pixels_are_whole(folders):
 def test_refusals(folders, tmp_path):
     model = prepared()
     for options, message in (
-        ({"dynamic": True}, "coreml takes inputs of one size only: expected a fixed size, found dynamic=True"),
+        ({"size": "dynamic"}, "coreml takes inputs of one shape only: expected a fixed size, found dynamic"),
         ({"batch": 2}, "expected a batch of 1, found 2"),
         ({"precision": "bf16"}, "coreml: expected a precision of fp16, fp32, int8, palettized, found 'bf16'"),
         ({"precision": "int8", "calibration": ["a.jpg"]}, "expected no calibration for int8, found some"),

@@ -62,7 +62,8 @@ def _difference(engine: Engine, model: Any, images: np.ndarray, options: Options
     """Largest relative difference of an output, and the share of images whose largest value is in the same place."""
     found = list(engine(images).values())
     if options.normalize:
-        images = np.stack([model.preprocessing.normalized(image.transpose(1, 2, 0)) for image in images])
+        pixels = images.transpose(0, 2, 3, 1).astype(np.uint8)  # (B, H, W, C)
+        images = np.stack([model.preprocessing.normalized(image) for image in pixels])
     with torch.inference_mode():
         output: Any = model(torch.from_numpy(images))
         maps = list(output.feature_maps) if hasattr(output, "feature_maps") else [output.logits]
