@@ -207,8 +207,6 @@ def test_refusals(folders, tmp_path):
     ):
         with pytest.raises(ExportError, match=message):
             export(model, tmp_path / "out", "coreml", **options)
-    with pytest.raises(ValueError, match="expected a model with preprocessing"):
-        export(tiny(), tmp_path / "out", "coreml")
     assert not (tmp_path / "out").exists()
     engine = open_engine(folders())
     with pytest.raises(EngineError, match=r"expected an input of shape \(N, 3, 64, 96\), found \(1, 3, 64, 64\)"):
