@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from swiftformer.convert import convert_state_dict
 from swiftformer.deploy import fuse
 from swiftformer.engines import open_engine
+from swiftformer.engines.openvino import shared_core
 from swiftformer.export import export
 from swiftformer.export.compare import pictures, samples
 from swiftformer.export.graph import silent
@@ -210,7 +211,7 @@ def peer_in_openvino(name: str, precision: str) -> Callable[[Case], Call]:
         }
         if case.threads is not None:
             config["INFERENCE_NUM_THREADS"] = case.threads
-        request = openvino.Core().compile_model(model, "CPU", config).create_infer_request()
+        request = shared_core().compile_model(model, "CPU", config).create_infer_request()
         images = case.pixels.numpy()
         return lambda: np.array(request.infer([images], share_inputs=True)[0], np.float32)
 

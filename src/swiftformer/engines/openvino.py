@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,19 @@ from swiftformer.artifact import Artifact
 from swiftformer.engines.base import Engine, EngineError
 
 TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+@cache
+def shared_core() -> Any:
+    """The process's one openvino.Core.
+
+    Each CPU plugin gives the thread that loads it a stack for signals and takes it away when it is freed. Of two that
+    go in the order in which they came, the second puts the first one's freed stack back, and the next signal kills the
+    process.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 class OpenVinoEngine(Engine):
@@ -29,9 +43,7 @@ class OpenVinoEngine(Engine):
         precision: str | None = None,
         threads: int | None = None,
     ) -> None:
-        import openvino
-
-        core = openvino.Core()
+        core = shared_core()
         if device.split(".")[0] not in {name.split(".")[0] for name in core.available_devices}:
             raise EngineError(
                 f"device: expected one of {', '.join(core.available_devices)} for openvino, found {device!r}"
