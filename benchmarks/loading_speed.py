@@ -40,7 +40,7 @@ def main() -> None:
 
     source = open_source(arguments.data, "all")
     loader = TrainingLoader(source, recipe, arguments.size, arguments.batch, arguments.workers)
-    normalize = Normalization(recipe, torch.device("cpu"))
+    normalize = Normalization(recipe, torch.device("cpu"), recipe.random_erasing)
     timm_loader = create_loader(
         create_dataset("", root=str(arguments.data), is_training=True),
         input_size=(3, arguments.size, arguments.size),

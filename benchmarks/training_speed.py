@@ -27,6 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from swiftformer import SwiftFormerForImageClassificationWithTeacher
 from swiftformer.train.distributed import Processes
+from swiftformer.train.objectives import ClassificationObjective
 from swiftformer.train.recipes import get_recipe
 from swiftformer.train.step import TrainingStep
 
@@ -39,7 +40,8 @@ def ours(arguments: argparse.Namespace, pixels: Tensor, targets: Tensor, compile
     device = torch.device(arguments.device)
     net = SwiftFormerForImageClassificationWithTeacher.from_variant(arguments.variant, num_labels=1000)
     net = net.to(device, memory_format=torch.channels_last).train()
-    step = TrainingStep(recipe, net, Processes(0, 1, device), updates_per_epoch=1000)
+    objective = ClassificationObjective(recipe, device)
+    step = TrainingStep(recipe, net, Processes(0, 1, device), objective, updates_per_epoch=1000)
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     indices, number = torch.arange(arguments.batch), [0]
 

@@ -86,3 +86,25 @@ def image_folder(tmp_path: Path) -> Path:
                 pixels[:, :, channel] += 150
                 Image.fromarray(pixels).save(folder / f"{i}.png")
     return tmp_path / "images"
+
+
+@pytest.fixture
+def segmentation_folder(tmp_path: Path) -> Path:
+    """`images/SPLIT` and `annotations/SPLIT`, 12 pictures to train on and 4 to validate on; three classes and void."""
+    root = tmp_path / "segmentation"
+    for split, count in (("train", 12), ("val", 4)):
+        for kind in ("images", "annotations"):
+            (root / kind / split).mkdir(parents=True)
+        for i in range(count):
+            pixels, mask = picture_with_mask(i)
+            Image.fromarray(pixels).save(root / "images" / split / f"{i:02}.png")
+            Image.fromarray(mask).save(root / "annotations" / split / f"{i:02}.png")
+    return root
+
+
+def picture_with_mask(seed: int = 0, height: int = 20, width: int = 30) -> tuple[np.ndarray, np.ndarray]:
+    """Noise `(height, width, 3)`, and a mask of the classes 0, 1, 2 and void."""
+    rng = np.random.default_rng(seed)
+    mask = rng.choice([0, 1, 2, 255], size=(height, width)).astype(np.uint8)
+    mask[0, :4] = 0, 1, 2, 255
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8), mask

@@ -9,11 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swiftformer import benchmark
 from swiftformer.attention import SelfAttention
-from swiftformer.benchmark import run_benchmark, summary, time_calls
+from swiftformer.benchmark import latency
 from swiftformer.benchmark.attention import allocated, run_attention_benchmark, slopes
-from swiftformer.benchmark.candidates import CANDIDATES
+from swiftformer.benchmark.candidates import CANDIDATES, Case
+from swiftformer.benchmark.footprint import footprint
+from swiftformer.benchmark.latency import run_benchmark, summary, time_calls
 from test_cli import cli  # noqa: F401
 
 EAGER = ("torch", "torch channels_last", "onnxruntime", "openvino")
@@ -22,7 +23,9 @@ EAGER = ("torch", "torch channels_last", "onnxruntime", "openvino")
 def test_every_peer_computes_the_same(tmp_path):
     """Eager and exported candidates of all precisions on XS; compiled ones differ by the engine alone."""
     pytest.importorskip("openvino")
-    result = run_benchmark(["xs"], [2], (64, 64), engines=EAGER, precisions=("fp32", "bf16"), rounds=1, seconds=0.01)
+    result = run_benchmark(
+        ["xs"], [2], (64, 64), engines=EAGER, precisions=("fp32", "bf16"), rounds=1, seconds=0.01, footprints=False
+    )
     rows = {(r["implementation"], r["engine"], r["precision"]): r for r in result["rows"]}
     assert ("transformers", "torch", "fp32") in rows and ("timm", "onnxruntime", "fp32") in rows
     for (_, _, precision), row in rows.items():
@@ -33,9 +36,18 @@ def test_every_peer_computes_the_same(tmp_path):
 
 
 def test_a_peer_that_computes_something_else_is_refused(monkeypatch):
-    monkeypatch.setitem(benchmark.AGREEMENT, "fp32", 0.0)
+    monkeypatch.setitem(latency.AGREEMENT, "fp32", 0.0)
     with pytest.raises(ValueError, match="swiftformer in torch, fp32: expected a relative difference of at most 0"):
-        run_benchmark(["xs"], [1], (64, 64), implementations=["swiftformer"], engines=["torch"], rounds=1, seconds=0.01)
+        run_benchmark(
+            ["xs"],
+            [1],
+            (64, 64),
+            implementations=["swiftformer"],
+            engines=["torch"],
+            rounds=1,
+            seconds=0.01,
+            footprints=False,
+        )
 
 
 @pytest.mark.exhaustive
@@ -48,11 +60,26 @@ def test_a_candidate_that_fails_costs_no_other(monkeypatch, caplog):
         if (c.implementation, c.engine, c.precision)
         in {("swiftformer", "openvino", "int8"), ("timm", "torch-compile frozen", "bf16"), ("timm", "openvino", "int8")}
     ]
-    monkeypatch.setattr(benchmark, "CANDIDATES", [broken, *wanted])
-    result = run_benchmark(["xs"], [2], (64, 64), rounds=1, seconds=0.01)
+    monkeypatch.setattr(latency, "CANDIDATES", [broken, *wanted])
+    result = run_benchmark(["xs"], [2], (64, 64), rounds=1, seconds=0.01, footprints=False)
     assert [row.get("error") for row in result["rows"]] == [None, None, None, "division by zero"]
     assert "swiftformer in openvino, fp32 fails (division by zero)" in caplog.text
     assert torch._inductor.config.freezing is False
+
+
+def test_footprint(tmp_path):
+    """A runtime's process holds its own packages only."""
+    pytest.importorskip("onnxruntime")
+    found = {}
+    for candidate in CANDIDATES:
+        if candidate.implementation == "swiftformer" and candidate.engine in ("torch", "onnxruntime"):
+            found[candidate.engine] = footprint(candidate, Case("xs", 1, (64, 64), None, "cpu", tmp_path))
+    for row in found.values():
+        assert 0 < row["load_seconds"] < row["start_seconds"] < 60 and row["memory_mb"] > 50
+    assert found["onnxruntime"]["memory_mb"] < found["torch"]["memory_mb"] / 2
+    broken = dataclasses.replace(CANDIDATES[0], file=lambda case: tmp_path / "none.onnx", engine="onnxruntime")
+    with pytest.raises(RuntimeError, match=r"none.onnx"):
+        footprint(broken, Case("xs", 1, (64, 64), None, "cpu", tmp_path))
 
 
 def test_nothing_to_measure():
@@ -99,6 +126,7 @@ def test_slopes(power):
 
 def test_command_line(cli, tmp_path):  # noqa: F811
     options = ["--variants", "xs", "--size", 64, "--batch", "1", "--rounds", 1, "--engines", "torch"]
+    options += ["--no-footprints"]
     code, out, err = cli("benchmark", *options, "--output", tmp_path / "r", "--json")
     assert code == 0, err
     document = json.loads(out)

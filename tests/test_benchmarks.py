@@ -50,6 +50,15 @@ def test_quality(script, ten_classes, tmp_path):
     assert [line for line in again.splitlines() if line] == ["".join(line) for line in out.splitlines()[-9:]]
 
 
+def test_export_accuracy(script, ten_classes, tmp_path):
+    pytest.importorskip("openvino")
+    options = ["--data", ten_classes, "--formats", "openvino", "--precisions", "fp32", "--output", tmp_path / "a.jsonl"]
+    out = script("export_accuracy", *options)
+    rows = [line for line in out.splitlines() if line.startswith("| ")]
+    assert "| openvino | fp32 | 10 | " in rows[2] and "100.00%" in rows[2] and "| PyTorch |" in rows[1]
+    assert script("export_accuracy", *options).splitlines() == rows[:1] + out.splitlines()[-3:]
+
+
 def test_loading_speed(script, ten_classes):
     out = script(
         "loading_speed", "--data", ten_classes / "train", "--workers", 1, "--batch", 5, "--size", 32, "--rounds", 2,

@@ -47,7 +47,7 @@ def test_training_batches(image_folder, settings):
     recipe = get_recipe("smoke", ["batch_size=12", "auto_augment=rand-m9-mstd0.5-inc1", "random_erasing=1", *settings])
     source = open_source(image_folder, "train")
     loader = TrainingLoader(source, recipe, 32, 12, workers=0)
-    normalize = Normalization(recipe, torch.device("cpu"))
+    normalize = Normalization(recipe, torch.device("cpu"), recipe.random_erasing)
     batches = list(loader.batches(0))
     assert len(batches) == len(loader) == 4
     for pixels, targets, indices, unreadable in batches:
@@ -99,7 +99,7 @@ def test_normalisation_is_that_of_timm(image_folder, channels_last):
     seed_generators(3)
     ((expected, _),) = loader
     seed_generators(3)
-    found = Normalization(recipe, torch.device("cpu"))(batch.pixels)
+    found = Normalization(recipe, torch.device("cpu"), recipe.random_erasing)(batch.pixels)
     assert torch.equal(found, expected)
 
 

@@ -19,6 +19,7 @@ from swiftformer.data.sources import open_source
 from swiftformer.train import loop
 from swiftformer.train.distillation import distillation_loss
 from swiftformer.train.distributed import Processes
+from swiftformer.train.objectives import ClassificationObjective
 from swiftformer.train.recipes import Recipe, get_recipe
 from swiftformer.train.run_log import RunLog
 from swiftformer.train.step import TrainingStep
@@ -41,7 +42,9 @@ def numbers(seed: int, *shape: int) -> np.ndarray:
 
 def schedule(recipe: Recipe, updates: int) -> list[float]:
     """The rate of every update, as the training step sets it: before the first, then after each for the next one."""
-    step = TrainingStep(recipe, nn.Linear(1, 1), Processes(0, 1, torch.device("cpu")), updates_per_epoch=updates)
+    alone = Processes(0, 1, torch.device("cpu"))
+    objective = ClassificationObjective(recipe, alone.device)
+    step = TrainingStep(recipe, nn.Linear(1, 1), alone, objective, updates_per_epoch=updates)
     rates = [step.lr]
     for update in range(1, recipe.epochs * updates + 1):
         step.scheduler.step_update(num_updates=update)
@@ -74,6 +77,13 @@ def closed_form(recipe: Recipe, updates: int) -> np.ndarray:
 def test_learning_rate(epochs, warmup, updates, lr, first, last):
     recipe = Recipe(epochs=epochs, warmup_epochs=min(warmup, epochs), lr=lr, warmup_lr=first, min_lr=last)
     np.testing.assert_allclose(schedule(recipe, updates), closed_form(recipe, updates), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("epochs", [1, 5])
+def test_polynomial_learning_rate(epochs):
+    recipe = Recipe(epochs=epochs, warmup_epochs=0, lr=0.1, min_lr=0.01, schedule="poly")
+    left = 1 - np.arange(epochs * 7 + 1) / (epochs * 7)
+    np.testing.assert_allclose(schedule(recipe, 7), 0.01 + 0.09 * left**0.9, rtol=1e-9)
 
 
 def test_learning_rate_of_the_paper():

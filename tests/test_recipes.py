@@ -1,13 +1,13 @@
 import pytest
 
 from swiftformer.image_processing import AUTHORS
-from swiftformer.train.recipes import RECIPES, Recipe, get_recipe
+from swiftformer.train.recipes import RECIPES, TrainingRecipe, get_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_are_valid_and_frozen(name):
     recipe = get_recipe(name)
-    assert isinstance(recipe, Recipe)
+    assert isinstance(recipe, TrainingRecipe)
     with pytest.raises(AttributeError):
         recipe.lr = 1.0
 
@@ -51,6 +51,11 @@ def test_settings():
         ("smoke", "crop_pct=0", "crop_pct in"),
         ("smoke", "label_smoothing=1", "label_smoothing in"),
         ("smoke", "interpolation=best", "interpolation must be one of"),
+        ("smoke", "schedule=step", "schedule: expected"),
+        ("smoke_segmentation", "mixup=0.8", "expected key=value with a key of .*scale"),
+        ("smoke_segmentation", "scale=2,1", "the smaller first, found"),
+        ("smoke_segmentation", "frozen_stages=5", "frozen_stages from 0 to 4"),
+        ("smoke_segmentation", "head_dropout=1", "head_dropout in"),
     ],
 )
 def test_bad_settings(name, setting, message):
@@ -86,6 +91,13 @@ def test_paper_recipes_field_by_field():
         batch_size, accumulation = recipe.batches()
         assert (batch_size, accumulation) == (128, 16)
         assert recipe.preprocessing == AUTHORS
+
+
+def test_paper_recipe_of_ade20k():
+    """Paper, section 4.3: 40,000 updates of 32 pictures, of 20,210."""
+    recipe = get_recipe("paper_ade20k_semantic_fpn")
+    assert (recipe.optimizer, recipe.lr, recipe.schedule, recipe.image_size) == ("adamw", 2e-4, "poly", 512)
+    assert recipe.batches() == (4, 8) and recipe.epochs * (20_210 // 32) == pytest.approx(40_000, rel=0.02)
 
 
 def test_progressive_sizes_share_the_first_part():

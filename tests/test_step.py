@@ -13,10 +13,16 @@ from conftest import TINY, randomize
 from swiftformer import SwiftFormerConfig, SwiftFormerForImageClassificationWithTeacher
 from swiftformer.train.distillation import Teacher
 from swiftformer.train.distributed import Processes
+from swiftformer.train.objectives import ClassificationObjective
 from swiftformer.train.recipes import get_recipe
 from swiftformer.train.step import TrainingStep
 
 ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def smoke_step(*settings):
+    recipe = get_recipe("smoke", settings)
+    return TrainingStep(recipe, network(0), ALONE, ClassificationObjective(recipe, ALONE.device), updates_per_epoch=1)
 
 
 def network(seed):
@@ -32,14 +38,8 @@ def test_two_updates_of_two_batches(distillation, optimizer):
     recipe = get_recipe("smoke", [*settings, "batch_size=4", "total_batch_size=8", "epochs=4", "distillation_tau=2"])
     net, teacher = network(0), network(1).eval()
     theirs = copy.deepcopy(net)
-    step = TrainingStep(
-        recipe,
-        net,
-        ALONE,
-        updates_per_epoch=3,
-        accumulation=2,
-        teacher=Teacher(teacher) if distillation != "none" else None,
-    )
+    objective = ClassificationObjective(recipe, ALONE.device, Teacher(teacher) if distillation != "none" else None)
+    step = TrainingStep(recipe, net, ALONE, objective, updates_per_epoch=3, accumulation=2)
     opt = create_optimizer_v2(theirs, opt=optimizer, lr=0.05, weight_decay=recipe.weight_decay)
     schedule = CosineLRScheduler(
         opt, t_initial=12, warmup_t=3, warmup_lr_init=1e-6, lr_min=1e-5, t_in_epochs=False, k_decay=1.0
@@ -78,7 +78,7 @@ def test_two_updates_of_two_batches(distillation, optimizer):
 
 
 def test_clipping_leaves_the_heads_alone():
-    step = TrainingStep(get_recipe("smoke"), network(0), ALONE, updates_per_epoch=1)
+    step = smoke_step()
     clipped = {id(parameter) for parameter in step.clipped}
     left = {name for name, parameter in step.net.named_parameters() if id(parameter) not in clipped}
     assert left == {"head.weight", "head.bias", "dist_head.weight", "dist_head.bias"}
@@ -94,7 +94,7 @@ def test_float16_scales_the_loss_and_unscales_before_clipping(monkeypatch):
 
     monkeypatch.setattr(timm.utils, "adaptive_clip_grad", spy)
     for precision in ("fp32", "fp16"):
-        step = TrainingStep(get_recipe("smoke", [f"precision={precision}"]), network(0), ALONE, updates_per_epoch=1)
+        step = smoke_step(f"precision={precision}")
         if precision == "fp16":
             step.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)  # small enough for these gradients
         torch.manual_seed(0)
@@ -103,7 +103,7 @@ def test_float16_scales_the_loss_and_unscales_before_clipping(monkeypatch):
 
 
 def test_an_overflow_in_float16_skips_the_update():
-    step = TrainingStep(get_recipe("smoke", ["precision=fp16"]), network(0), ALONE, updates_per_epoch=1)
+    step = smoke_step("precision=fp16")
     before = [parameter.clone() for parameter in step.net.parameters()]
     step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
     step(torch.randn(4, 3, 32, 32), torch.randint(0, 5, (4,)), torch.arange(4), 1)

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from swiftformer import SwiftFormerConfig, SwiftFormerForImageClassification, load, save
 from swiftformer.data.sources import open_source
-from swiftformer.evaluate.classification import _match_classes, evaluate_classifier, evaluate_reference
-from swiftformer.train import distillation, loop
+from swiftformer.evaluate.classification import evaluate_classifier, evaluate_reference, match_classes
+from swiftformer.train import classification, distillation, loop
 from swiftformer.train import state as state_module
 from swiftformer.train.plots import plot_confusion
 from swiftformer.train.recipes import get_recipe
@@ -88,10 +88,10 @@ def test_resumed_run_equals_an_uninterrupted_one(image_folder, tmp_path, monkeyp
             raise KeyboardInterrupt
         return evaluate_classifier(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "evaluate_classifier", interrupted)
+    monkeypatch.setattr(classification, "evaluate_classifier", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(image_folder, tmp_path / "parts", *settings, workers=workers)
-    monkeypatch.setattr(loop, "evaluate_classifier", evaluate_classifier)
+    monkeypatch.setattr(classification, "evaluate_classifier", evaluate_classifier)
     parts = run(image_folder, tmp_path / "parts", *settings, workers=workers, resume=True)
     assert parts["loss"] == whole["loss"] and parts["top1"] == whole["top1"]
     a, b = (read_state(tmp_path / name) for name in ("whole", "parts"))
@@ -161,10 +161,10 @@ def test_a_kill_before_the_first_evaluation_can_be_resumed(image_folder, tmp_pat
         raise KeyboardInterrupt
 
     whole = run(image_folder, tmp_path / "whole")
-    monkeypatch.setattr(loop, "evaluate_classifier", killed)
+    monkeypatch.setattr(classification, "evaluate_classifier", killed)
     with pytest.raises(KeyboardInterrupt):
         run(image_folder, tmp_path / "run")
-    monkeypatch.setattr(loop, "evaluate_classifier", evaluate_classifier)
+    monkeypatch.setattr(classification, "evaluate_classifier", evaluate_classifier)
     assert run(image_folder, tmp_path / "run", resume=True)["top1"] == whole["top1"]
 
 
@@ -230,13 +230,13 @@ def test_accuracy_per_class(image_folder, tmp_path):
 
 def test_classes_are_matched_by_name_only_where_names_are_unique():
     imagenet = ["crane", "heron", "crane"]
-    assert _match_classes(imagenet, ["crane", "heron", "crane"], [0, 1, 2]) == [0, 1, 2]
-    assert _match_classes(imagenet, ["n1", "n2", "n3"], [2, 1]) == [2, 1]
-    assert _match_classes(["a", "b", "c"], ["c", "a"], [0, 1]) == [2, 0]
+    assert match_classes(imagenet, ["crane", "heron", "crane"], [0, 1, 2]) == [0, 1, 2]
+    assert match_classes(imagenet, ["n1", "n2", "n3"], [2, 1]) == [2, 1]
+    assert match_classes(["a", "b", "c"], ["c", "a"], [0, 1]) == [2, 0]
     with pytest.raises(ValueError, match="several called crane"):
-        _match_classes(imagenet, ["heron", "crane"], [0])
+        match_classes(imagenet, ["heron", "crane"], [0])
     with pytest.raises(ValueError, match=r"found 2 others \(x, y\)"):
-        _match_classes(imagenet, ["x", "y"], [0])
+        match_classes(imagenet, ["x", "y"], [0])
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from swiftformer.locate import CheckpointError
     from swiftformer.normalization import fold_normalization
     from swiftformer.predict import classify
+    from swiftformer.segmentation import SwiftFormerForSemanticSegmentation
+    from swiftformer.segmentation_inference import post_process_semantic_segmentation, segment_logits
     from swiftformer.variants import VARIANTS
 
 _MODULES = {
@@ -46,6 +48,8 @@ _MODULES = {
     "locate": ("CheckpointError",),
     "normalization": ("fold_normalization",),
     "predict": ("classify",),
+    "segmentation": ("SwiftFormerForSemanticSegmentation",),
+    "segmentation_inference": ("post_process_semantic_segmentation", "segment_logits"),
     "variants": ("VARIANTS",),
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names}
@@ -62,6 +66,7 @@ __all__ = [
     "SwiftFormerConfig",
     "SwiftFormerForImageClassification",
     "SwiftFormerForImageClassificationWithTeacher",
+    "SwiftFormerForSemanticSegmentation",
     "SwiftFormerModel",
     "SwiftFormerPreTrainedModel",
     "__version__",
@@ -70,8 +75,10 @@ __all__ = [
     "fuse",
     "load",
     "open_image",
+    "post_process_semantic_segmentation",
     "register",
     "save",
+    "segment_logits",
 ]
 
 

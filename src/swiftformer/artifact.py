@@ -26,7 +26,7 @@ class Artifact:
         format: a key of `swiftformer.export.FORMATS`.
         precision: `fp32`, `fp16`, `bf16`, `int8` or `palettized`.
         file: the graph, in the artifact's folder; a file or a folder.
-        task: `classification` or `backbone`.
+        task: `classification`, `segmentation` or `backbone`.
         outputs: names of the outputs in order: `logits`, or `probabilities` where softmax is in the graph, or the names
             of a backbone's feature maps.
         channels: of the input.
@@ -39,7 +39,8 @@ class Artifact:
         device: that the graph was compiled for; `cpu` also where it is compiled later.
         source: the model that was exported, `sha256` of its weights included.
         versions: of the packages that wrote the artifact.
-        comparison: with the model in PyTorch: `images`, `top1_agreement` and `max_relative_difference`.
+        comparison: with the model in PyTorch: `images`, `top1_agreement` (of a segmentation model, of its pixels) and
+            `max_relative_difference`.
         checksums: sha256 of every file of the graph.
     """
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from swiftformer.convert import HEAD_KEYS, Naming, convert_state_dict, detect_naming, infer_config
+from swiftformer.convert import HEAD_KEYS, SEGMENTATION_KEYS, Naming, convert_state_dict, detect_naming, infer_config
 from swiftformer.files import atomic_file, atomic_folder
 from swiftformer.image_processing import AUTHORS, HUB, TIMM, Preprocessing
 from swiftformer.locate import CheckpointError, Located, locate
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Form = Literal["uniform", "l2", "uniform-unnormalized"]
-Task = Literal["classification", "backbone"]
+Task = Literal["classification", "segmentation", "backbone"]
 
 FORMS: dict[str, dict[str, Any]] = {
     "uniform": {"global_query_weighting": "uniform", "normalize_query_key": True},
@@ -34,6 +34,17 @@ FORMS: dict[str, dict[str, Any]] = {
     "uniform-unnormalized": {"global_query_weighting": "uniform", "normalize_query_key": False},
     # Never released, but a configuration can ask for it.
     "l2-unnormalized": {"global_query_weighting": "l2", "normalize_query_key": False},
+}
+# The layers that know the classes, of each task, and the tensor that counts them.
+CLASSIFIERS = {
+    "classification": (("head.", "dist_head."), "head.weight"),
+    "segmentation": (("decode_head.classifier.",), "decode_head.classifier.weight"),
+}
+# What a model of each task has besides stem and stages.
+PARTS = {
+    "classification": HEAD_KEYS,
+    "segmentation": ("hidden_states_norms.", SEGMENTATION_KEYS),
+    "backbone": ("hidden_states_norms.",),
 }
 # What `load` decides itself, and no override may change.
 DECIDED = ("global_query_weighting", "normalize_query_key", "depths", "embed_dims", "distillation")
@@ -95,7 +106,7 @@ def load(
         form: `uniform`, `l2` or `uniform-unnormalized`; needed only where the file cannot tell.
         num_labels: number of classes wanted; where the checkpoint has another, its heads are replaced.
         labels: class names wanted, in order; the heads are replaced where their number or names differ.
-        task: `classification` or `backbone`; by default what the checkpoint holds.
+        task: `classification`, `segmentation` or `backbone`; by default what the checkpoint holds.
         ema: take the averaged weights of an authors' training checkpoint.
         strict: False allows missing and unexpected keys; `model.load_report` lists them.
         overrides: fields of `SwiftFormerConfig`, such as `drop_path_rate=0.1` or `out_indices=[1, 2, 3, 4]`.
@@ -109,6 +120,7 @@ def load(
     """
     from swiftformer.config import SwiftFormerConfig
     from swiftformer.hf import SwiftFormerBackbone, SwiftFormerForImageClassification
+    from swiftformer.segmentation import SwiftFormerForSemanticSegmentation
 
     known = {f.name for f in dataclasses.fields(SwiftFormerConfig)} | {"out_features", "out_indices"}
     if wrong := [name for name in overrides if name not in known or name in DECIDED]:
@@ -119,10 +131,12 @@ def load(
     located, naming, state_dict = _read_state_dict(located, ema)
     config = _read_config(located, naming, state_dict, form)
     has_head = "head.weight" in state_dict
-    if task not in (None, "classification", "backbone"):
-        raise ValueError(f"task must be 'classification' or 'backbone', found {task!r}")
+    if task not in (None, "classification", "segmentation", "backbone"):
+        raise ValueError(f"task must be 'classification', 'segmentation' or 'backbone', found {task!r}")
     has_norms = any(key.startswith("hidden_states_norms.") for key in state_dict)
-    if task is None:
+    if task is None and any(key.startswith(SEGMENTATION_KEYS) for key in state_dict):
+        task = "segmentation"
+    elif task is None:
         task = "backbone" if has_norms and not has_head else "classification"
 
     if labels is not None:
@@ -136,10 +150,12 @@ def load(
         model: Any = SwiftFormerBackbone(_checked_config(located, config | overrides))
         replaced = False
     else:
-        if not has_head and num_labels is None:
-            raise CheckpointError(f"{located.path}: expected a classification head, found none; pass num_labels")
-        replaced, config = _resolve_labels(config, state_dict, num_labels, labels)
-        model = SwiftFormerForImageClassification(_checked_config(located, config | overrides))
+        stored = len(state_dict.get(CLASSIFIERS[task][1], ()))
+        if stored == 0 and num_labels is None:
+            raise CheckpointError(f"{located.path}: expected a {task} head, found none; pass num_labels")
+        replaced, config = _resolve_labels(config, stored, num_labels, labels)
+        kind = SwiftFormerForImageClassification if task == "classification" else SwiftFormerForSemanticSegmentation
+        model = kind(_checked_config(located, config | overrides))
 
     missing, unexpected = _fill(model, state_dict, located, task, replaced, strict)
     model.preprocessing = located.preprocessing or {"transformers": HUB, "authors": AUTHORS, "timm": TIMM}[naming]
@@ -148,7 +164,7 @@ def load(
         naming=naming,
         form=model.config.form,
         task=task,
-        num_labels=model.config.num_labels if task == "classification" else None,
+        num_labels=None if task == "backbone" else model.config.num_labels,
         head_replaced=replaced,
         missing=missing,
         unexpected=unexpected,
@@ -236,10 +252,9 @@ def _resolve_config(located: Located, naming: Naming, inferred: dict[str, Any], 
 
 
 def _resolve_labels(
-    config: dict[str, Any], state_dict: dict[str, Tensor], num_labels: int | None, labels: list[str] | None
+    config: dict[str, Any], stored: int, num_labels: int | None, labels: list[str] | None
 ) -> tuple[bool, dict[str, Any]]:
-    """Whether the heads are replaced, and the config with the labels that the model will have."""
-    stored = int(state_dict["head.weight"].shape[0]) if "head.weight" in state_dict else 0
+    """Whether the layers of `stored` classes are replaced, and the config with the labels that the model will have."""
     names = [config["id2label"][i] for i in sorted(config.get("id2label", {}))]
     wanted = stored if num_labels is None else num_labels
     replaced = wanted != stored or (labels is not None and bool(names) and labels != names)
@@ -258,16 +273,16 @@ def _fill(
     wanted = model.state_dict()
     # Stray counters of BatchNorm change nothing; older files lack them.
     optional = {key for key in wanted if key.endswith("num_batches_tracked")}
-    allowed_missing: set[str] = set()
-    allowed_unexpected: set[str] = set()
+    own = PARTS[task]
+    new: tuple[str, ...] = own if task == "backbone" else ()
     if replaced:
-        state_dict = {k: v for k, v in state_dict.items() if not k.startswith(("head.", "dist_head."))}
-        allowed_missing |= {key for key in wanted if key.startswith(HEAD_KEYS)}
-    if task == "backbone":
-        allowed_missing |= {key for key in wanted if key.startswith("hidden_states_norms.")}
-        allowed_unexpected |= {key for key in state_dict if key.startswith((*HEAD_KEYS, "hidden_states_norms."))}
-    else:
-        allowed_unexpected |= {key for key in state_dict if key.startswith("hidden_states_norms.")}
+        classifiers = CLASSIFIERS[task][0]
+        segmented = task == "segmentation" and any(key.startswith(SEGMENTATION_KEYS) for key in state_dict)
+        new = classifiers if segmented else own
+        state_dict = {key: value for key, value in state_dict.items() if not key.startswith(classifiers)}
+    foreign = tuple(part for parts in PARTS.values() for part in parts if task == "backbone" or part not in own)
+    allowed_missing = {key for key in wanted if key.startswith(new)}
+    allowed_unexpected = {key for key in state_dict if key.startswith(foreign)}
     missing = sorted(wanted.keys() - state_dict.keys() - optional)
     unexpected = sorted(state_dict.keys() - wanted.keys())
     bad_missing = [key for key in missing if key not in allowed_missing]

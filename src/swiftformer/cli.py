@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import logging
 import re
-import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 
@@ -22,6 +21,7 @@ from swiftformer.cli_options import (
     MODEL_HELP,
     RUNNABLE_HELP,
     AsJson,
+    Classes,
     Device,
     Engine,
     Form,
@@ -33,6 +33,8 @@ from swiftformer.cli_options import (
     print_json,
     rank,
 )
+from swiftformer.cli_segment import segment
+from swiftformer.cli_train import slurm, train
 
 app = typer.Typer(
     name="swiftformer",
@@ -109,60 +111,6 @@ def classify(
 
 
 @app.command()
-def train(
-    data: Annotated[str, typer.Option(help=DATA_HELP)],
-    output: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/train"),
-    recipe: Annotated[
-        str, typer.Option(help="paper_xs, paper_s, paper_l1, paper_l3, small_images, finetune or smoke.")
-    ] = "finetune",
-    set_: Annotated[
-        Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Change a field of the recipe.")
-    ] = None,
-    variant: Annotated[str, typer.Option(help="xs, s, l1 or l3, from scratch.")] = "xs",
-    model: Annotated[Optional[str], typer.Option(help=f"Start from a checkpoint instead. {MODEL_HELP}")] = None,
-    form: Form = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
-    device: Device = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 2,
-    save_minutes: Annotated[float, typer.Option(min=0, help="Save the state this often within an epoch.")] = 30.0,
-    keep_states: Annotated[int, typer.Option(min=1, help="Saved states to keep.")] = 2,
-    level: Level = "name",
-    as_json: AsJson = False,
-) -> None:
-    """Train or fine-tune a classifier; weights, metrics and the state to resume from go to the run folder.
-
-    On several GPUs or machines: torchrun -m swiftformer train ..., or see `swiftformer slurm --help`.
-    """
-    from swiftformer.data.sources import open_source
-    from swiftformer.train.loop import train as run
-    from swiftformer.train.recipes import get_recipe
-
-    if recipe == "finetune" and model is None and not resume:
-        raise ValueError(
-            "the recipe finetune starts from a checkpoint: expected --model, such as MBZUAI/swiftformer-xs, "
-            "or another --recipe to train from scratch"
-        )
-    metrics = run(
-        get_recipe(recipe, set_ or ()),
-        open_source(data, "train", level=level),
-        open_source(data, "val", level=level),
-        output,
-        variant=variant,
-        model=model,
-        form=form,
-        resume=resume,
-        device=device,
-        workers=workers,
-        save_minutes=save_minutes,
-        keep_states=keep_states,
-        data_name=data,
-        command=shlex.join(["swiftformer", *sys.argv[1:]]),
-    )
-    if as_json:
-        print_json(metrics)
-
-
-@app.command()
 def evaluate(
     data: Annotated[str, typer.Option(help=DATA_HELP)],
     model: Annotated[str, typer.Option(help=RUNNABLE_HELP)] = DEFAULT_MODEL,
@@ -174,6 +122,11 @@ def evaluate(
     per_class: Annotated[bool, typer.Option("--per-class", help="Accuracy of each class as well.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Of a run folder, the weights that are not averaged.")] = False,
     level: Level = "name",
+    classes: Classes = None,
+    short_side: Annotated[
+        Optional[int], typer.Option(min=0, help="To segment: pixels, 0 for a picture's own size; else the model's.")
+    ] = None,
+    window: Annotated[int, typer.Option(min=0, help="To segment: side of sliding windows; 0 for whole pictures.")] = 0,
     form: Form = None,
     engine: Engine = "auto",
     device: Device = None,
@@ -181,28 +134,23 @@ def evaluate(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Top-1 and top-5 accuracy and calibration error of a classifier, in percent."""
-    from swiftformer.evaluate.classification import evaluate_reference
+    """How good a model is, in percent: of a classifier top-1, top-5 and calibration error, of a segmenter mean IoU."""
+    from swiftformer.evaluate import classification, segmentation
     from swiftformer.reports import metrics_table, progress_bar
+    from swiftformer.tasks import stored_task
 
     if raw and not (Path(model) / "raw").is_dir():
         raise ValueError(f"{model}: expected the folder of a run that averages its weights, found no raw/ in it")
+    reference = str(Path(model) / "raw") if raw else model
+    options: dict[str, Any] = {"form": form, "engine": engine, "device": device, "precision": precision}
+    options |= {"threads": threads, "workers": workers, "per_class": per_class}
     with progress_bar("evaluate", None) as advance:
-        metrics = evaluate_reference(
-            str(Path(model) / "raw") if raw else model,
-            data,
-            split,
-            form=form,
-            level=level,
-            batch_size=batch_size,
-            workers=workers,
-            engine=engine,
-            device=device,
-            precision=precision,
-            threads=threads,
-            per_class=per_class,
-            progress=advance,
-        )
+        if stored_task(reference) == "segmentation":
+            options |= {"short_side": short_side, "window": window, "classes": classes}
+            metrics = segmentation.evaluate_reference(reference, data, split, **options, progress=advance)
+        else:
+            options |= {"level": level, "batch_size": batch_size}
+            metrics = classification.evaluate_reference(reference, data, split, **options, progress=advance)
     if as_json:
         print_json(metrics)
     elif rank() == 0:
@@ -309,60 +257,16 @@ def info(
     print_json(description) if as_json else complexity_table(description)
 
 
-@app.command()
-def slurm(
-    arguments: Annotated[list[str], typer.Argument(help="Behind --: what `swiftformer train` gets.")],
-    nodes: Annotated[int, typer.Option(help="Machines.")] = 1,
-    gpus: Annotated[int, typer.Option(help="GPUs of each, with one process per GPU; 0 for a cluster without.")] = 8,
-    tasks: Annotated[int, typer.Option(help="Processes per machine where there are no GPUs.")] = 1,
-    cpus: Annotated[int, typer.Option(help="Cores per process; --workers share them.")] = 8,
-    time: Annotated[str, typer.Option(help="Limit of one stay: minutes, HH:MM:SS or D-HH:MM:SS.")] = "1-00:00:00",
-    job_name: Annotated[str, typer.Option(help="What squeue shows.")] = "swiftformer",
-    partition: Annotated[Optional[str], typer.Option(help="As sbatch's.")] = None,
-    account: Annotated[Optional[str], typer.Option(help="As sbatch's.")] = None,
-    constraint: Annotated[Optional[str], typer.Option(help="As sbatch's.")] = None,
-    memory: Annotated[Optional[str], typer.Option(help="Per machine, such as 200G.")] = None,
-    log: Annotated[str, typer.Option(help="The job's log; %j is the job's number.")] = "slurm-%j.out",
-    requeue: Annotated[bool, typer.Option(help="Back to the queue at the time limit and after preemption.")] = True,
-    signal_seconds: Annotated[int, typer.Option(help="Time to save the state before the limit.")] = 120,
-    setup: Annotated[
-        Optional[list[str]], typer.Option(help="Line of shell to run first, such as 'module load cuda'; repeatable.")
-    ] = None,
-    write: Annotated[Optional[Path], typer.Option(help="File to write; otherwise the script is printed.")] = None,
-) -> None:
-    """A batch script for Slurm that trains on many GPUs, requeues itself and resumes: swiftformer slurm ... -- ARGS."""
-    from swiftformer.files import atomic_file
-    from swiftformer.train.slurm import slurm_script
-
-    script = slurm_script(
-        arguments,
-        nodes=nodes,
-        gpus=gpus,
-        tasks=tasks,
-        cpus=cpus,
-        time=time,
-        job_name=job_name,
-        partition=partition,
-        account=account,
-        constraint=constraint,
-        memory=memory,
-        output=log,
-        requeue=requeue,
-        signal_seconds=signal_seconds,
-        setup=setup or (),
-    )
-    if write is None:
-        typer.echo(script, nl=False)
-        return
-    with atomic_file(write) as file:
-        file.write_text(script)
-    typer.echo(f"wrote {write}; submit it with: sbatch {shlex.quote(str(write))}", err=True)
+for verb in (segment, train, slurm):
+    app.command()(verb)
 
 
 def main() -> None:
     """Run the command line."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("swiftformer").setLevel(logging.INFO if rank() == 0 else logging.WARNING)
+    # torchao, which transformers imports where it is installed, makes torch warn about torchao at every start.
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     try:
         app()
     except (ValueError, OSError) as error:

@@ -28,13 +28,14 @@ def benchmark(
     threads: Threads = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     rounds: Annotated[int, typer.Option(min=1, help="Turns of every candidate.")] = 10,
+    footprints: Annotated[bool, typer.Option(help="Start-up and memory, each in a process of its own.")] = True,
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
     """Time this project and every peer that is installed, in turn, with random weights."""
     if context.invoked_subcommand is not None:
         return
-    from swiftformer.benchmark import run_benchmark
+    from swiftformer.benchmark.latency import run_benchmark
     from swiftformer.benchmark.report import benchmark_table, plot_benchmark
 
     result = run_benchmark(
@@ -47,6 +48,7 @@ def benchmark(
         threads=threads,
         device=device,
         rounds=rounds,
+        footprints=footprints,
         progress=lambda text: typer.echo(text, err=True),
     )
     write_results(result, output, plot_benchmark)

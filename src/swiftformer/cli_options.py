@@ -21,6 +21,9 @@ Precision = Annotated[Optional[str], typer.Option(help="fp32, bf16 or fp16, wher
 Threads = Annotated[Optional[int], typer.Option(min=1, help="On the CPU; the engine's own choice by default.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Level = Annotated[str, typer.Option(help="What a class is in iNaturalist's data: name, genus, family, ...")]
+Classes = Annotated[
+    Optional[str], typer.Option(help="To segment: names of the classes, with commas; a file of them; camvid or voc.")
+]
 DATA_HELP = "Class folders (also below train/ and val/), Parquet or tar shards, CIFAR, ..., or a data set's name."
 DEFAULT_MODEL = "swiftformer-xs-cifar10"
 MODEL_HELP = "Bundled name, hub id, timm name, folder or file."

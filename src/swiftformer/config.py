@@ -48,6 +48,14 @@ class SwiftFormerConfig(BackboneConfigMixin, PreTrainedConfig):
         normalize_query_key: L2-normalise queries and keys; False only in the March 2023 Core ML build.
         distillation: whether the classifier has a second head, averaged with the first one at inference.
         out_features, out_indices: stages that the backbone returns, of `stem`, `stage1`, `stage2`, ...
+        frozen_stages: of backbones and dense models, how many stages from the input on are not trained, the stem and
+            the downsampling between them included: no gradients, no dropout, BatchNorm with its running statistics.
+        frozen_batch_norm: the same for every BatchNorm of stem, stages and downsampling. The norms of the returned
+            maps, which a classifier's checkpoint does not have, and those of heads are trained in any case.
+        fpn_channels: width of the feature pyramid in a dense model.
+        segmentation_channels: width of the semantic segmentation head behind it.
+        segmentation_dropout: share of channels dropped in front of its classifier.
+        semantic_loss_ignore_index: label of pixels that do not count.
 
     Raises:
         ValueError: lengths or ranges that do not fit together.
@@ -74,6 +82,12 @@ class SwiftFormerConfig(BackboneConfigMixin, PreTrainedConfig):
     global_query_weighting: str = "uniform"
     normalize_query_key: bool = True
     distillation: bool = True
+    frozen_stages: int = 0
+    frozen_batch_norm: bool = False
+    fpn_channels: int = 256
+    segmentation_channels: int = 128
+    segmentation_dropout: float | int = 0.1
+    semantic_loss_ignore_index: int = 255
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -108,9 +122,14 @@ class SwiftFormerConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"global_query_weighting must be 'uniform' (March 2023) or 'l2' (July 2023), "
                 f"found {self.global_query_weighting!r}"
             )
-        for name in ("drop_path_rate", "drop_mlp_rate", "drop_conv_encoder_rate"):
+        for name in ("drop_path_rate", "drop_mlp_rate", "drop_conv_encoder_rate", "segmentation_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), found {getattr(self, name)}")
+        for name in ("fpn_channels", "segmentation_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if not 0 <= self.frozen_stages <= len(depths):
+            raise ValueError(f"frozen_stages must be from 0 to {len(depths)}, found {self.frozen_stages}")
 
     @classmethod
     def from_variant(cls, name: str, **kwargs: Any) -> Self:

@@ -1,23 +1,26 @@
 """The form in which SwiftFormer is run: every BatchNorm and layer scale folded, both heads one, fewer products.
 
-`fuse(model)` gives a `DeployModel`, which computes the same function as a `SwiftFormerForImageClassification` or a
-`SwiftFormerBackbone` with nothing but convolutions, activations, one linear layer and what attention needs besides.
+`fuse(model)` gives a `DeployModel`, which computes the same function as a `SwiftFormerForImageClassification`, a
+`SwiftFormerForSemanticSegmentation` or a `SwiftFormerBackbone` with nothing but convolutions, activations, one linear
+layer and what attention and feature pyramids need besides.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from swiftformer.attention import EfficientAdditiveAttention
+from swiftformer.heads.semantic_fpn import SemanticFPNHead, merged, pyramid
 from swiftformer.hf import SwiftFormerBackbone, SwiftFormerForImageClassification
 from swiftformer.image_processing import Preprocessing
 from swiftformer.model import ConvBranch, Downsampling, EncoderBlock, Mlp, Stage
 from swiftformer.normalization import NormalizingConv2d, fold_normalization
+from swiftformer.segmentation import SwiftFormerForSemanticSegmentation
 
 # Mean square of a vector that counts as zero; and for graphs that compute it in float16, whose smallest normal number
 # this is: the factor is then 128, and a zero vector stays zero.
@@ -119,13 +122,32 @@ class DeployEncoder(nn.Module):
         return x + self.mlp(x)
 
 
+class DeploySemanticFPN(nn.Module):
+    """The Semantic FPN head, with the norms of the maps in front of it."""
+
+    def __init__(self, head: SemanticFPNHead, norms: Sequence[Any]) -> None:
+        super().__init__()
+        lateral: Any = head.fpn.lateral
+        self.lateral = nn.ModuleList(norm_before(norm, conv) for norm, conv in zip(norms, lateral, strict=True))
+        self.output = copy.deepcopy(head.fpn.output)
+        scale_heads: Any = head.scale_heads
+        self.scale_heads = nn.ModuleList(
+            nn.ModuleList(nn.Sequential(norm_behind(step.conv, step.norm), nn.ReLU()) for step in steps)
+            for steps in scale_heads
+        )
+        self.classifier = copied(head.classifier)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        return self.classifier(merged(self.scale_heads, pyramid(self.lateral, self.output, maps)))
+
+
 class DeployModel(nn.Module):
     """A fused network in eval mode, made by `fuse`.
 
     Attributes:
         config: of the model that was fused.
         preprocessing: what its input needs.
-        out_features: names of the feature maps of a backbone; empty for a classifier.
+        out_features: names of the feature maps of a backbone; empty for a model with a head.
     """
 
     def __init__(self, model: SwiftFormerForImageClassification | SwiftFormerBackbone) -> None:
@@ -148,7 +170,10 @@ class DeployModel(nn.Module):
         self.out_features: list[str] = []
         self.norms = nn.ModuleDict()
         self.head: nn.Module = nn.Identity()
-        if isinstance(model, SwiftFormerBackbone):
+        self.decode_head: DeploySemanticFPN | None = None
+        if isinstance(model, SwiftFormerForSemanticSegmentation):
+            self.decode_head = DeploySemanticFPN(model.decode_head, list(model.hidden_states_norms.values()))
+        elif isinstance(model, SwiftFormerBackbone):
             self.out_features = list(model.out_features)
             norms: dict[str, Any] = dict(model.hidden_states_norms.items())
             self.norms.update({name: norm_alone(norm) for name, norm in norms.items()})
@@ -157,13 +182,19 @@ class DeployModel(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """`(B, num_channels, H, W)` to logits `(B, num_labels)`, or to the feature maps of a backbone."""
+        """`(B, num_channels, H, W)` to logits, or to the feature maps of a backbone.
+
+        Logits are `(B, num_labels)`, and of a segmentation model `(B, num_labels, H/4, W/4)`, rounded up.
+        """
         x = self.stem(pixel_values)
+        dense = self.out_features or self.decode_head is not None
         maps = {"stem": x}
         for place, layer in enumerate(self.layers):
             x = layer(x)
-            if self.out_features and place in self.stage_ends:
+            if dense and place in self.stage_ends:
                 maps[f"stage{self.stage_ends.index(place) + 1}"] = x
+        if self.decode_head is not None:
+            return self.decode_head(list(maps.values())[1:])
         if self.out_features:
             return tuple(
                 self.norms[name](maps[name]) if name in self.norms else maps[name] for name in self.out_features
@@ -175,7 +206,7 @@ def fuse(model: SwiftFormerForImageClassification | SwiftFormerBackbone, *, raw_
     """Fold a model into the form in which it is run. The model itself is not changed.
 
     Args:
-        model: a classifier or a backbone, of any numeric form.
+        model: a classifier, a segmentation model or a backbone, of any numeric form.
         raw_input: let the result take pixels from 0 to 255, with the normalisation of `model.preprocessing` in the
             first convolution.
 

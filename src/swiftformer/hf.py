@@ -24,6 +24,7 @@ from transformers.utils import ModelOutput
 
 from swiftformer.attention import EfficientAdditiveAttention
 from swiftformer.config import SwiftFormerConfig
+from swiftformer.freezing import freeze
 from swiftformer.model import Activation, ConvBranch, Encoder, EncoderBlock, PatchEmbedding
 from swiftformer.normalization import refuse_folded
 
@@ -281,6 +282,13 @@ class SwiftFormerBackbone(BackboneMixin, SwiftFormerPreTrainedModel):
             }
         )
         self.post_init()
+        freeze(self.swiftformer, config.frozen_stages, config.frozen_batch_norm)
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's, but what the configuration freezes stays in eval mode and without gradients."""
+        super().train(mode)
+        freeze(self.swiftformer, self.config.frozen_stages, self.config.frozen_batch_norm)
+        return self
 
     def forward(  # type: ignore[override]
         self,
@@ -318,9 +326,18 @@ def register() -> None:
 
     Meant to be called once; calling it again changes nothing.
     """
-    from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification
+    from transformers import (
+        AutoBackbone,
+        AutoConfig,
+        AutoModel,
+        AutoModelForImageClassification,
+        AutoModelForSemanticSegmentation,
+    )
+
+    from swiftformer.segmentation import SwiftFormerForSemanticSegmentation
 
     AutoConfig.register("swiftformer", SwiftFormerConfig, exist_ok=True)
     AutoModel.register(SwiftFormerConfig, SwiftFormerModel, exist_ok=True)
     AutoModelForImageClassification.register(SwiftFormerConfig, SwiftFormerForImageClassification, exist_ok=True)
+    AutoModelForSemanticSegmentation.register(SwiftFormerConfig, SwiftFormerForSemanticSegmentation, exist_ok=True)
     AutoBackbone.register(SwiftFormerConfig, SwiftFormerBackbone, exist_ok=True)

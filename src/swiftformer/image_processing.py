@@ -10,7 +10,7 @@ import io
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -172,16 +172,18 @@ class Preprocessing:
     """How a checkpoint wants its images: resizing, cropping and normalisation.
 
     Attributes:
-        size: height and width of the result, in pixels.
+        size: height and width of the result, in pixels; with `"whole"` those that the model was trained at.
         resize: `"squash"` resizes straight to `size`; `"shortest"` resizes the short side to `resize_to` and crops
-            the centre, as torchvision's and timm's evaluation transforms do.
-        resize_to: pixels of the short side before the crop; for `"shortest"` only.
+            the centre, as torchvision's and timm's evaluation transforms do; `"whole"`, for dense prediction, resizes
+            the short side to `resize_to` and crops nothing.
+        resize_to: pixels of the short side, before the crop where there is one; for `"whole"` None leaves the picture
+            at its own size.
         interpolation: a key of `RESAMPLING`.
         mean, std: per channel, of values in [0, 1].
     """
 
     size: tuple[int, int] = (224, 224)
-    resize: Literal["squash", "shortest"] = "squash"
+    resize: Literal["squash", "shortest", "whole"] = "squash"
     resize_to: int | None = None
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -190,8 +192,8 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if len(self.size) != 2 or min(self.size) < 1:
             raise ValueError(f"expected a size of two positive numbers (height, width), found {self.size}")
-        if self.resize not in ("squash", "shortest"):
-            raise ValueError(f"resize must be 'squash' or 'shortest', found {self.resize!r}")
+        if self.resize not in ("squash", "shortest", "whole"):
+            raise ValueError(f"resize must be 'squash', 'shortest' or 'whole', found {self.resize!r}")
         if self.interpolation not in RESAMPLING:
             raise ValueError(f"interpolation must be one of {', '.join(RESAMPLING)}, found {self.interpolation!r}")
         if len(self.mean) != len(self.std) or any(value <= 0 for value in self.std):
@@ -202,12 +204,26 @@ class Preprocessing:
         """Pixels of the short side before the crop."""
         return self.resize_to or max(self.size)
 
+    def uncropped(self, short_side: int | None = None) -> Preprocessing:
+        """The same without a crop, for dense prediction.
+
+        Args:
+            short_side: pixels that the short side is resized to, 0 for the picture's own size; by default as here.
+        """
+        if short_side is not None:
+            if short_side < 0:
+                raise ValueError(f"expected a short side of 0 (the picture's own size) or more, found {short_side}")
+            return replace(self, resize="whole", resize_to=short_side or None)
+        return replace(self, resize="whole", resize_to=self.short_side) if self.resize == "shortest" else self
+
     def resized(self, image: Image.Image) -> np.ndarray:
         """Resize and crop an RGB image: `(H, W, 3)` uint8."""
         height, width = self.size
         filter_ = RESAMPLING[self.interpolation]
         if self.resize == "squash":
             return np.asarray(image.resize((width, height), filter_))
+        if self.resize == "whole" and self.resize_to is None:
+            return np.asarray(image)
         short, long = sorted(image.size)
         new_long = int(self.short_side * long / short)  # rounded down, as torchvision does
         new_size = (self.short_side, new_long) if image.width <= image.height else (new_long, self.short_side)
@@ -218,6 +234,8 @@ class Preprocessing:
             )
         if new_size != image.size:
             image = image.resize(new_size, filter_)
+        if self.resize == "whole":
+            return np.asarray(image)
         left, top = _crop_offset(image.width, width), _crop_offset(image.height, height)
         return np.asarray(image.crop((left, top, left + width, top + height)))
 
@@ -265,6 +283,14 @@ class Preprocessing:
         }
         if self.resize == "squash":
             return fields | {"image_processor_type": "ViTImageProcessor", "size": {"height": height, "width": width}}
+        if self.resize == "whole":
+            fields |= {
+                "image_processor_type": "SegformerImageProcessor",
+                "crop_size": {"height": height, "width": width},
+            }
+            if self.resize_to is None:
+                return fields | {"do_resize": False}
+            return fields | {"size": {"shortest_edge": self.resize_to}}
         return fields | {
             "image_processor_type": "CLIPImageProcessor",
             "size": {"shortest_edge": self.short_side},
@@ -275,12 +301,13 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Preprocessing:
-        """Read a `preprocessor_config.json` of the ViT (resize) or CLIP (resize and crop) kind.
+        """Read a `preprocessor_config.json` of the ViT (resize), CLIP (resize and crop) or SegFormer (whole) kind.
 
         Raises:
             ValueError: a step that this class cannot reproduce.
         """
-        if not fields.get("do_resize", True) or not fields.get("do_rescale", True):
+        dense = str(fields.get("image_processor_type", "")).startswith("Segformer")
+        if not (dense or fields.get("do_resize", True)) or not fields.get("do_rescale", True):
             raise ValueError("expected a preprocessor_config.json with do_resize and do_rescale, found one without")
         if not math.isclose(fields.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
             raise ValueError(f"expected a rescale_factor of 1/255, found {fields['rescale_factor']}")
@@ -293,6 +320,11 @@ class Preprocessing:
         size = fields.get("size", {"height": 224, "width": 224})
         if isinstance(size, int):
             size = {"height": size, "width": size}
+        if dense and ("shortest_edge" in size or not fields.get("do_resize", True)):
+            trained = fields.get("crop_size") or {"height": 512, "width": 512}  # the processor's own default
+            trained = (trained["height"], trained["width"]) if isinstance(trained, Mapping) else (trained, trained)
+            resize_to = size["shortest_edge"] if fields.get("do_resize", True) else None
+            return cls(size=trained, resize="whole", resize_to=resize_to, **common)
         if "shortest_edge" not in size:
             if fields.get("do_center_crop") and fields.get("crop_size") not in (None, size):
                 raise ValueError("expected a centre crop after size.shortest_edge, found one after a fixed size")

@@ -117,8 +117,8 @@ def classify(
     if top_k < 1 or batch_size < 1:
         raise ValueError(f"expected top_k and batch_size of at least 1, found {top_k} and {batch_size}")
     runner = _opened(model, engine, device, precision, threads, form)
-    sources = list(images) if isinstance(images, Iterable) and not isinstance(images, ONE_IMAGE) else [images]
-    called = list(names) if names is not None else [_name(s, i) for i, s in enumerate(sources)]
+    sources = listed(images)
+    called = list(names) if names is not None else names_of(sources)
     for start in range(0, len(sources), batch_size):
         pixels: list[np.ndarray] = []
         errors: dict[int, str] = {}
@@ -155,5 +155,11 @@ def _opened(
     return TorchEngine(model.eval(), labels, mode=mode, device=device, precision=precision, threads=threads)
 
 
-def _name(source: ImageSource, index: int) -> str:
-    return str(source) if isinstance(source, (str, Path)) else f"image {index}"
+def listed(images: ImageSource | Iterable[ImageSource]) -> list[ImageSource]:
+    """One picture or several, as a list."""
+    return list(images) if isinstance(images, Iterable) and not isinstance(images, ONE_IMAGE) else [images]
+
+
+def names_of(sources: Iterable[ImageSource]) -> list[str]:
+    """What to call pictures in results: their paths, otherwise their numbers."""
+    return [str(s) if isinstance(s, (str, Path)) else f"image {i}" for i, s in enumerate(sources)]

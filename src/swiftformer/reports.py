@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from swiftformer.artifact import Artifact
     from swiftformer.predict import Classified
+    from swiftformer.predict_segmentation import SegmentationResult
+
+MOST_CLASSES = 6  # of a picture, in a table
 
 
 def console() -> Console:
@@ -76,6 +79,18 @@ def classification_table(results: list[Classified]) -> None:
                 "█" * round(20 * prediction.probability),
                 style=None if rank == 0 else "dim",
             )
+    console().print(table)
+
+
+def segmentation_table(results: list[SegmentationResult]) -> None:
+    """A row for each picture with the classes that cover most of it."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("image", "classes"):
+        table.add_column(name, overflow="fold")
+    for result in results:
+        shares = [f"{share.label} {share.percent:.0f}%" for share in result.classes[:MOST_CLASSES]]
+        rest = len(result.classes) - MOST_CLASSES
+        table.add_row(Text(result.image), Text(", ".join(shares) + (f" and {rest} more" if rest > 0 else "")))
     console().print(table)
 
 

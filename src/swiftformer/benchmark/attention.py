@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from swiftformer.attention import ATTENTION_MODULES
-from swiftformer.benchmark import describe_machine, time_calls
+from swiftformer.benchmark.latency import describe_machine, time_calls
 
 TOKENS = (49, 196, 784, 1024, 2048, 4096, 8192, 16384)
 SLOPE_FROM = 1024  # tokens; below, what does not depend on them takes much of the time

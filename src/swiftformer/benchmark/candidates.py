@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,10 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from swiftformer.benchmark.runtimes import open_file
 from swiftformer.convert import convert_state_dict
 from swiftformer.deploy import fuse
-from swiftformer.engines import open_engine
-from swiftformer.engines.openvino import shared_core
 from swiftformer.export import export
 from swiftformer.export.compare import pictures, samples
 from swiftformer.export.graph import silent
@@ -57,20 +55,22 @@ class Case:
                 parameter.data.fill_(0.1)
         return net.eval()
 
-    @cached_property
-    def peers(self) -> dict[str, nn.Module]:
-        """The models of timm and transformers with the same weights; transformers' is of the form of March 2023."""
-        import timm
-        import transformers
+    def peer(self, name: str) -> nn.Module:
+        """timm's or transformers' model with the same weights; transformers' is of the form of March 2023."""
+        net: Any
+        if name == "timm":
+            import timm
 
-        theirs: Any = timm.create_model(f"swiftformer_{self.variant}")
-        theirs.load_state_dict(convert_state_dict(self.model().state_dict(), "transformers", "timm"))
-        ours = self.model("uniform")
-        stock: Any = transformers.SwiftFormerForImageClassification(
-            transformers.SwiftFormerConfig(**{k: v for k, v in ours.config.to_dict().items() if k in STOCK_FIELDS})
-        )
-        stock.load_state_dict(ours.state_dict())
-        return {"timm": theirs.eval(), "transformers": stock.eval()}
+            net = timm.create_model(f"swiftformer_{self.variant}")
+            net.load_state_dict(convert_state_dict(self.model().state_dict(), "transformers", "timm"))
+        else:
+            import transformers
+
+            ours = self.model("uniform")
+            fields = {k: v for k, v in ours.config.to_dict().items() if k in STOCK_FIELDS}
+            net = transformers.SwiftFormerForImageClassification(transformers.SwiftFormerConfig(**fields))
+            net.load_state_dict(ours.state_dict())
+        return net.eval()
 
     @cached_property
     def _expected(self) -> dict[str, np.ndarray]:
@@ -90,7 +90,8 @@ class Candidate:
     """An implementation in an engine at a precision.
 
     Attributes:
-        build: makes a call that runs one batch and returns its logits.
+        build: of those in torch, makes a call that runs one batch and returns its logits.
+        file: of the others, writes the model unless it is there, and says where.
         needs: packages.
         devices: where it runs.
     """
@@ -98,9 +99,18 @@ class Candidate:
     implementation: str
     engine: str
     precision: str
-    build: Callable[[Case], Call]
+    build: Callable[[Case], Call] | None = None
+    file: Callable[[Case], Path] | None = None
     needs: tuple[str, ...] = ()
     devices: tuple[str, ...] = ("cpu", "cuda")
+
+    def call(self, case: Case) -> Call:
+        """What runs one batch and returns its logits `(batch, 1000)`."""
+        if self.file is None:
+            assert self.build is not None
+            return self.build(case)
+        run, images = open_file(self.file(case), self.engine, self.precision, case.threads), case.pixels.numpy()
+        return lambda: run(images)
 
     def installed(self, device: str) -> bool:
         return device.split(":")[0] in self.devices and all(util.find_spec(name) for name in self.needs)
@@ -113,34 +123,24 @@ def ours_in_torch(mode: str, dtype: torch.dtype) -> Callable[[Case], Call]:
     return lambda case: torch_call(fuse(case.model()), case, dtype, channels_last=True, mode=mode)
 
 
-def ours_in_engine(format_: str, precision: str, engine: str) -> Callable[[Case], Call]:
-    def build(case: Case) -> Call:
+def ours_in_file(format_: str, precision: str) -> Callable[[Case], Path]:
+    def write(case: Case) -> Path:
         folder = case.folder / f"{format_}-{precision}"
-        model = case.model()
-        model.preprocessing = AUTHORS
-        stored = "fp32" if precision == "bf16" else precision
-        pictures_for_int8 = samples() if precision == "int8" else None
-        export(
-            model,
-            folder,
-            format_,
-            precision=stored,
-            batch=case.batch,
-            size=case.size,
-            calibration=pictures_for_int8,
-        )
-        computed = precision if engine == "openvino" and precision != "int8" else None
-        opened = open_engine(folder, engine, precision=computed, threads=case.threads)
-        images = case.pixels.numpy()
-        return lambda: opened(images)["logits"]
+        if not folder.exists():
+            model = case.model()
+            model.preprocessing = AUTHORS
+            calibration = samples() if precision == "int8" else None
+            fixed: dict[str, Any] = {"batch": case.batch, "size": case.size}
+            export(model, folder, format_, precision=precision, calibration=calibration, **fixed)
+        return folder
 
-    return build
+    return write
 
 
 def peer_in_torch(
     name: str, mode: str, dtype: torch.dtype, channels_last: bool = False, frozen: bool = False
 ) -> Callable[[Case], Call]:
-    return lambda case: torch_call(copy.deepcopy(case.peers[name]), case, dtype, channels_last, mode, frozen)
+    return lambda case: torch_call(case.peer(name), case, dtype, channels_last, mode, frozen)
 
 
 def torch_call(
@@ -169,53 +169,46 @@ def torch_call(
     return call
 
 
-def peer_in_onnxruntime(name: str) -> Callable[[Case], Call]:
-    return lambda case: _onnxruntime(case, name)
+def peer_in_onnx(name: str) -> Callable[[Case], Path]:
+    def write(case: Case) -> Path:
+        file = case.folder / f"{name}.onnx"
+        if not file.exists():
+            with silent():
+                net = WithLogits(case.peer(name))
+                program = torch.onnx.export(net, (case.pixels,), dynamo=True, opset_version=20, optimize=True)
+            assert program is not None
+            program.save(str(file), external_data=False)
+        return file
+
+    return write
 
 
-def _onnxruntime(case: Case, name: str) -> Call:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if case.threads is not None:
-        options.intra_op_num_threads = case.threads
-    session = onnxruntime.InferenceSession(str(_onnx(case, name)), options, providers=["CPUExecutionProvider"])
-    images, entry = case.pixels.numpy(), session.get_inputs()[0].name
-    return lambda: session.run(None, {entry: images})[0]
-
-
-def peer_in_openvino(name: str, precision: str) -> Callable[[Case], Call]:
-    def build(case: Case) -> Call:
+def peer_in_openvino(name: str, int8: bool = False) -> Callable[[Case], Path]:
+    def write(case: Case) -> Path:
         import openvino
 
+        file = case.folder / f"{name}{'-int8' if int8 else ''}.xml"
+        if file.exists():
+            return file
+        shape = tuple(case.pixels.shape)
         with silent():
             model = openvino.convert_model(
-                WithLogits(case.peers[name]), example_input=case.pixels, input=[tuple(case.pixels.shape)]
+                WithLogits(case.peer(name)), example_input=case.pixels, input=[("pixels", shape)]
             )
-        if precision == "int8":
-            import nncf
+            if int8:
+                import nncf
 
-            with silent():
                 model = nncf.quantize(
                     model,
-                    nncf.Dataset([np.resize(image, case.pixels.shape) for image in case.images]),
+                    nncf.Dataset([np.resize(image, shape) for image in case.images]),
                     subset_size=len(case.images),
                     # It helps the July 2023 form, and breaks that of March, which transformers has.
                     model_type=nncf.ModelType.TRANSFORMER if name == "timm" else None,
                 )
-        config: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            # Left to itself OpenVINO computes the rest of an int8 model in bf16 where the processor can.
-            **({} if precision == "int8" else {"INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision]}),
-        }
-        if case.threads is not None:
-            config["INFERENCE_NUM_THREADS"] = case.threads
-        request = shared_core().compile_model(model, "CPU", config).create_infer_request()
-        images = case.pixels.numpy()
-        return lambda: np.array(request.infer([images], share_inputs=True)[0], np.float32)
+            openvino.save_model(model, file, compress_to_fp16=False)
+        return file
 
-    return build
+    return write
 
 
 class WithLogits(nn.Module):
@@ -230,47 +223,47 @@ class WithLogits(nn.Module):
         return found if isinstance(found, Tensor) else found.logits
 
 
-def _onnx(case: Case, name: str) -> Path:
-    file = case.folder / f"{name}.onnx"
-    if not file.exists():
-        with silent():
-            net = WithLogits(case.peers[name])
-            program = torch.onnx.export(net, (case.pixels,), dynamo=True, opset_version=20, optimize=True)
-        assert program is not None
-        program.save(str(file), external_data=False)
-    return file
-
-
 F32, BF16 = torch.float32, torch.bfloat16
-CPU, OPENVINO = ("cpu",), ("openvino",)
+CPU = ("cpu",)
 ONNX = ("onnxscript", "onnxruntime")
+OPENVINO = ("openvino",)
+NNCF = ("openvino", "nncf")
+
+
+def in_torch(name: str, engine: str, precision: str, build: Callable[[Case], Call], *devices: str) -> Candidate:
+    needs = () if name == "swiftformer" else (name,)
+    return Candidate(name, engine, precision, build=build, needs=needs, devices=devices or ("cpu", "cuda"))
+
+
+def in_runtime(
+    name: str, engine: str, precision: str, file: Callable[[Case], Path], needs: tuple[str, ...]
+) -> Candidate:
+    needs += () if name == "swiftformer" else (name,)
+    return Candidate(name, engine, precision, file=file, needs=needs, devices=CPU)
+
 
 CANDIDATES = [
-    Candidate("swiftformer", "torch", "fp32", ours_in_torch("eager", F32)),
-    Candidate("swiftformer", "torch-compile", "fp32", ours_in_torch("default", F32)),
-    Candidate("swiftformer", "torch-compile", "bf16", ours_in_torch("default", BF16)),
-    Candidate("swiftformer", "torch-cudagraphs", "bf16", ours_in_torch("reduce-overhead", BF16), (), ("cuda",)),
-    Candidate("swiftformer", "onnxruntime", "fp32", ours_in_engine("onnx", "fp32", "onnxruntime"), ONNX, CPU),
-    Candidate("swiftformer", "openvino", "fp32", ours_in_engine("openvino", "fp32", "openvino"), OPENVINO, CPU),
-    Candidate("swiftformer", "openvino", "bf16", ours_in_engine("openvino", "bf16", "openvino"), OPENVINO, CPU),
-    Candidate(
-        "swiftformer", "openvino", "int8", ours_in_engine("openvino", "int8", "openvino"), ("openvino", "nncf"), CPU
-    ),
+    in_torch("swiftformer", "torch", "fp32", ours_in_torch("eager", F32)),
+    in_torch("swiftformer", "torch-compile", "fp32", ours_in_torch("default", F32)),
+    in_torch("swiftformer", "torch-compile", "bf16", ours_in_torch("default", BF16)),
+    in_torch("swiftformer", "torch-cudagraphs", "bf16", ours_in_torch("reduce-overhead", BF16), "cuda"),
+    in_runtime("swiftformer", "onnxruntime", "fp32", ours_in_file("onnx", "fp32"), ONNX),
+    in_runtime("swiftformer", "openvino", "fp32", ours_in_file("openvino", "fp32"), OPENVINO),
+    in_runtime("swiftformer", "openvino", "bf16", ours_in_file("openvino", "fp32"), OPENVINO),
+    in_runtime("swiftformer", "openvino", "int8", ours_in_file("openvino", "int8"), NNCF),
 ]
 
 for peer in ("timm", "transformers"):
     CANDIDATES += [
-        Candidate(peer, "torch", "fp32", peer_in_torch(peer, "eager", F32), (peer,)),
-        Candidate(peer, "torch channels_last", "fp32", peer_in_torch(peer, "eager", F32, True), (peer,)),
-        Candidate(peer, "torch channels_last", "bf16", peer_in_torch(peer, "eager", BF16, True), (peer,), ("cuda",)),
-        Candidate(peer, "torch-compile", "fp32", peer_in_torch(peer, "default", F32, True), (peer,)),
-        Candidate(peer, "torch-compile frozen", "fp32", peer_in_torch(peer, "default", F32, True, True), (peer,), CPU),
-        Candidate(peer, "torch-compile frozen", "bf16", peer_in_torch(peer, "default", BF16, True, True), (peer,), CPU),
-        Candidate(
-            peer, "torch max-autotune", "bf16", peer_in_torch(peer, "max-autotune", BF16, True), (peer,), ("cuda",)
-        ),
-        Candidate(peer, "onnxruntime", "fp32", peer_in_onnxruntime(peer), (peer, *ONNX), CPU),
-        Candidate(peer, "openvino", "fp32", peer_in_openvino(peer, "fp32"), (peer, "openvino"), CPU),
-        Candidate(peer, "openvino", "bf16", peer_in_openvino(peer, "bf16"), (peer, "openvino"), CPU),
-        Candidate(peer, "openvino", "int8", peer_in_openvino(peer, "int8"), (peer, "openvino", "nncf"), CPU),
+        in_torch(peer, "torch", "fp32", peer_in_torch(peer, "eager", F32)),
+        in_torch(peer, "torch channels_last", "fp32", peer_in_torch(peer, "eager", F32, True)),
+        in_torch(peer, "torch channels_last", "bf16", peer_in_torch(peer, "eager", BF16, True), "cuda"),
+        in_torch(peer, "torch-compile", "fp32", peer_in_torch(peer, "default", F32, True)),
+        in_torch(peer, "torch-compile frozen", "fp32", peer_in_torch(peer, "default", F32, True, True), "cpu"),
+        in_torch(peer, "torch-compile frozen", "bf16", peer_in_torch(peer, "default", BF16, True, True), "cpu"),
+        in_torch(peer, "torch max-autotune", "bf16", peer_in_torch(peer, "max-autotune", BF16, True), "cuda"),
+        in_runtime(peer, "onnxruntime", "fp32", peer_in_onnx(peer), ONNX),
+        in_runtime(peer, "openvino", "fp32", peer_in_openvino(peer), OPENVINO),
+        in_runtime(peer, "openvino", "bf16", peer_in_openvino(peer), OPENVINO),
+        in_runtime(peer, "openvino", "int8", peer_in_openvino(peer, int8=True), NNCF),
     ]

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from swiftformer.benchmark.candidates import CANDIDATES, Candidate, Case
+from swiftformer.benchmark.footprint import footprint
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ def run_benchmark(
     device: str = "cpu",
     rounds: int = 10,
     seconds: float = 0.3,
+    footprints: bool = True,
     progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Time every candidate that is installed, for every variant and batch.
@@ -55,12 +57,13 @@ def run_benchmark(
         device: `cpu` or `cuda`.
         rounds: of every candidate.
         seconds: that each candidate is timed for in a round; it is called at least twice.
+        footprints: also run each candidate once in a process of its own, for its memory and its start-up; on a CPU.
         progress: called with what is being done.
 
     Returns:
         `{"machine", "rows"}`; each row has `implementation`, `engine`, `precision`, `variant`, `batch`, `size`,
         `median_ms`, `p95_ms`, `p99_ms`, `images_per_second`, `difference`, `calls`, and `prepare_seconds`, which is
-        loading, fusing, exporting, quantising and compiling in one; or an `error`.
+        loading, fusing, exporting, quantising and compiling in one, and what `footprint` measures; or an `error`.
 
     Raises:
         ValueError: nothing to measure, or a candidate that computes something else.
@@ -85,7 +88,7 @@ def run_benchmark(
     rows: list[dict[str, Any]] = []
     for variant in variants:
         for batch in batches:
-            rows += _measure(chosen, variant, batch, size, threads, device, rounds, seconds, progress)
+            rows += _measure(chosen, variant, batch, size, threads, device, rounds, seconds, footprints, progress)
     return {"machine": describe_machine(device), "rows": rows}
 
 
@@ -98,6 +101,7 @@ def _measure(
     device: str,
     rounds: int,
     seconds: float,
+    footprints: bool,
     progress: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     folder = Path(tempfile.mkdtemp(prefix="swiftformer-benchmark-"))
@@ -105,6 +109,7 @@ def _measure(
         case = Case(variant, batch, size, threads, device, folder)
         rows: list[dict[str, Any]] = []
         failed: list[dict[str, Any]] = []
+        measured: list[Candidate] = []
         calls: list[Callable[[], Any]] = []
         times: list[list[float]] = []
         for candidate in chosen:
@@ -119,7 +124,7 @@ def _measure(
             }
             start = time.perf_counter()
             try:
-                call = candidate.build(case)
+                call = candidate.call(case)
                 found = call()
             except Exception as error:  # whatever a peer's package may raise: the others are still measured
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -135,6 +140,7 @@ def _measure(
                     f"found {row['difference']:.2g}"
                 )
             rows.append(row)
+            measured.append(candidate)
             calls.append(call)
             times.append([])
         generator = random.Random(0)
@@ -142,8 +148,13 @@ def _measure(
             progress(f"{variant}, batch {batch}: round {number + 1} of {rounds}")
             for place in generator.sample(range(len(calls)), len(calls)):
                 times[place] += time_calls(calls[place], seconds)
-        for row, measured in zip(rows, times, strict=True):
-            row |= summary(measured, batch)
+        for row, seconds_each in zip(rows, times, strict=True):
+            row |= summary(seconds_each, batch)
+        calls.clear()  # their threads and memory
+        for row, candidate in zip(rows, measured, strict=True):
+            if footprints and device == "cpu":
+                progress(f"{variant}, batch {batch}: starting {candidate}")
+                row |= footprint(candidate, case)
         return rows + failed
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from swiftformer.benchmark import describe_machine
+from swiftformer.benchmark.latency import describe_machine
 from swiftformer.deploy import DeployModel
 from swiftformer.device import select_device
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,20 +12,31 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from swiftformer.data.epoch_loader import DrawnDataset, EpochLoader, LoaderError, expect_images, seed_generators
 from swiftformer.data.processes import ignore_signals, quietly_started
 from swiftformer.data.samplers import Draws, training_order
 from swiftformer.data.sources import Source
 from swiftformer.image_processing import ImageError, Preprocessing
 
 if TYPE_CHECKING:
-    from swiftformer.train.recipes import Recipe
+    from swiftformer.train.recipe import Recipe, TrainingRecipe
+
+__all__ = [
+    "EvaluationDataset",
+    "EvaluationLoader",
+    "LoaderError",
+    "Normalization",
+    "Share",
+    "TrainingBatch",
+    "TrainingCollate",
+    "TrainingDataset",
+    "TrainingLoader",
+    "TrainingSample",
+    "evaluation_loader",
+    "seed_generators",
+]
 
 logger = logging.getLogger(__name__)
-RESTARTS = 3  # of the loader processes, at one and the same batch
-
-
-class LoaderError(RuntimeError):
-    """The processes that load images die again and again."""
 
 
 class TrainingSample(NamedTuple):
@@ -49,28 +58,19 @@ class TrainingBatch(NamedTuple):
     unreadable: Tensor
 
 
-class TrainingDataset(Dataset):
-    """The sample of a draw `(index, seed)`. An unreadable picture is named in the log and the next one stands in."""
+class TrainingDataset(DrawnDataset):
+    """Augmented images with their labels."""
 
     def __init__(self, source: Source, transform: Callable[[Image.Image], Any]) -> None:
+        super().__init__(source)
         self.source = source
         self.transform = transform
 
-    def __len__(self) -> int:
-        return len(self.source)
+    def read(self, place: int) -> Image.Image:
+        return self.source.image(place)
 
-    def __getitem__(self, draw: tuple[int, int]) -> TrainingSample:
-        index, seed = draw
-        seed_generators(seed)
-        for offset in range(len(self)):
-            place = (index + offset) % len(self)
-            try:
-                image = self.source.image(place)
-            except ImageError as error:
-                logger.warning("skipped %s", error)
-                continue
-            return TrainingSample(self._transformed(image), self.source.labels[place], place, offset)
-        raise ValueError("expected readable images, found none")
+    def sample(self, read: Image.Image, place: int, unreadable: int) -> TrainingSample:
+        return TrainingSample(self._transformed(read), self.source.labels[place], place, unreadable)
 
     def _transformed(self, image: Image.Image) -> Any:
         # At full strength timm's posterize asks for 0 bits, which Pillow 13 refuses: then the draw is repeated.
@@ -102,18 +102,22 @@ class TrainingCollate:
 
 
 class Normalization(nn.Module):
-    """uint8 pixels to normalised float32 with random erasing, on the device that it lies on."""
+    """uint8 pixels to normalised float32, on the device that it lies on.
+
+    Args:
+        erasing: probability with which an image is partly erased, by noise.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, recipe: TrainingRecipe, device: torch.device, erasing: float = 0.0) -> None:
         from timm.data.random_erasing import RandomErasing
 
         super().__init__()
         for name, values in (("mean", recipe.mean), ("std", recipe.std)):
             self.register_buffer(name, torch.tensor([255 * value for value in values], device=device))
-        self.erase = RandomErasing(recipe.random_erasing, mode="pixel", device=device)
+        self.erase = RandomErasing(erasing, mode="pixel", device=device)
         self.channels_last = recipe.channels_last
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -155,14 +159,6 @@ def _collate(samples: list[tuple[np.ndarray, int, int] | None]) -> tuple[Tensor,
         return torch.empty(0), torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
     pixels, labels, indices = zip(*readable, strict=True)
     return torch.from_numpy(np.stack(pixels)), torch.tensor(labels), torch.tensor(indices)
-
-
-def seed_generators(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's CPU generators of this process; `seed` is below 2**32."""
-    random.seed(seed)
-    np.random.seed(seed)
-    # Of the CPU; torch.manual_seed does much more, too much for every picture.
-    torch.default_generator.manual_seed(seed)
 
 
 class Share(Sampler[int]):
@@ -208,7 +204,7 @@ def evaluation_loader(
     return EvaluationLoader(loader)
 
 
-class TrainingLoader:
+class TrainingLoader(EpochLoader[TrainingBatch]):
     """Shuffled, augmented batches for one of `world_size` processes.
 
     Args:
@@ -231,66 +227,15 @@ class TrainingLoader:
         world_size: int = 1,
         pin_memory: bool = False,
     ) -> None:
-        if len(source) < batch_size * world_size:
-            raise ValueError(
-                f"expected at least one batch of {batch_size * world_size} training images, found {len(source)}"
-            )
-        self.batch_size = batch_size
-        self.sampler = Draws(training_order(source, recipe, rank, world_size), recipe.seed, rank, world_size)
-        self._dataset = TrainingDataset(source, _augmentation(recipe, image_size))
-        self._options: dict[str, Any] = {
-            "batch_size": batch_size,
-            "sampler": self.sampler,
-            "drop_last": True,
-            "num_workers": workers,
-            "collate_fn": TrainingCollate(_mixing(recipe, len(source.classes))),
-            "worker_init_fn": ignore_signals,
-            "pin_memory": pin_memory,
-            "persistent_workers": workers > 0,
-        }
-        self._loader: DataLoader[TrainingBatch] | None = None
-
-    def __len__(self) -> int:
-        """Batches per epoch."""
-        return len(self.sampler) // self.batch_size
-
-    def batches(self, epoch: int, start: int = 0, stop: int | None = None) -> Iterator[TrainingBatch]:
-        """Batches `start` to `stop` of an epoch; they depend on the epoch and their place alone.
-
-        Where a loading process dies, new ones go on at the batch that was owed.
-
-        Raises:
-            LoaderError: they died several times at one batch.
-        """
-        place, deaths = start, 0
-        stop = len(self) if stop is None else stop
-        while place < stop:
-            self.sampler.set_epoch(epoch, place * self.batch_size)
-            if self._loader is None:
-                # A generator of its own, so that starting processes does not move the model's.
-                self._loader = DataLoader(self._dataset, generator=torch.Generator(), **self._options)
-            try:
-                for batch in islice(quietly_started(self._loader), stop - place):
-                    yield batch
-                    place, deaths = place + 1, 0
-                if place < stop:
-                    raise AssertionError(f"{stop} batches were promised, {place} came")
-            except (RuntimeError, OSError, EOFError) as error:
-                # What a dead process leaves behind, as opposed to an error that a living one reports.
-                died = ("DataLoader worker", "Pin memory thread exited")
-                if isinstance(error, RuntimeError) and not str(error).startswith(died):
-                    raise
-                if "Caught " in str(error) or self._options["num_workers"] == 0:
-                    raise
-                self._loader = None
-                deaths += 1
-                if deaths == RESTARTS:
-                    raise LoaderError(
-                        f"the processes that load images died {deaths} times at batch {place} of epoch {epoch + 1}: "
-                        f"expected enough memory (/dev/shm as well) for {self._options['num_workers']} of them, "
-                        f"try fewer workers ({error})"
-                    ) from error
-                logger.warning("a process that loads images died (%s); starting new ones at batch %d", error, place)
+        expect_images(len(source), batch_size, world_size)
+        super().__init__(
+            TrainingDataset(source, _augmentation(recipe, image_size)),
+            Draws(training_order(source, recipe, rank, world_size), recipe.seed, rank, world_size),
+            batch_size,
+            TrainingCollate(_mixing(recipe, len(source.classes))),
+            workers,
+            pin_memory,
+        )
 
 
 def _augmentation(recipe: Recipe, image_size: int) -> Callable[[Image.Image], Any]:

@@ -10,7 +10,7 @@ from torch.utils.data import DistributedSampler, Sampler
 
 if TYPE_CHECKING:
     from swiftformer.data.sources import Source
-    from swiftformer.train.recipes import Recipe
+    from swiftformer.train.recipe import Recipe
 
 
 class Draws(Sampler[tuple[int, int]]):

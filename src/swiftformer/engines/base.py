@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
+from swiftformer.artifact import Artifact
 from swiftformer.image_processing import Preprocessing
 
 
@@ -15,6 +16,20 @@ class EngineError(ValueError):
 
 class BackendMissingError(EngineError):
     """A runtime without the part that a model was lowered for; the model itself may be sound."""
+
+
+def expect_stored(engine: str, artifact: Artifact, precision: str | None) -> None:
+    """Of an engine that has no choice: an EngineError for another precision than the artifact is stored in."""
+    if precision not in (None, artifact.precision):
+        raise EngineError(
+            f"{engine} computes as the artifact is stored: expected {artifact.precision}, found {precision}"
+        )
+
+
+def expect_cpu(engine: str, device: str | None) -> None:
+    """Of an engine that runs nowhere else: an EngineError for another device."""
+    if device not in (None, "cpu"):
+        raise EngineError(f"device: expected cpu for {engine}, found {device!r}")
 
 
 class Engine(ABC):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from swiftformer.artifact import Artifact
-from swiftformer.engines.base import Engine, EngineError
+from swiftformer.engines.base import Engine, EngineError, expect_stored
 from swiftformer.engines.mil import MlProgram
 
 # Device: coremltools' name of the compute units.
@@ -121,8 +121,5 @@ def open_artifact(
     folder: Path, artifact: Artifact, device: str | None, precision: str | None, threads: int | None
 ) -> Engine:
     """See `swiftformer.engines.open_engine`. Core ML decides on its threads itself."""
-    if precision not in (None, artifact.precision):
-        raise EngineError(
-            f"coreml computes as the artifact is stored: expected {artifact.precision}, found {precision}"
-        )
+    expect_stored("coreml", artifact, precision)
     return CoreMlEngine(folder / artifact.file, artifact, device)

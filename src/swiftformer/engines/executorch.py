@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from swiftformer.artifact import Artifact
-from swiftformer.engines.base import BackendMissingError, Engine, EngineError
+from swiftformer.engines.base import BackendMissingError, Engine, EngineError, expect_cpu, expect_stored
 
 # Format: the backend that its programs are lowered for.
 BACKENDS = {
@@ -79,10 +79,6 @@ def open_artifact(
     folder: Path, artifact: Artifact, device: str | None, precision: str | None, threads: int | None
 ) -> Engine:
     """See `swiftformer.engines.open_engine`. The program itself says where it runs."""
-    if precision not in (None, artifact.precision):
-        raise EngineError(
-            f"executorch computes as the artifact is stored: expected {artifact.precision}, found {precision}"
-        )
-    if device not in (None, "cpu"):
-        raise EngineError(f"device: expected cpu for executorch, found {device!r}")
+    expect_stored("executorch", artifact, precision)
+    expect_cpu("executorch", device)
     return ExecuTorchEngine(folder / artifact.file, artifact, threads)

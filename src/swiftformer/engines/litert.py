@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from swiftformer.artifact import Artifact
-from swiftformer.engines.base import Engine, EngineError
+from swiftformer.engines.base import Engine, EngineError, expect_cpu, expect_stored
 
 
 class LiteRtEngine(Engine):
@@ -43,10 +43,6 @@ def open_artifact(
     folder: Path, artifact: Artifact, device: str | None, precision: str | None, threads: int | None
 ) -> Engine:
     """See `swiftformer.engines.open_engine`."""
-    if precision not in (None, artifact.precision):
-        raise EngineError(
-            f"litert computes as the artifact is stored: expected {artifact.precision}, found {precision}"
-        )
-    if device not in (None, "cpu"):
-        raise EngineError(f"device: expected cpu for litert, found {device!r}")
+    expect_stored("litert", artifact, precision)
+    expect_cpu("litert", device)
     return LiteRtEngine(folder / artifact.file, artifact, threads)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from swiftformer.artifact import Artifact
-from swiftformer.engines.base import Engine, EngineError
+from swiftformer.engines.base import Engine, EngineError, expect_stored
 
 PROVIDERS = {
     "cpu": ["CPUExecutionProvider"],
@@ -55,8 +55,5 @@ def open_artifact(
     folder: Path, artifact: Artifact, device: str | None, precision: str | None, threads: int | None
 ) -> Engine:
     """See `swiftformer.engines.open_engine`."""
-    if precision not in (None, artifact.precision):
-        raise EngineError(
-            f"onnxruntime computes as the artifact is stored: expected {artifact.precision}, found {precision}"
-        )
+    expect_stored("onnxruntime", artifact, precision)
     return OnnxRuntimeEngine(folder / artifact.file, artifact, device or "cpu", threads)

@@ -148,7 +148,7 @@ def evaluate_reference(
     else:
         net = _InEngine(open_engine(model, engine, device=device, precision=precision, threads=threads, form=form))
         names, preprocessing, device = list(net.engine.labels), net.engine.preprocessing, "cpu"
-    source.labels = _match_classes(names, source.classes, source.labels)
+    source.labels = match_classes(names, source.classes, source.labels)
     with join_processes(device) as processes:
         rank, world_size = processes.rank, processes.world_size
         loader = evaluation_loader(source, preprocessing, batch_size, workers, rank, world_size)
@@ -163,7 +163,7 @@ def evaluate_reference(
     return metrics
 
 
-def _match_classes(names: list[str], classes: list[str], labels: list[int]) -> list[int]:
+def match_classes(names: list[str], classes: list[str], labels: list[int]) -> list[int]:
     """The labels of a data set with `classes`, as indices of a model with `names`."""
     known = set(classes) & set(names)
     if classes == names or (not known and len(classes) == len(names)):

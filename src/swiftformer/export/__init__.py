@@ -46,7 +46,7 @@ def export(
     """Export a model from its fused form, run the result, and compare it with the model in PyTorch, in float32.
 
     Args:
-        model: what `swiftformer.load` takes, or a classifier or backbone, which is not changed.
+        model: what `swiftformer.load` takes, or a classifier, segmentation model or backbone, which is not changed.
         output: folder of the artifact; one that exists is replaced, and only by a whole artifact.
         format: a key of `FORMATS`.
         precision: one of the format's; its first by default.
@@ -90,13 +90,13 @@ def export(
     batch, size = _shape(format, batch, size, net.preprocessing)
     if size is not None:
         net.preprocessing = _resized(net.preprocessing, size)  # pictures that reach the model are of its size
-    classifier, channels = hasattr(net, "head"), net.config.num_channels
-    labels = tuple(net.config.id2label[i] for i in range(net.num_labels)) if classifier else ()
-    if softmax and not classifier:
-        raise ExportError("softmax: expected a classifier, found a backbone")
+    task, channels = _task(net), net.config.num_channels
+    labels = () if task == "backbone" else tuple(net.config.id2label[i] for i in range(net.num_labels))
+    if softmax and task != "classification":
+        raise ExportError(f"softmax: expected a classifier, found a model for {task}")
     if normalize and channels != 3:
         raise ExportError(f"normalize: expected a model of 3 channels, found {channels}")
-    if target.takes_images and labels:
+    if target.takes_images and labels and task == "classification":
         softmax, normalize = True, normalize or channels == 3
 
     def prepared(sources: Sequence[ImageSource] | None) -> Any:
@@ -110,7 +110,7 @@ def export(
         size=size,
         softmax=softmax,
         normalize=normalize,
-        labels=labels,
+        labels=labels if task == "classification" else (),
         example=prepared(images),
         calibration=prepared(calibration) if calibration is not None else None,
         device=device,
@@ -122,7 +122,7 @@ def export(
         format=format,
         precision=precision,
         file="",
-        task="classification" if classifier else "backbone",
+        task=task,
         outputs=tuple(fused.out_features) or (("probabilities",) if softmax else ("logits",)),
         channels=channels,
         batch=batch,
@@ -245,7 +245,12 @@ def _shape(
 
 
 def _resized(preprocessing: Preprocessing, size: tuple[int, int]) -> Preprocessing:
-    """For another size, with as much of a picture around the crop as before, and none of it beyond the picture."""
+    """For another size, with as much of a picture around the crop as before, and none of it beyond the picture.
+
+    Pictures that are left whole are squashed: a graph of one size takes nothing else, and no part of them may go.
+    """
+    if preprocessing.resize == "whole":
+        return replace(preprocessing, size=size, resize="squash", resize_to=None)
     ratio = max(new / old for new, old in zip(size, preprocessing.size, strict=True))
     resize_to = None if preprocessing.resize_to is None else max(round(preprocessing.resize_to * ratio), *size)
     return replace(preprocessing, size=size, resize_to=resize_to)
@@ -268,6 +273,12 @@ def _files(output: Path) -> set[str]:
         return set(read_artifact(output).checksums)
     except ArtifactError:
         return set()
+
+
+def _task(net: Any) -> str:
+    if hasattr(net, "decode_head"):
+        return "segmentation"
+    return "classification" if hasattr(net, "head") else "backbone"
 
 
 def _source(reference: str | Path | None, net: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,14 @@ def samples() -> list[bytes]:
 def pictures(sources: Sequence[ImageSource] | None, preprocessing: Preprocessing, channels: int = 3) -> np.ndarray:
     """`(N, channels, H, W)` float32, prepared; of None the photographs that come with the package.
 
-    A model of more or fewer channels than a picture has gets them in turn, which is enough to compare numbers.
+    All are of the preprocessing's size, also where it would leave pictures whole, so that they are a batch. A model of
+    more or fewer channels than a picture has gets them in turn, which is enough to compare numbers.
     """
     sources = samples() if sources is None else sources
     if len(sources) == 0:
         raise ExportError("expected pictures, found none")
+    if preprocessing.resize == "whole":
+        preprocessing = replace(preprocessing, resize="squash", resize_to=None)
     images = np.stack([preprocessing.prepare(source) for source in sources])
     return images if channels == 3 else np.ascontiguousarray(images[:, [i % 3 for i in range(channels)]])
 
@@ -37,8 +41,8 @@ def compare(folder: Path, model: Any, options: Options) -> dict[str, float]:
     """Run an artifact and its model, in float32, on the same pictures; where the size is free, in a second one too.
 
     Returns:
-        `images`; `top1_agreement`, a share; `max_relative_difference`, the largest difference of an output over its
-        largest value.
+        `images`; `top1_agreement`, the share of images, of a segmentation model of pixels, with the same best class;
+        `max_relative_difference`, the largest difference of an output over its largest value.
 
     Raises:
         ExportError: the difference is above the precision's tolerance, or not a number.
@@ -59,7 +63,7 @@ def compare(folder: Path, model: Any, options: Options) -> dict[str, float]:
 
 
 def _difference(engine: Engine, model: Any, images: np.ndarray, options: Options) -> tuple[float, float]:
-    """Largest relative difference of an output, and the share of images whose largest value is in the same place."""
+    """Largest relative difference of an output, and the share of images or pixels whose largest value is the same."""
     found = list(engine(images).values())
     if options.normalize:
         pixels = images.transpose(0, 2, 3, 1).astype(np.uint8)  # (B, H, W, C)

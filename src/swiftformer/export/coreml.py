@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 import swiftformer
-from swiftformer.deploy import SMALLEST_HALF, DeployAttention
 from swiftformer.engines.coreml import quiet, unique
 from swiftformer.export.graph import DeployGraph
+from swiftformer.export.half import fit_half
 from swiftformer.export.neural_engine import check_kept, check_neural_engine
 
 if TYPE_CHECKING:
@@ -40,33 +39,6 @@ def write(graph: DeployGraph, options: Options, folder: Path) -> str:
             raise ExportError(f"coreml: {'; '.join(problems)}")
         model.save(str(folder / FILE))
     return FILE
-
-
-def fit_half(graph: DeployGraph, images: Any) -> None:
-    """Make attention compute in float16 throughout, in place.
-
-    Keys and queries are squared and summed over up to 512 channels, and float16 ends at 65504. Their size cancels out,
-    so it is made about 1 on the images, by powers of two in the weights, which round nothing.
-
-    Args:
-        images: `(N, C, H, W)` float32, as the graph takes them.
-    """
-    attentions = [m for m in graph.modules() if isinstance(m, DeployAttention)]
-    found: list[torch.Tensor] = []
-    hooks = [m.key_query.register_forward_hook(lambda module, given, output: found.append(output)) for m in attentions]
-    with torch.inference_mode():
-        graph(torch.from_numpy(images[:4]))
-    for hook in hooks:
-        hook.remove()
-    for attention, output in zip(attentions, found, strict=True):
-        attention.smallest = SMALLEST_HALF
-        if not attention.normalize:
-            continue
-        for part in (slice(attention.dim), slice(attention.dim, None)):
-            size = output[:, part].square().mean().sqrt().clamp(1e-6, 1e6).item()
-            for tensor in (attention.key_query.weight, attention.key_query.bias):
-                assert tensor is not None
-                tensor[part] *= 2.0 ** -round(math.log2(size))
 
 
 def to_coreml(graph: DeployGraph, options: Options) -> Any:

@@ -10,6 +10,7 @@ import torch
 
 from swiftformer.engines.executorch import wrong_pair
 from swiftformer.export.graph import DeployGraph, silent
+from swiftformer.export.half import fit_half
 
 if TYPE_CHECKING:
     from swiftformer.export import Options
@@ -27,8 +28,6 @@ def write(graph: DeployGraph, options: Options, folder: Path) -> str:
     # XNNPACK's passes take weights in contiguous memory only.
     graph = copy.deepcopy(graph).to(memory_format=torch.contiguous_format)
     if options.format != "executorch" and options.precision == "fp16":
-        from swiftformer.export.coreml import fit_half
-
         fit_half(graph, options.example)
     with silent():
         (folder / FILE).write_bytes(to_executorch(graph, options))

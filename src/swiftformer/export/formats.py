@@ -118,7 +118,7 @@ class Options:
         batch, size: fixed number of images, and height and width in pixels; None leaves them free.
         softmax: probabilities instead of logits.
         normalize: take pixels from 0 to 255.
-        labels: names of the classes.
+        labels: names of a classifier's classes.
         example: images as the graph takes them, `(B, C, H, W)` float32, to trace with.
         calibration: the same, many of them, for int8.
         float_layers: of int8, names of layers of the fused network to leave in floating point.

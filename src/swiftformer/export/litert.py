@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftformer.export.graph import DeployGraph, silent
+from swiftformer.export.half import fit_half
 
 if TYPE_CHECKING:
     from swiftformer.export import Options
@@ -39,8 +40,6 @@ def write(graph: DeployGraph, options: Options, folder: Path) -> str:
     check_torch()
     graph = copy.deepcopy(graph).to(memory_format=torch.contiguous_format)
     if options.precision == "fp16":
-        from swiftformer.export.coreml import fit_half
-
         fit_half(graph, options.example)
     with silent():
         model = to_litert(graph, options)

@@ -19,7 +19,7 @@ OPSET = 20  # the first with Gelu
 TAKEN = frozenset(
     [
         *("Add", "Cast", "Clip", "Concat", "Conv", "Div", "Gelu", "Gemm", "Mul", "Reciprocal", "ReduceMean"),
-        *("ReduceSum", "Relu", "Sigmoid", "Softmax", "Split", "Sqrt", "Sub", "Tanh"),
+        *("ReduceSum", "Relu", "Resize", "Sigmoid", "Softmax", "Split", "Sqrt", "Sub", "Tanh"),
     ]
 )
 

@@ -14,35 +14,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from swiftformer.config import SwiftFormerConfig
-from swiftformer.data.loaders import LoaderError, Normalization, TrainingLoader, evaluation_loader, seed_generators
-from swiftformer.data.sources import Source
-from swiftformer.evaluate.classification import evaluate_classifier
-from swiftformer.hf import SwiftFormerForImageClassificationWithTeacher
-from swiftformer.train.distillation import load_teacher
+from swiftformer.data.epoch_loader import EpochLoader, LoaderError, seed_generators
+from swiftformer.data.loaders import Normalization
 from swiftformer.train.distributed import Processes, join_processes
 from swiftformer.train.interruption import StopRequest, TrainingStopped
-from swiftformer.train.losses import balanced_weights
 from swiftformer.train.plots import plot_confusion, plot_curves
 from swiftformer.train.progress import TrainingProgress
-from swiftformer.train.recipes import Recipe
+from swiftformer.train.recipe import TrainingRecipe
 from swiftformer.train.run_folder import save_weights, write_card, write_recipe
 from swiftformer.train.run_log import RunLog
-from swiftformer.train.start import new_network, resumable_state
+from swiftformer.train.start import resumable_state
 from swiftformer.train.state import has_state, write_state
 from swiftformer.train.step import TrainingStep, seed_batch
-from swiftformer.train.teacher_cache import cached_logits
+from swiftformer.train.tasks import Examples, Task, task_of
 
 logger = logging.getLogger(__name__)
 LOG_EVERY = 20  # batches between two readings of the loss, each of which waits for the device and the other processes
 
 
 def train(
-    recipe: Recipe,
-    train_source: Source,
-    val_source: Source,
+    recipe: TrainingRecipe,
+    train_source: Examples,
+    val_source: Examples,
     output: str | Path,
     *,
     variant: str = "xs",
@@ -56,7 +50,7 @@ def train(
     data_name: str = "",
     command: str | None = None,
 ) -> dict[str, float]:
-    """Train a classifier, together with the other processes where torchrun, accelerate or Slurm started several.
+    """Train a network, together with the other processes where torchrun, accelerate or Slurm started several.
 
     Writes to `output`, which all processes must see: `recipe.json`, `metrics.jsonl` (a line per epoch), `train.log`,
     `tensorboard/`, `curves.png`, `confusion.png`, `README.md` (the model card), `states/` (to resume from), and the
@@ -64,6 +58,8 @@ def train(
     averages; then `raw/` holds the last epoch's others), which `swiftformer.load` reads.
 
     Args:
+        recipe: a `Recipe` for classification, or a `SegmentationRecipe`.
+        train_source, val_source: pictures of the task, from `open_source` or `open_segmentation`.
         variant: `xs`, `s`, `l1` or `l3`, with random weights in the July 2023 form; ignored where `model` is given.
         model: a checkpoint reference to start from; its head is replaced where the classes differ.
         form: numeric form of `model`, where its file cannot tell.
@@ -75,7 +71,7 @@ def train(
         data_name, command: for the model card.
 
     Returns:
-        The metrics of the last epoch: `top1`, `top5` in percent, `loss`, `images_per_second`, ...
+        The metrics of the last epoch: `loss`, `images_per_second`, ..., and in percent `top1` and `top5`, or `miou`.
 
     Raises:
         ValueError: train and val have different classes, or are the same images; `output` holds a run and `resume` is
@@ -99,14 +95,16 @@ def train(
             raise ValueError(f"{output}: expected that all processes see the same states, found different ones")
         seed_generators(recipe.seed)
         torch.manual_seed(recipe.seed)
+        task = task_of(recipe)
         net: Any = (
-            new_network(recipe, train_source.classes, variant, model, form)
+            task.new_network(train_source.classes, variant, model, form)
             if state is None
-            else SwiftFormerForImageClassificationWithTeacher(SwiftFormerConfig.from_dict(state["config"]))
+            else task.network_of(state["config"])
         )
         net = net.to(processes.device)
         run = _Run(
             recipe,
+            task,
             train_source,
             val_source,
             output,
@@ -127,9 +125,10 @@ class _Run:
 
     def __init__(
         self,
-        recipe: Recipe,
-        train_source: Source,
-        val_source: Source,
+        recipe: TrainingRecipe,
+        task: Task,
+        train_source: Any,
+        val_source: Any,
         output: Path,
         processes: Processes,
         stop: StopRequest,
@@ -140,7 +139,7 @@ class _Run:
         save_minutes: float,
         keep_states: int,
     ) -> None:
-        self.recipe, self.output, self.processes, self.stop = recipe, output, processes, stop
+        self.recipe, self.task, self.output, self.processes, self.stop = recipe, task, output, processes, stop
         self.train_source, self.val_source, self.workers = train_source, val_source, workers
         self.save_minutes, self.keep_states = save_minutes, keep_states
         self.batch_size, accumulation = recipe.batches(processes.world_size)
@@ -154,14 +153,7 @@ class _Run:
         self.images_per_batch = self.batch_size * processes.world_size
         self.epoch = 0 if state is None else state["epochs"]
         self.loader = self.loader_at(self.epoch)
-        self.val_batches = evaluation_loader(
-            val_source,
-            recipe.preprocessing,
-            max(self.batch_size * 3 // 2, 1),
-            workers,
-            processes.rank,
-            processes.world_size,
-        )
+        self.val_batches = task.validation_batches(val_source, self.batch_size, workers, processes)
         self.updates = len(self.loader) // accumulation  # per epoch; batches that fill no update are left out
         self.batches = self.updates * accumulation  # per epoch
         if self.updates == 0:
@@ -170,27 +162,13 @@ class _Run:
             )
         if recipe.channels_last:
             net = net.to(memory_format=torch.channels_last)
-        teacher = teacher_logits = class_weights = None
-        if recipe.distillation != "none":
-            teacher = load_teacher(recipe.teacher, len(train_source.classes), recipe.mean, recipe.std)
-            teacher = teacher.to(processes.device)
-            if recipe.cache_teacher:
-                teacher_logits = cached_logits(teacher, train_source, recipe, output, workers, processes, stop)
-                teacher = teacher.to("cpu")
-        if recipe.class_weights == "balanced":
-            class_weights = balanced_weights(train_source.labels, len(train_source.classes))
+        objective = task.objective(train_source, output, workers, processes, stop)
         self.step = TrainingStep(
-            recipe,
-            net,
-            processes,
-            updates_per_epoch=self.updates,
-            accumulation=accumulation,
-            teacher=teacher,
-            teacher_logits=teacher_logits,
-            class_weights=class_weights,
+            recipe, net, processes, objective, updates_per_epoch=self.updates, accumulation=accumulation
         )
-        self.step.net.preprocessing = self.step.evaluated.preprocessing = recipe.preprocessing
-        self.normalize = Normalization(recipe, processes.device)
+        task.prepare(self.step.net)
+        task.prepare(self.step.evaluated)
+        self.normalize = Normalization(recipe, processes.device, task.erasing)
         self.best, self.metrics, self.seconds = -1.0, {}, 0.0
         self.batch = 0  # of the epoch under way
         self.saved = (-1, -1)  # epoch and batch of the last state
@@ -209,17 +187,9 @@ class _Run:
                 self.totals += torch.tensor(self.summed, device=processes.device)
             self.step.load_state_dict(state, self.epoch * self.updates + self.batch // accumulation)
 
-    def loader_at(self, epoch: int) -> TrainingLoader:
-        return TrainingLoader(
-            self.train_source,
-            self.recipe,
-            self.recipe.image_size_at(min(epoch, self.recipe.epochs - 1)),
-            self.batch_size,
-            self.workers,
-            self.processes.rank,
-            self.processes.world_size,
-            pin_memory=self.processes.device.type == "cuda",
-        )
+    def loader_at(self, epoch: int) -> EpochLoader[Any]:
+        epoch = min(epoch, self.recipe.epochs - 1)
+        return self.task.training_loader(self.train_source, epoch, self.batch_size, self.workers, self.processes)
 
     def train(self, card: dict[str, Any]) -> dict[str, float]:
         recipe, output, main = self.recipe, self.output, self.processes.main
@@ -227,7 +197,10 @@ class _Run:
         if main:
             output.mkdir(parents=True, exist_ok=True)
             write_recipe(fields, output)
-        progress = TrainingProgress(recipe.epochs, self.batches, len(self.val_source), self.epoch, enabled=main)
+        measures = self.task.measures
+        progress = TrainingProgress(
+            recipe.epochs, self.batches, len(self.val_source), self.epoch, measures[:2], enabled=main
+        )
         with RunLog(output, fields, epochs_done=self.epoch, enabled=main) as log, progress:
             if self.epoch or self.batch:
                 images = self.batch * self.images_per_batch
@@ -245,13 +218,13 @@ class _Run:
                     continue
                 progress.epoch(self.metrics)
                 log.epoch(self.metrics)
-                plot_curves(output / "metrics.jsonl", output / "curves.png")
+                plot_curves(output / "metrics.jsonl", output / "curves.png", measures[0])
                 if confusion is not None:
                     if plot_confusion(confusion, self.train_source.classes, output / "confusion.png"):
                         log.figure("confusion", output / "confusion.png", self.epoch)
                     config = self.step.net.config
                     sizes = {"train_images": len(self.train_source), "val_images": len(self.val_source)}
-                    write_card(output, fields, self.metrics, config, self.processes, **sizes, **card)
+                    write_card(output, recipe, self.metrics, config, self.processes, **sizes, **card)
                 self.save()
         self.processes.wait()
         return self.metrics
@@ -342,22 +315,21 @@ class _Run:
         if epochs % self.recipe.evaluate_every and epochs != self.recipe.epochs:
             return None
 
-        def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        def batches() -> Iterator[Any]:
             yield from itertools.takewhile(lambda _: not self.stop.signal, self.val_batches)
 
         self.processes.share_buffers(evaluated)  # each process has averaged the statistics of its own batches
-        device = self.processes.device
         try:
-            result, confusion = evaluate_classifier(evaluated, batches(), device, progress.evaluated, self.processes)
+            result, confusion = self.task.evaluate(evaluated, batches(), progress.evaluated, self.processes)
         except ValueError:  # no image: all processes have stopped before the first
             if self.asked_to_stop():
                 self.stop_here()
             raise
         if self.asked_to_stop():
             self.stop_here()
-        self.metrics |= {name: result[name] for name in ("top1", "top5", "calibration_error")}
-        if self.metrics["top1"] > self.best:
-            self.best = self.metrics["top1"]
+        self.metrics |= {name: result[name] for name in self.task.measures}
+        if self.metrics[self.task.measures[0]] > self.best:
+            self.best = self.metrics[self.task.measures[0]]
             if main:
                 save_weights(evaluated, fields, output / "best")
         return confusion

@@ -2,28 +2,79 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import platform
 import re
 import shlex
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import swiftformer
 from swiftformer.files import atomic_file
-from swiftformer.train.recipes import Recipe
+from swiftformer.train.recipe import Recipe, SegmentationRecipe
 from swiftformer.variants import VARIANTS
 
 RESULTS = {  # our name: the hub's name of the metric, and how a person calls it
     "top1": ("accuracy", "top-1 accuracy"),
     "top5": ("top_5_accuracy", "top-5 accuracy"),
     "calibration_error": ("expected_calibration_error", "calibration error"),
+    "miou": ("mean_iou", "mean intersection over union"),
+    "pixel_accuracy": ("accuracy", "pixel accuracy"),
+    "mean_accuracy": ("mean_accuracy", "mean accuracy of the classes"),
 }
 MAIN_FIELDS = ["epochs", "batch_size", "total_batch_size", "lr", "optimizer", "weight_decay", "image_size", "precision"]
 MAX_CLASSES = 50
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How a card speaks of a task.
+
+    Attributes:
+        pipeline: the hub's name of the task.
+        kind: of model.
+        best: what the best epoch is best in.
+        verb: of the command line.
+        code: lines of Python that use the model.
+        limits: what to know of its answers.
+    """
+
+    pipeline: str
+    kind: str
+    best: str
+    verb: str
+    code: tuple[str, ...]
+    limits: str
+
+
+WORDINGS = {
+    "classify": Wording(
+        "image-classification",
+        "an image classifier",
+        "top-1 accuracy",
+        "classify",
+        (
+            'for picture in swiftformer.classify("picture.jpg", model="best"):',
+            "    for prediction in picture.predictions:",
+            "        print(prediction.label, prediction.probability)",
+        ),
+        "Whatever it is shown, it answers with one of them.",
+    ),
+    "segment": Wording(
+        "image-segmentation",
+        "a semantic segmenter",
+        "mean intersection over union",
+        "segment",
+        (
+            'for picture in swiftformer.segment("picture.jpg", model="best"):',
+            "    print(picture.mask.shape, picture.shares)",
+        ),
+        "Every pixel gets one of them, whatever it shows.",
+    ),
+}
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 PICTURES = {"curves.png": "Loss, accuracy and learning rate", "confusion.png": "Confusion matrix"}
 
@@ -43,13 +94,14 @@ def write_model_card(
     world_size: int,
     seconds: float,
     device: str | None = None,
+    task: str = "classify",
 ) -> Path:
     """Write `output/README.md` and return its path. Of paths only the last part is told.
 
     Args:
         output: the run folder; `curves.png` and `confusion.png` are shown where they are in it.
-        recipe: the fields of a `Recipe`.
-        metrics: of the last evaluation: `top1`, `top5` and `calibration_error` in percent, and its `epoch`.
+        recipe: the fields of the task's recipe.
+        metrics: of the last evaluation, those of `RESULTS` in percent, and its `epoch`.
         model_name: a variant (`xs`), or another name.
         data: the data set: a path, or a name on the hub; empty where nobody said.
         command: the command line, where there was one.
@@ -57,11 +109,12 @@ def write_model_card(
         world_size: number of processes.
         seconds: duration of the run.
         device: type of the device, such as `cpu`; None for CUDA if there is one.
+        task: a key of `WORDINGS`.
 
     Raises:
         OSError: it cannot be written; an earlier card is then as it was.
     """
-    data_name = _data_name(data)
+    data_name, wording = _data_name(data), WORDINGS[task]
     if model_name.lower() in VARIANTS:
         model_name = f"SwiftFormer-{model_name.upper()}"
     named = ", ".join(map(_escape, classes[:MAX_CLASSES]))
@@ -71,12 +124,12 @@ def write_model_card(
     origin = f"starting from {_text(started_from)}" if started_from else "from random weights"
     lines = [
         "---",
-        _front_matter(metrics, model_name, data, data_name, started_from),
+        _front_matter(metrics, model_name, data, data_name, started_from, wording.pipeline),
         "---",
         "",
         f"# {_text(model_name)}",
         "",
-        f"{_text(model_name)}, an image classifier for {len(classes)} classes, trained on {_text(data_name)} with the "
+        f"{_text(model_name)}, {wording.kind} for {len(classes)} classes, trained on {_text(data_name)} with the "
         f"recipe below, {origin}.",
         "",
         "## Results",
@@ -91,22 +144,20 @@ def write_model_card(
         *(line for file, title in PICTURES.items() if (output / file).exists() for line in (f"![{title}]({file})", "")),
         "## Use",
         "",
-        "`best/` holds the weights of the epoch with the best top-1 accuracy, `last/` those of the last epoch. In this "
-        "folder:",
+        f"`best/` holds the weights of the epoch with the best {wording.best}, `last/` those of the last epoch. In "
+        "this folder:",
         "",
         "```console",
-        "$ swiftformer classify --model best picture.jpg",
+        f"$ swiftformer {wording.verb} --model best picture.jpg",
         "```",
         "",
         "```python",
         "import swiftformer",
         "",
-        'for picture in swiftformer.classify("picture.jpg", model="best"):',
-        "    for prediction in picture.predictions:",
-        "        print(prediction.label, prediction.probability)",
+        *wording.code,
         "```",
         "",
-        f"The {len(classes)} classes: {named}. Whatever it is shown, it answers with one of them.",
+        f"The {len(classes)} classes: {named}. {wording.limits}",
         "",
         "## Training",
         "",
@@ -118,7 +169,7 @@ def write_model_card(
         "",
         "The recipe; fields that are not here have their default values.",
         "",
-        *_table(("field", "value"), ((f"`{key}`", _value(value)) for key, value in _shown(recipe).items())),
+        *_table(("field", "value"), ((f"`{key}`", _value(value)) for key, value in _shown(recipe, task).items())),
     ]
     # Names of folders may hold bytes that are no text.
     content = _without_home("\n".join(lines) + "\n").encode("utf-8", "replace")
@@ -128,13 +179,15 @@ def write_model_card(
     return path
 
 
-def _front_matter(metrics: Mapping[str, float], model_name: str, data: str, data_name: str, origin: str | None) -> str:
+def _front_matter(
+    metrics: Mapping[str, float], model_name: str, data: str, data_name: str, origin: str | None, pipeline: str
+) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     dataset = data if _is_hub_name(data) else data_name
     results = [
         EvalResult(
-            task_type="image-classification",
+            task_type=pipeline,
             dataset_type=dataset,
             dataset_name=data_name,
             dataset_split="validation",
@@ -147,8 +200,8 @@ def _front_matter(metrics: Mapping[str, float], model_name: str, data: str, data
     ]
     card = ModelCardData(
         library_name="swiftformer",
-        pipeline_tag="image-classification",
-        tags=["swiftformer", "image-classification", "vision"],
+        pipeline_tag=pipeline,
+        tags=["swiftformer", pipeline, "vision"],
         datasets=[data] if _is_hub_name(data) else None,
         base_model=origin if origin and _is_hub_name(origin) else None,
         model_name=_without_folders(model_name),
@@ -205,8 +258,8 @@ def _table(header: tuple[str, str], rows: Iterable[tuple[str, str]]) -> list[str
     return [f"| {header[0]} | {header[1]} |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
 
 
-def _shown(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    defaults = dataclasses.asdict(Recipe())
+def _shown(recipe: Mapping[str, Any], task: str) -> dict[str, Any]:
+    defaults = asdict(SegmentationRecipe() if task == "segment" else Recipe())
     return {
         key: value
         for key, value in recipe.items()

@@ -15,13 +15,13 @@ MAX_NAMED_CLASSES = 40  # more names than this would lie on each other
 MAX_CLASSES = 400  # of more classes a picture shows nothing
 
 
-def plot_curves(metrics: Path, target: Path) -> None:
-    """Draw loss, accuracy and learning rate over the epochs of a `metrics.jsonl`."""
+def plot_curves(metrics: Path, target: Path, measure: str = "top1") -> None:
+    """Draw loss, accuracy and learning rate over the epochs of a `metrics.jsonl`; `measure` is that of validation."""
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     figure, axes = new_figure(12, 3.6, columns=3)
     panels = (
         ("loss", {"loss": "training"}),
-        ("accuracy, %", {"train_accuracy": "training", "top1": "validation"}),
+        ("accuracy, %", {"train_accuracy": "training", measure: f"validation ({measure})"}),
         ("learning rate", {"lr": ""}),
     )
     for axis, (title, series) in zip(axes, panels, strict=True):

@@ -19,11 +19,20 @@ from rich.progress import (
 class TrainingProgress:
     """Shows loss, accuracy, learning rate, images per second and the time left, on standard error.
 
-    Of several processes only one is `enabled`.
+    Of several processes only one is `enabled`. `measures` are what of an evaluation it tells.
     """
 
-    def __init__(self, epochs: int, steps: int, val_images: int, first_epoch: int, enabled: bool = True) -> None:
+    def __init__(
+        self,
+        epochs: int,
+        steps: int,
+        val_images: int,
+        first_epoch: int,
+        measures: tuple[str, ...] = ("top1", "top5"),
+        enabled: bool = True,
+    ) -> None:
         self.epochs, self.steps, self.val_images, self.enabled = epochs, steps, val_images, enabled
+        self.measures = measures
         self.console = Console(stderr=True)
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -74,7 +83,6 @@ class TrainingProgress:
             f"train {metrics['train_accuracy']:.2f}%  lr {metrics['lr']:.2e}  "
             f"{metrics['images_per_second']:.0f} img/s  {metrics['seconds']:.1f} s"
         )
-        if "top1" in metrics:
-            line += f"  top1 {metrics['top1']:.2f}%  top5 {metrics['top5']:.2f}%"
+        line += "".join(f"  {name} {metrics[name]:.2f}%" for name in self.measures if name in metrics)
         if self.enabled:
             self.console.print(line, highlight=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from swiftformer.config import SwiftFormerConfig
 from swiftformer.files import atomic_file
 from swiftformer.train.distributed import Processes
 from swiftformer.train.model_card import write_model_card
+from swiftformer.train.recipe import TrainingRecipe
 from swiftformer.variants import variant_of
 
 
@@ -28,7 +30,7 @@ def save_weights(model: Any, recipe: dict[str, Any], folder: Path) -> None:
 
 def write_card(
     output: Path,
-    recipe: dict[str, Any],
+    recipe: TrainingRecipe,
     metrics: dict[str, float],
     config: SwiftFormerConfig,
     processes: Processes,
@@ -40,7 +42,8 @@ def write_card(
     id2label: dict[Any, str] = config.id2label or {}
     write_model_card(
         output,
-        recipe=recipe,
+        recipe=dataclasses.asdict(recipe),
+        task=recipe.task,
         metrics=metrics,
         classes=[id2label[i] for i in sorted(id2label)],
         model_name=f"SwiftFormer-{variant.name.upper()}" if variant else "SwiftFormer",

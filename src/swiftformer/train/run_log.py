@@ -15,7 +15,8 @@ from swiftformer.files import atomic_file
 from swiftformer.train.dashboards import Dashboard, TensorBoard, WeightsAndBiases, weights_and_biases
 
 logger = logging.getLogger(__name__)
-VALIDATION = ("top1", "top5", "calibration_error")  # whatever else an epoch tells is about training
+# Whatever else an epoch tells is about training.
+VALIDATION = ("top1", "top5", "calibration_error", "miou", "pixel_accuracy", "mean_accuracy")
 
 
 class RunLog:

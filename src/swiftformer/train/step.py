@@ -9,24 +9,21 @@ import torch
 from torch import Tensor
 
 from swiftformer.data.loaders import seed_generators
-from swiftformer.train.distillation import Teacher, distillation_loss
 from swiftformer.train.distributed import Processes
-from swiftformer.train.losses import ClassificationLoss
-from swiftformer.train.recipes import Recipe
+from swiftformer.train.objectives import Objective, autocast
+from swiftformer.train.recipe import TrainingRecipe
 
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+POWER = 0.9  # of the schedule `poly`
 
 
 class TrainingStep:
     """A network with all that changes its weights.
 
     Args:
-        net: a `SwiftFormerForImageClassificationWithTeacher` on the device of `processes`.
+        net: on the device of `processes`.
+        objective: the loss of what it computes.
         updates_per_epoch: of the weights; the learning rate follows them.
         accumulation: batches per update.
-        teacher: of the distillation that the recipe asks for.
-        teacher_logits: the teacher's `(images, classes)` where they are known already; then it is not asked.
-        class_weights: `(classes,)`, of the criterion.
 
     Attributes:
         net: the network that is trained.
@@ -35,15 +32,13 @@ class TrainingStep:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: TrainingRecipe,
         net: Any,
         processes: Processes,
+        objective: Objective,
         *,
         updates_per_epoch: int,
         accumulation: int = 1,
-        teacher: Teacher | None = None,
-        teacher_logits: Tensor | None = None,
-        class_weights: Tensor | None = None,
     ) -> None:
         from timm.optim import create_optimizer_v2
         from timm.scheduler import create_scheduler_v2
@@ -51,7 +46,7 @@ class TrainingStep:
 
         device = processes.device
         self.recipe, self.net, self.processes, self.accumulation = recipe, net, processes, accumulation
-        self.teacher, self.teacher_logits = teacher, teacher_logits
+        self.objective = objective
         self.ema = ModelEmaV3(net, decay=recipe.ema_decay, use_warmup=recipe.ema_warmup) if recipe.ema_decay else None
         self.evaluated: Any = net if self.ema is None else self.ema.module
         self.wrapped: Any = processes.wrap(net, recipe.sync_batchnorm)
@@ -62,8 +57,9 @@ class TrainingStep:
         )
         self.scheduler, _ = create_scheduler_v2(
             self.optimizer,
-            sched="cosine",
+            sched=recipe.schedule,
             num_epochs=recipe.epochs,
+            decay_rate=POWER,  # of the cosine without effect
             warmup_epochs=recipe.warmup_epochs,
             warmup_lr=recipe.warmup_lr,
             min_lr=recipe.min_lr,
@@ -71,8 +67,7 @@ class TrainingStep:
             updates_per_epoch=updates_per_epoch,
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
-        self.autocast = torch.autocast(device.type, PRECISIONS[recipe.precision], enabled=recipe.precision != "fp32")
-        self.criterion = ClassificationLoss(recipe.label_smoothing, class_weights).to(device)
+        self.autocast = autocast(recipe, device)
         # Clipping leaves the classification heads alone, as the paper that proposed it does.
         self.clipped = [p for name, p in net.named_parameters() if not name.startswith(("head.", "dist_head."))]
 
@@ -86,38 +81,23 @@ class TrainingStep:
 
         Args:
             pixels: `(B, 3, H, W)`, normalised.
-            targets: class indices `(B,)` or distributions `(B, classes)`.
+            targets: of the objective, B of them.
             indices: of the images in the data, `(B,)`; only a cached teacher looks at them.
             batch: batches of the run including this one.
 
         Returns:
-            The loss, and how many images the class head (without distillation: both together) got right, as scalars
-            on the device.
+            The loss, and the number of hits, as the objective counts them, as scalars on the device.
         """
         update = batch % self.accumulation == 0
         if self.processes.world_size > 1:
             self.wrapped.require_backward_grad_sync = update
         with self.autocast:
             predicted = self.forward(pixels, return_dict=True)
-        logits = predicted.logits if self.teacher is None else predicted.cls_logits
-        loss = self.criterion(logits.float(), targets)
-        if self.teacher is not None:
-            loss = self._distil(loss, predicted.distillation_logits.float(), pixels, indices)
+        loss, hits = self.objective(predicted, pixels, targets, indices)
         self.scaler.scale(loss / self.accumulation).backward()
         if update:
             self._update(batch // self.accumulation)
-        classes = targets.argmax(1) if targets.ndim > 1 else targets
-        return loss.detach(), (logits.argmax(1) == classes).sum()
-
-    def _distil(self, loss: Tensor, logits: Tensor, pixels: Tensor, indices: Tensor) -> Tensor:
-        assert self.teacher is not None and self.recipe.distillation != "none"
-        if self.teacher_logits is None:
-            with self.autocast:
-                told = self.teacher(pixels)
-        else:
-            told = self.teacher_logits[indices].to(logits)
-        kind, alpha, tau = self.recipe.distillation, self.recipe.distillation_alpha, self.recipe.distillation_tau
-        return distillation_loss(loss, logits, told, kind, alpha, tau)
+        return loss.detach(), hits
 
     def _update(self, number: int) -> None:
         from timm.utils import adaptive_clip_grad

@@ -22,7 +22,7 @@ from swiftformer.train.interruption import StopRequest, TrainingStopped
 
 if TYPE_CHECKING:
     from swiftformer.train.distillation import Teacher
-    from swiftformer.train.recipes import Recipe
+    from swiftformer.train.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 FILE = "teacher.safetensors"

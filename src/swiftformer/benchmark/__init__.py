@@ -1,0 +1,1 @@
+"""Latency, memory and start-up of this project and its peers; attention modules; layers. See docs/benchmark.md."""

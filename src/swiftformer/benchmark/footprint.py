@@ -1,0 +1,88 @@
+"""What a model costs besides time: its start-up and its memory, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from swiftformer.benchmark.candidates import Candidate, Case
+
+
+def footprint(candidate: Candidate, case: Case) -> dict[str, float]:
+    """Run a candidate once in a new process.
+
+    Returns:
+        `start_seconds`, from the start of the process to its first answer; `load_seconds`, of these what loading and
+        the first call take; `memory_mb`, the most that the process had in memory.
+
+    Raises:
+        RuntimeError: the process failed.
+    """
+    asked = {
+        "implementation": candidate.implementation,
+        "engine": candidate.engine,
+        "precision": candidate.precision,
+        "variant": case.variant,
+        "batch": case.batch,
+        "size": case.size,
+        "threads": case.threads,
+        "file": None if candidate.file is None else str(candidate.file(case)),
+    }
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "swiftformer.benchmark.footprint", json.dumps(asked)], capture_output=True, text=True
+    )
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["the process died"])[-1])
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {"start_seconds": seconds - found.pop("behind"), **found}
+
+
+def main() -> None:
+    """The process: load, answer once, tell."""
+    asked = json.loads(sys.argv[1])
+    begin = time.perf_counter()
+    if asked["file"] is None:
+        _in_torch(asked)
+    else:
+        from swiftformer.benchmark.runtimes import open_file
+
+        run = open_file(Path(asked["file"]), asked["engine"], asked["precision"], asked["threads"])
+        run(np.zeros((asked["batch"], 3, *asked["size"]), np.float32))
+    answered = time.perf_counter()
+    found = {"load_seconds": answered - begin, "memory_mb": peak_memory() / 2**20}
+    print(json.dumps(found | {"behind": time.perf_counter() - answered}))
+
+
+def _in_torch(asked: dict[str, Any]) -> None:
+    from swiftformer.benchmark.candidates import CANDIDATES, Case
+
+    wanted = (asked["implementation"], asked["engine"], asked["precision"])
+    candidate = next(c for c in CANDIDATES if (c.implementation, c.engine, c.precision) == wanted)
+    with tempfile.TemporaryDirectory() as folder:
+        size = (asked["size"][0], asked["size"][1])
+        candidate.call(Case(asked["variant"], asked["batch"], size, asked["threads"], "cpu", Path(folder)))()
+
+
+def peak_memory() -> int:
+    """Bytes that this process had in memory at most."""
+    try:
+        # Not getrusage: Linux has it begin with what the process that started this one had.
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.split("VmHWM:")[1].split()[0])
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of macOS, in bytes
+
+
+if __name__ == "__main__":
+    main()

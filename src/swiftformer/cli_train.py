@@ -1,0 +1,137 @@
+"""The command line's `swiftformer train` and `swiftformer slurm`. Heavy imports sit inside the commands."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, Optional
+
+import typer
+
+from swiftformer.cli_options import DATA_HELP, MODEL_HELP, AsJson, Classes, Device, Form, Level, print_json
+
+TRAINING_DATA_HELP = f"{DATA_HELP} To segment: a folder with images/ and annotations/, or Pascal VOC's."
+
+
+def train(
+    data: Annotated[str, typer.Option(help=TRAINING_DATA_HELP)],
+    output: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/train"),
+    task: Annotated[
+        Optional[Literal["classify", "segment"]], typer.Option(help="What to learn; the recipe's, or classify.")
+    ] = None,
+    recipe: Annotated[
+        Optional[str],
+        typer.Option(
+            help="paper_xs, paper_s, paper_l1, paper_l3, small_images, finetune, smoke; to segment, "
+            "paper_ade20k_semantic_fpn, small_segmentation, smoke_segmentation. By default finetune, or "
+            "small_segmentation."
+        ),
+    ] = None,
+    set_: Annotated[
+        Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Change a field of the recipe.")
+    ] = None,
+    variant: Annotated[str, typer.Option(help="xs, s, l1 or l3, from scratch.")] = "xs",
+    model: Annotated[Optional[str], typer.Option(help=f"Start from a checkpoint instead. {MODEL_HELP}")] = None,
+    form: Form = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
+    device: Device = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 2,
+    save_minutes: Annotated[float, typer.Option(min=0, help="Save the state this often within an epoch.")] = 30.0,
+    keep_states: Annotated[int, typer.Option(min=1, help="Saved states to keep.")] = 2,
+    level: Level = "name",
+    classes: Classes = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train or fine-tune a model; weights, metrics and the state to resume from go to the run folder.
+
+    On several GPUs or machines: torchrun -m swiftformer train ..., or see `swiftformer slurm --help`.
+    """
+    from swiftformer.train.loop import train as run
+    from swiftformer.train.recipes import get_recipe
+
+    name = recipe or {None: "finetune", "classify": "finetune", "segment": "small_segmentation"}[task]
+    chosen = get_recipe(name, set_ or ())
+    if task not in (None, chosen.task):
+        raise ValueError(f"--task {task}: expected a recipe for it, found {name}, which is to {chosen.task}")
+    if name == "finetune" and model is None and not resume:
+        raise ValueError(
+            "the recipe finetune starts from a checkpoint: expected --model, such as MBZUAI/swiftformer-xs, "
+            "or another --recipe to train from scratch"
+        )
+    if chosen.task == "segment":
+        from swiftformer.data.segmentation import open_segmentation
+
+        sources: Any = [open_segmentation(data, split, classes=classes) for split in ("train", "val")]
+    else:
+        from swiftformer.data.sources import open_source
+
+        sources = [open_source(data, split, level=level) for split in ("train", "val")]
+    train_source, val_source = sources
+    metrics = run(
+        chosen,
+        train_source,
+        val_source,
+        output,
+        variant=variant,
+        model=model,
+        form=form,
+        resume=resume,
+        device=device,
+        workers=workers,
+        save_minutes=save_minutes,
+        keep_states=keep_states,
+        data_name=data,
+        command=shlex.join(["swiftformer", *sys.argv[1:]]),
+    )
+    if as_json:
+        print_json(metrics)
+
+
+def slurm(
+    arguments: Annotated[list[str], typer.Argument(help="Behind --: what `swiftformer train` gets.")],
+    nodes: Annotated[int, typer.Option(help="Machines.")] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs of each, with one process per GPU; 0 for a cluster without.")] = 8,
+    tasks: Annotated[int, typer.Option(help="Processes per machine where there are no GPUs.")] = 1,
+    cpus: Annotated[int, typer.Option(help="Cores per process; --workers share them.")] = 8,
+    time: Annotated[str, typer.Option(help="Limit of one stay: minutes, HH:MM:SS or D-HH:MM:SS.")] = "1-00:00:00",
+    job_name: Annotated[str, typer.Option(help="What squeue shows.")] = "swiftformer",
+    partition: Annotated[Optional[str], typer.Option(help="As sbatch's.")] = None,
+    account: Annotated[Optional[str], typer.Option(help="As sbatch's.")] = None,
+    constraint: Annotated[Optional[str], typer.Option(help="As sbatch's.")] = None,
+    memory: Annotated[Optional[str], typer.Option(help="Per machine, such as 200G.")] = None,
+    log: Annotated[str, typer.Option(help="The job's log; %j is the job's number.")] = "slurm-%j.out",
+    requeue: Annotated[bool, typer.Option(help="Back to the queue at the time limit and after preemption.")] = True,
+    signal_seconds: Annotated[int, typer.Option(help="Time to save the state before the limit.")] = 120,
+    setup: Annotated[
+        Optional[list[str]], typer.Option(help="Line of shell to run first, such as 'module load cuda'; repeatable.")
+    ] = None,
+    write: Annotated[Optional[Path], typer.Option(help="File to write; otherwise the script is printed.")] = None,
+) -> None:
+    """A batch script for Slurm that trains on many GPUs, requeues itself and resumes: swiftformer slurm ... -- ARGS."""
+    from swiftformer.files import atomic_file
+    from swiftformer.train.slurm import slurm_script
+
+    script = slurm_script(
+        arguments,
+        nodes=nodes,
+        gpus=gpus,
+        tasks=tasks,
+        cpus=cpus,
+        time=time,
+        job_name=job_name,
+        partition=partition,
+        account=account,
+        constraint=constraint,
+        memory=memory,
+        output=log,
+        requeue=requeue,
+        signal_seconds=signal_seconds,
+        setup=setup or (),
+    )
+    if write is None:
+        typer.echo(script, nl=False)
+        return
+    with atomic_file(write) as file:
+        file.write_text(script)
+    typer.echo(f"wrote {write}; submit it with: sbatch {shlex.quote(str(write))}", err=True)

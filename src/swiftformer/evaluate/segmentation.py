@@ -1,0 +1,243 @@
+"""Intersection over union, accuracy and confusion of a segmentation model over a data set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from swiftformer.artifact import is_artifact
+from swiftformer.checkpoints import load
+from swiftformer.data.class_names import made_up_names
+from swiftformer.data.dense_loaders import SegmentationEvaluationLoader
+from swiftformer.data.masks import VOID
+from swiftformer.data.segmentation import Relabelled, SegmentationSource, open_segmentation
+from swiftformer.engines import Engine
+from swiftformer.evaluate.classification import match_classes
+from swiftformer.predict_segmentation import expect_dense, open_segmenter, preprocessing_of
+from swiftformer.segmentation_inference import segment_logits
+from swiftformer.train.distributed import Processes, join_processes
+
+VALUES_AT_ONCE = 2**26  # of upsampled logits: 256 MB
+
+
+class SegmentationMetrics:
+    """Pixels counted by what they are and what they were taken for.
+
+    Attributes:
+        confusion: `(classes, classes)` int64, true classes in rows, predicted ones in columns, in pixels.
+    """
+
+    def __init__(self, classes: int, device: torch.device | str = "cpu") -> None:
+        self.confusion = torch.zeros(classes, classes, dtype=torch.long, device=device)
+
+    def update(self, predicted: Tensor, target: Tensor) -> None:
+        """Count the pixels of maps of class indices, both of one shape; where the target is 255 they do not count.
+
+        Raises:
+            ValueError: other shapes, or indices beyond the classes.
+        """
+        if predicted.shape != target.shape:
+            raise ValueError(
+                f"expected a prediction of the target's shape {tuple(target.shape)}, found {tuple(predicted.shape)}"
+            )
+        classes = len(self.confusion)
+        known = target != VOID
+        truth, found = target[known].long(), predicted[known].long()
+        for name, indices in (("target", truth), ("prediction", found)):
+            if len(indices) and not 0 <= indices.min() <= indices.max() < classes:
+                raise ValueError(
+                    f"expected class indices from 0 to {classes - 1} in the {name}, "
+                    f"found {indices.min()} to {indices.max()}"
+                )
+        counts = torch.bincount(truth * classes + found, minlength=classes * classes)
+        self.confusion += counts.view(classes, classes)
+
+    def merge(self, processes: Processes) -> None:
+        """Add the pixels of all processes, each of which has then all of them."""
+        processes.sum(self.confusion)
+
+    def result(self) -> dict[str, Any]:
+        """`miou`, `mean_accuracy` and `pixel_accuracy`, and lists with `iou` and `accuracy` of each class, in percent.
+
+        A class that is neither there nor predicted has no intersection over union, one that is not there has no
+        accuracy: None, and left out of the means.
+
+        Raises:
+            ValueError: nothing was counted.
+        """
+        confusion = self.confusion.double().cpu()
+        if not confusion.sum() > 0:
+            raise ValueError("expected annotated pixels to evaluate on, found none")
+        hits, there, predicted = confusion.diagonal(), confusion.sum(dim=1), confusion.sum(dim=0)
+        iou = 100 * hits / (there + predicted - hits)  # 0 / 0 is NaN
+        accuracy = 100 * hits / there
+        return {
+            "miou": iou.nanmean().item(),
+            "mean_accuracy": accuracy.nanmean().item(),
+            "pixel_accuracy": (100 * hits.sum() / confusion.sum()).item(),
+            "iou": [None if value != value else value for value in iou.tolist()],
+            "accuracy": [None if value != value else value for value in accuracy.tolist()],
+        }
+
+
+def best_classes(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """The class of every pixel, of logits `(B, classes, h, w)` resized bilinearly: `(B, *size)` int64.
+
+    Classes are resized some at a time: all those of a large picture would need gigabytes.
+    """
+    step = max(VALUES_AT_ONCE // (len(logits) * size[0] * size[1]), 1)
+    best = found = None
+    for start in range(0, logits.shape[1], step):
+        part = logits[:, start : start + step].float()
+        values, classes = F.interpolate(part, size, mode="bilinear", align_corners=False).max(dim=1)  # (B, H, W)
+        if best is None or found is None:
+            best, found = values, classes
+            continue
+        found = torch.where(values > best, classes + start, found)
+        best = torch.maximum(best, values)
+    assert found is not None
+    return found
+
+
+@torch.inference_mode()
+def evaluate_segmenter(
+    model: Callable[[Tensor], Any],
+    batches: Iterable[tuple[Tensor, Tensor, int]],
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], None] = lambda images: None,
+    processes: Processes | None = None,
+) -> tuple[dict[str, float], Tensor]:
+    """Evaluate a segmentation model on pictures `(pixels (1, 3, H, W), mask (height, width), index)`.
+
+    Args:
+        model: a module, which is put in eval mode, or a function, such as one that slides a window; it returns logits
+            `(1, classes, h, w)` or an output that has them as `logits`. They are resized to the mask.
+        progress: called with the number of images of every batch.
+        processes: of a distributed evaluation, in which each has batches of its own: all get the metrics of all images.
+
+    Returns:
+        `miou`, `mean_accuracy` and `pixel_accuracy` in percent, see `SegmentationMetrics.result`, `images`, and
+        `images_per_second` including loading; and the confusion matrix `(classes, classes)`, true classes in rows,
+        predicted ones in columns, in pixels.
+
+    Raises:
+        ValueError: no image could be read, or a mask has classes that the model does not know.
+    """
+    processes = processes or Processes(0, 1, torch.device(device))
+    device = processes.device
+    if isinstance(model, nn.Module):
+        model = model.to(device).eval()
+    start = time.perf_counter()
+    metrics: SegmentationMetrics | None = None
+    counts = torch.zeros(2, device=device, dtype=torch.long)  # images, classes
+    for pixels, mask, _ in batches:
+        output = model(pixels.to(device, non_blocking=True))
+        logits = getattr(output, "logits", output)
+        metrics = metrics or SegmentationMetrics(logits.shape[1], device)
+        mask = mask.to(device, non_blocking=True)
+        metrics.update(best_classes(logits, (mask.shape[0], mask.shape[1]))[0], mask)
+        counts[0] += 1
+        counts[1] = logits.shape[1]
+        progress(1)
+    classes = int(processes.max(counts[1:].clone()).item())
+    metrics = metrics or SegmentationMetrics(classes, device)  # of a process whose share is empty
+    images = int(processes.sum(counts[:1]).item())
+    if images == 0:
+        raise ValueError("expected readable images to evaluate on, found none")
+    metrics.merge(processes)
+    seconds = time.perf_counter() - start
+    result = metrics.result()
+    found = {name: result[name] for name in ("miou", "mean_accuracy", "pixel_accuracy")}
+    return found | {"images": images, "images_per_second": images / seconds}, metrics.confusion.cpu()
+
+
+def evaluate_reference(
+    model: str | Path | nn.Module,
+    data: str,
+    split: str | None = None,
+    *,
+    form: str | None = None,
+    classes: str | list[str] | None = None,
+    reduce_zero_label: bool | None = None,
+    short_side: int | None = None,
+    window: int = 0,
+    workers: int = 2,
+    engine: str = "auto",
+    device: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
+    per_class: bool = False,
+    progress: Callable[[int], None] = lambda images: None,
+) -> dict[str, Any]:
+    """Evaluate a checkpoint or an artifact on a split of a data set, with the preprocessing that belongs to it.
+
+    Classes are matched by name; where the names are the same in order, none is common, or the data have no names, by
+    position.
+
+    Args:
+        model: what `swiftformer.load` takes, the folder of an artifact, or a model with `preprocessing`.
+        split: `train`, `val`, `test` or `all`; by default the validation images where they lie apart, otherwise all.
+        classes, reduce_zero_label: of `swiftformer.data.segmentation.open_segmentation`.
+        short_side: pixels that the short side of a picture is resized to, 0 for its own size; by default as the model
+            wants it.
+        window: side of the windows that slide over a picture; 0 takes the whole picture at once.
+        engine, device, precision, threads: of `swiftformer.engines.open_engine`. A checkpoint runs in torch as it is,
+            unless one of them asks for more: then in its fused form. A model is evaluated as it is.
+
+    Returns:
+        The metrics of `evaluate_segmenter`, and `unreadable`, the number of pictures that were skipped. With
+        `per_class`, also `iou/CLASS` for every class, None where it does not occur.
+
+    Raises:
+        ValueError: no segmentation model, or the data set has classes that it does not know.
+        CheckpointError: the model cannot be loaded.
+    """
+    source: SegmentationSource = open_segmentation(data, split, classes=classes, reduce_zero_label=reduce_zero_label)
+    net: Any
+    plain = engine == "auto" and precision is None and threads is None
+    if isinstance(model, nn.Module) and not plain:
+        raise ValueError("expected engine, precision and threads together with a reference, found a model")
+    if isinstance(model, nn.Module) or (plain and not is_artifact(model)):
+        net = model if isinstance(model, nn.Module) else load(model, form=form)
+        expect_dense(net)
+        names = [net.config.id2label[i] for i in range(net.config.num_labels)]
+        preprocessing = net.preprocessing.uncropped(short_side)
+    else:
+        opened = open_segmenter(model, engine, device, precision, threads, form)
+        names, preprocessing, device = list(opened.labels), preprocessing_of(opened, short_side), "cpu"
+        net = partial(_in_engine, opened)
+    source = _matched(source, names)
+    with join_processes(device) as processes:
+        loader = SegmentationEvaluationLoader(source, preprocessing, workers, processes.rank, processes.world_size)
+        if isinstance(net, nn.Module):
+            net = net.to(processes.device).eval()
+        run = partial(segment_logits, net, mode="slide", window=(window, window)) if window else net
+        metrics, confusion = evaluate_segmenter(run, loader, processes.device, progress, processes)
+    found: dict[str, Any] = {**metrics, "unreadable": len(source) - metrics["images"]}
+    if per_class:
+        scores = SegmentationMetrics(len(names))
+        scores.confusion += confusion
+        found |= {f"iou/{name}": value for name, value in zip(names, scores.result()["iou"], strict=True)}
+    return found
+
+
+def _in_engine(engine: Engine, pixels: Tensor) -> Tensor:
+    logits = engine(pixels.numpy())["logits"]
+    return torch.from_numpy(logits)
+
+
+def _matched(source: SegmentationSource, names: list[str]) -> SegmentationSource:
+    """The data set with the classes of a model."""
+    count = len(source.classes)
+    if source.classes == made_up_names(count) and count <= len(names):
+        places = list(range(count))
+    else:
+        places = match_classes(names, source.classes, list(range(count)))
+    return source if source.classes == names else Relabelled(source, places, names)

@@ -1,0 +1,267 @@
+"""What decides a training run besides data, model and machine: frozen dataclasses, one for each task."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from swiftformer.image_processing import IMAGENET_MEAN, IMAGENET_STD, RESAMPLING, Preprocessing
+
+DEFAULT_TEACHER = "regnety_160.deit_in1k"  # RegNetY-16GF with the DeiT weights, 82.9% top-1
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """What the recipes of all tasks share.
+
+    Attributes:
+        epochs, warmup_epochs: length of the run, and of its linear warm-up.
+        batch_size: images that go through the model at once, in every process.
+        total_batch_size: images per update of the weights, over all processes, reached by accumulating gradients; None
+            for `batch_size` in every process. Where that alone is more, every process takes fewer at once.
+        lr, warmup_lr, min_lr: peak, first and last learning rate.
+        schedule: how it falls, with every update: `cosine`, or `poly`, a power of 0.9 of what is left of the run.
+        optimizer: timm's name, such as `adamw` or `muon`.
+        weight_decay: one-dimensional parameters (biases, norms) have none.
+        optimizer_eps: epsilon of AdamW; other optimizers keep their own.
+        clip_agc: factor of adaptive gradient clipping (arXiv 2102.06171); 0 switches it off.
+        ema_decay: of the exponential moving average of the weights; 0 switches it off.
+        ema_warmup: let the decay grow from 0 at the beginning.
+        drop_path_rate: stochastic depth of the model.
+        image_size: side of the square input, in pixels.
+        horizontal_flip: probability.
+        mean, std: normalisation of values in [0, 1].
+        precision: `bf16` or `fp16` for autocast (fp16 with scaling of the loss), or `fp32`.
+        sync_batchnorm: BatchNorm over the batches of all processes.
+        channels_last: memory format of model and images.
+        compile: run the model through torch.compile.
+        evaluate_every: epochs between two evaluations; the last epoch always has one.
+        seed: of weights, order and augmentation.
+    """
+
+    task: ClassVar[str]
+
+    epochs: int = 300
+    warmup_epochs: int = 5
+    batch_size: int = 128
+    total_batch_size: int | None = None
+    lr: float = 2e-3
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+    schedule: Literal["cosine", "poly"] = "cosine"
+    optimizer: str = "adamw"
+    weight_decay: float = 0.025
+    optimizer_eps: float = 1e-8
+    clip_agc: float = 0.01
+    ema_decay: float = 0.99996
+    ema_warmup: bool = True
+    drop_path_rate: float = 0.0
+    image_size: int = 224
+    horizontal_flip: float = 0.5
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    sync_batchnorm: bool = False
+    channels_last: bool = True
+    compile: bool = False
+    evaluate_every: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.batch_size, self.evaluate_every) < 1 or self.image_size < 32:
+            raise ValueError(
+                f"expected epochs, batch_size and evaluate_every of at least 1 and image_size of at least 32, "
+                f"found {self.epochs}, {self.batch_size}, {self.evaluate_every}, {self.image_size}"
+            )
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise ValueError(f"expected warmup_epochs from 0 to epochs ({self.epochs}), found {self.warmup_epochs}")
+        if self.total_batch_size is not None and self.total_batch_size < 1:
+            raise ValueError(f"expected total_batch_size of at least 1, found {self.total_batch_size}")
+
+    def batches(self, world_size: int = 1) -> tuple[int, int]:
+        """Images that every process takes at once, and how many such batches make an update of the weights.
+
+        Raises:
+            ValueError: `total_batch_size` cannot be divided so.
+        """
+        total = self.total_batch_size
+        if total is None:
+            return self.batch_size, 1
+        if total % world_size:
+            raise ValueError(
+                f"expected a number of processes that divides total_batch_size ({total}), found {world_size}"
+            )
+        share = total // world_size
+        for batch_size in range(min(self.batch_size, share), 0, -1):
+            if share % batch_size == 0 and not (self.mixes and batch_size % 2):
+                return batch_size, share // batch_size
+        raise ValueError(
+            f"Mixup and CutMix need an even number of images per process, found {share} (total_batch_size {total} in "
+            f"{world_size} processes)"
+        )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether batches are mixed by Mixup or CutMix."""
+        return False
+
+    def image_size_at(self, epoch: int) -> int:
+        """Side of the training images in an epoch, counted from 0."""
+        return self.image_size
+
+
+@dataclass(frozen=True)
+class Recipe(TrainingRecipe):
+    """Classification.
+
+    Attributes:
+        progressive_sizes: smaller sides than `image_size` to begin with, each for an equal share of the first 60% of
+            the epochs: early epochs cost less (arXiv 2104.00298, section 4).
+        crop_scale, crop_ratio: area and aspect ratio of random resized crops.
+        color_jitter: strength; timm ignores it where `auto_augment` is set.
+        auto_augment: timm's name, such as `rand-m9-mstd0.5-inc1`; empty for none.
+        interpolation: of resizing.
+        random_erasing: probability, per image, filled with noise per pixel.
+        repeated_augmentation: copies of an image per epoch.
+        mixup, cutmix: alpha of each; 0 switches it off.
+        mix_prob, mix_switch_prob: share of batches that are mixed, and of these the share that uses CutMix.
+        label_smoothing: share of the target spread over all classes.
+        class_weights: `balanced` weighs the loss so that every class counts the same, however many images it has.
+        sampler: `balanced` draws every class equally often instead of every image once.
+        distillation: `hard` learns the teacher's best class, `soft` its distribution, with the distillation head.
+        distillation_alpha: share of the distillation loss.
+        distillation_tau: temperature of the soft form.
+        teacher: a reference for `swiftformer.train.distillation.load_teacher`.
+        cache_teacher: ask the teacher once about every image, as evaluation prepares it, instead of in every step
+            about the augmented one; cheaper, and cannot be combined with Mixup and CutMix.
+        crop_pct: in evaluation the short side is resized to `image_size / crop_pct`, then the centre is cropped.
+    """
+
+    task = "classify"
+
+    progressive_sizes: tuple[int, ...] = ()
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    color_jitter: float = 0.4
+    auto_augment: str = ""
+    interpolation: str = "bicubic"
+    random_erasing: float = 0.25
+    repeated_augmentation: int = 1
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_prob: float = 1.0
+    mix_switch_prob: float = 0.5
+    label_smoothing: float = 0.1
+    class_weights: Literal["none", "balanced"] = "none"
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
+    distillation: Literal["none", "hard", "soft"] = "none"
+    distillation_alpha: float = 0.5
+    distillation_tau: float = 1.0
+    teacher: str = DEFAULT_TEACHER
+    cache_teacher: bool = False
+    crop_pct: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sampler == "balanced" and self.repeated_augmentation > 1:
+            raise ValueError(
+                f"the balanced sampler repeats images already: expected repeated_augmentation of 1, "
+                f"found {self.repeated_augmentation}"
+            )
+        if self.sampler == "balanced" and self.class_weights == "balanced":
+            raise ValueError("balance the classes once: expected either class_weights or sampler, found both balanced")
+        if self.cache_teacher and self.mixes:
+            raise ValueError("a cached teacher knows nothing of mixed images: expected mixup and cutmix of 0")
+        if not 0 < self.crop_pct <= 1 or not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"expected crop_pct in (0, 1] and label_smoothing in [0, 1), "
+                f"found {self.crop_pct} and {self.label_smoothing}"
+            )
+        if not 0 <= self.distillation_alpha <= 1 or self.distillation_tau <= 0:
+            raise ValueError(
+                f"expected distillation_alpha in [0, 1] and a positive distillation_tau, "
+                f"found {self.distillation_alpha} and {self.distillation_tau}"
+            )
+        if self.mixes and self.batch_size % 2:
+            raise ValueError(f"Mixup and CutMix need an even batch_size, found {self.batch_size}")
+        if any(not 32 <= size <= self.image_size for size in self.progressive_sizes):
+            raise ValueError(
+                f"expected progressive_sizes from 32 to image_size ({self.image_size}), found {self.progressive_sizes}"
+            )
+        if self.interpolation not in (*RESAMPLING, "random"):
+            raise ValueError(f"interpolation must be one of {', '.join(RESAMPLING)}, found {self.interpolation!r}")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether batches are mixed by Mixup or CutMix."""
+        return (self.mixup > 0 or self.cutmix > 0) and self.mix_prob > 0
+
+    def image_size_at(self, epoch: int) -> int:
+        """Side of the training images in an epoch, counted from 0."""
+        place = int(epoch / (0.6 * self.epochs) * len(self.progressive_sizes))
+        return (*self.progressive_sizes, self.image_size)[min(place, len(self.progressive_sizes))]
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How the trained model wants its images: short side, then centre crop."""
+        return Preprocessing(
+            size=(self.image_size, self.image_size),
+            resize="shortest",
+            resize_to=math.floor(self.image_size / self.crop_pct),
+            interpolation="bicubic" if self.interpolation == "random" else self.interpolation,
+            mean=self.mean,
+            std=self.std,
+        )
+
+
+@dataclass(frozen=True)
+class SegmentationRecipe(TrainingRecipe):
+    """Semantic segmentation.
+
+    Attributes:
+        scale: range of the factor by which a picture is resized before a square of `image_size` is cut out of it.
+        color_distortion: strength of random brightness, contrast, saturation and hue; 0 switches it off.
+        class_weights: `balanced` weighs the loss by the inverse square root of how often a class occurs.
+        short_side: pictures are resized to it, in training before `scale`; 0 leaves them as they are.
+        window: side of the windows that a picture is evaluated in, 0 for the whole picture at once.
+        frozen_stages: stages of the backbone that do not learn, with the stem.
+        frozen_batch_norm: keep the backbone's BatchNorms as they were.
+        fpn_channels, head_channels: widths of the feature pyramid and of the head.
+        head_dropout: before the classifier.
+    """
+
+    task = "segment"
+
+    scale: tuple[float, float] = (0.5, 2.0)
+    color_distortion: float = 1.0
+    class_weights: Literal["none", "balanced"] = "none"
+    short_side: int = 0
+    window: int = 0
+    frozen_stages: int = 0
+    frozen_batch_norm: bool = False
+    fpn_channels: int = 256
+    head_channels: int = 128
+    head_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"expected scale as two positive factors, the smaller first, found {self.scale}")
+        if min(self.fpn_channels, self.head_channels) < 1 or not 0 <= self.head_dropout < 1:
+            raise ValueError(
+                f"expected fpn_channels and head_channels of at least 1 and head_dropout in [0, 1), "
+                f"found {self.fpn_channels}, {self.head_channels}, {self.head_dropout}"
+            )
+        if not 0 <= self.frozen_stages <= 4 or min(self.short_side, self.window) < 0:
+            raise ValueError(
+                f"expected frozen_stages from 0 to 4, short_side and window of at least 0, "
+                f"found {self.frozen_stages}, {self.short_side}, {self.window}"
+            )
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How the trained model wants its images: whole, at `short_side`."""
+        size = (self.image_size, self.image_size)
+        like = Preprocessing(size=size, interpolation="bilinear", mean=self.mean, std=self.std)
+        return like.uncropped(self.short_side)
