@@ -53,7 +53,10 @@ def main() -> None:
     lines = (
         [json.loads(line) for line in arguments.output.read_text().splitlines()] if arguments.output.exists() else []
     )
-    done = {(line["format"], line["precision"], line["every"]) for line in lines}
+    shared = {"model": arguments.model, "data": Path(arguments.data).name, "split": arguments.split}
+    shared |= {"every": arguments.every}
+    lines = [line for line in lines if shared.items() <= line.items()]
+    done = {(line["format"], line["precision"]) for line in lines}
 
     model = load(arguments.model)
     source = open_source(arguments.data, arguments.split)
@@ -78,13 +81,13 @@ def main() -> None:
         with arguments.output.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    shared = {"every": arguments.every, "images": len(labels)}
-    if ("", "fp32", arguments.every) not in done:
+    shared["images"] = len(labels)
+    if ("", "fp32") not in done:
         top1 = 100 * float((expected == labels).mean())
         tell({"format": "", "precision": "fp32", "top1": top1, "agreement": 100.0, "bytes": None, **shared})
     for name in arguments.formats:
         for precision in FORMATS[name].precisions:
-            if (name, precision, arguments.every) in done or precision not in (arguments.precisions or (precision,)):
+            if (name, precision) in done or precision not in (arguments.precisions or (precision,)):
                 continue
             calibrated = precision == "int8" and FORMATS[name].calibrated
             start = time.perf_counter()

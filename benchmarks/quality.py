@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from swiftformer import SwiftFormerForImageClassificationWithTeacher
-from swiftformer.data.loaders import Normalization, TrainingLoader, evaluation_loader, seed_generators
+from swiftformer.data.epoch_loader import seed_generators
+from swiftformer.data.loaders import Normalization, TrainingLoader, evaluation_loader
 from swiftformer.data.sources import open_source
 from swiftformer.device import select_device
 from swiftformer.evaluate.classification import evaluate_classifier

@@ -17,17 +17,32 @@ from swiftformer.benchmark.footprint import footprint
 from swiftformer.benchmark.latency import run_benchmark, summary, time_calls
 from test_cli import cli  # noqa: F401
 
-EAGER = ("torch", "torch channels_last", "onnxruntime", "openvino")
 
-
-def test_every_peer_computes_the_same(tmp_path):
-    """Eager and exported candidates of all precisions on XS; compiled ones differ by the engine alone."""
+@pytest.mark.parametrize(
+    ("implementations", "engines"),
+    [
+        (("swiftformer", "timm"), ("torch", "openvino")),
+        pytest.param((), ("torch", "torch channels_last", "onnxruntime", "openvino"), marks=pytest.mark.exhaustive),
+    ],
+)
+def test_every_peer_computes_the_same(implementations, engines):
+    """Eager and exported candidates on XS; compiled ones differ by the engine alone."""
     pytest.importorskip("openvino")
+    options = {"precisions": ("fp32", "bf16"), "rounds": 1, "seconds": 0.01, "footprints": False}
+    saved = []
     result = run_benchmark(
-        ["xs"], [2], (64, 64), engines=EAGER, precisions=("fp32", "bf16"), rounds=1, seconds=0.01, footprints=False
+        ["xs"],
+        [2],
+        (64, 64),
+        implementations=implementations,
+        engines=engines,
+        save=lambda found: saved.append(len(found["rows"])),
+        **options,
     )
     rows = {(r["implementation"], r["engine"], r["precision"]): r for r in result["rows"]}
-    assert ("transformers", "torch", "fp32") in rows and ("timm", "onnxruntime", "fp32") in rows
+    assert ("timm", "openvino", "bf16") in rows and ("swiftformer", "openvino", "fp32") in rows
+    assert implementations or ("transformers", "onnxruntime", "fp32") in rows
+    assert saved == [len(rows)]
     for (_, _, precision), row in rows.items():
         assert row["difference"] < (1e-4 if precision == "fp32" else 0.15)
         assert 0 < row["median_ms"] <= row["p95_ms"] <= row["p99_ms"] and row["calls"] >= 2

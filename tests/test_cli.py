@@ -1,4 +1,5 @@
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -34,7 +35,10 @@ def cli(monkeypatch, capsys):
         out, err = capsys.readouterr()
         return code, out, err
 
-    return run
+    handlers, level = list(logging.root.handlers), logging.root.level
+    yield run
+    logging.root.handlers[:] = handlers  # the command line's own writes to a stream that is closed after the test
+    logging.root.setLevel(level)
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from swiftformer.data.loaders import Normalization, TrainingLoader, evaluation_loader, seed_generators
+from swiftformer.data.epoch_loader import seed_generators
+from swiftformer.data.loaders import Normalization, TrainingLoader, evaluation_loader
 from swiftformer.data.samplers import BalancedSampler
 from swiftformer.data.sources import open_source
 from swiftformer.image_processing import Preprocessing

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from swiftformer import SwiftFormerConfig, SwiftFormerForImageClassificationWithTeacher, load
-from swiftformer.data.loaders import seed_generators
+from swiftformer.data.epoch_loader import seed_generators
 from swiftformer.evaluate.classification import evaluate_reference
 from swiftformer.train.recipes import get_recipe
 from swiftformer.train.state import read_state
@@ -140,7 +140,7 @@ def tiny_checkpoint(folder: Path) -> Path:
     return save(tiny(), folder / "tiny")
 
 
-@pytest.mark.parametrize("update", [7, 10])
+@pytest.mark.parametrize("update", [7, pytest.param(10, marks=pytest.mark.exhaustive)])
 def test_sigterm_to_all_processes_saves_one_state(images, double, tmp_path, update):
     """To their loader processes as well; update 10 is the last of an epoch, and it is evaluated."""
     output = tmp_path / "run"

@@ -85,7 +85,7 @@ def heads(folder, data) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return ours.argmax(1), distilled.argmax(1), torch.tensor(source.labels)
 
 
-@pytest.mark.parametrize("kind", ["hard", "soft"])
+@pytest.mark.parametrize("kind", ["hard", pytest.param("soft", marks=pytest.mark.exhaustive)])
 def test_the_distillation_head_learns_from_the_teacher(kind, script, start, image_folder, tmp_path):
     """The teacher takes red for blue and blue for red: what a head says shows whom it has listened to."""
     options = {"data": image_folder, "model": start, "epochs": 4, "batch_size": 8, "lr": 5e-3, "workers": 0}

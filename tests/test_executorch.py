@@ -53,6 +53,7 @@ def test_float32_agrees(program):
         assert difference(engine(x.numpy())["logits"], model(x).logits) < 1e-5
 
 
+@pytest.mark.exhaustive
 def test_int8_agrees(tmp_path):
     model, x = small(), np.full((1, 3, 64, 64), 128, np.float32)
     artifact = export(model, tmp_path, "executorch", precision="int8", calibration=samples(), normalize=True)

@@ -146,6 +146,7 @@ def test_for_tools_that_do_not_run_here(tmp_path, format_):
     assert [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim] == [1, 3, 64, 64]
 
 
+@pytest.mark.exhaustive
 def test_aoti(tmp_path):
     model = small()
     artifact = export(model, tmp_path / "a", "aoti", size=(64, 64))
@@ -167,6 +168,7 @@ def test_int8(tmp_path, format_):
     assert (tmp_path / "a" / "metadata.json").is_file() and artifact.float_layers == ()
 
 
+@pytest.mark.exhaustive
 def test_int8_of_a_fixed_batch_with_float_layers(tmp_path, capsys):
     """Nothing but the artifact is printed, and the layers that were left carry no quantised weights."""
     pytest.importorskip("openvino")
@@ -188,6 +190,7 @@ def test_int8_of_a_fixed_batch_with_float_layers(tmp_path, capsys):
     assert sum(quantised.values()) > len(quantised) / 2
 
 
+@pytest.mark.exhaustive
 def test_int8_keeps_its_accuracy(tmp_path):
     """The layers that suffer most stay in floating point until the accuracy is good enough, and no more of them."""
     rng = np.random.default_rng(0)

@@ -324,7 +324,7 @@ def test_configurations_keep_their_depths(tmp_path):
     assert "swiftformer package" not in repr(config)
 
 
-@pytest.mark.parametrize("weighting", ["uniform", "l2"])
+@pytest.mark.parametrize("weighting", [pytest.param("uniform", marks=pytest.mark.exhaustive), "l2"])
 def test_torch_compile_in_one_graph(weighting):
     model = tiny(global_query_weighting=weighting)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

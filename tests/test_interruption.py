@@ -11,7 +11,8 @@ import torch
 
 from conftest import tiny
 from swiftformer import save
-from swiftformer.data.loaders import LoaderError, TrainingLoader
+from swiftformer.data.epoch_loader import LoaderError
+from swiftformer.data.loaders import TrainingLoader
 from swiftformer.data.sources import open_source
 from swiftformer.train.interruption import StopRequest
 from swiftformer.train.recipes import get_recipe
@@ -61,7 +62,10 @@ def whole(folder, tmp_path_factory):
     return output
 
 
-@pytest.mark.parametrize(("update", "by", "code"), [(2, "SIGTERM", 143), (6, "SIGTERM", 143), (8, "SIGINT", 130)])
+@pytest.mark.parametrize(
+    ("update", "by", "code"),
+    [pytest.param(2, "SIGTERM", 143, marks=pytest.mark.exhaustive), (6, "SIGTERM", 143), (8, "SIGINT", 130)],
+)
 def test_a_stopped_run_saves_where_it_is_and_goes_on_as_if_nothing_had_happened(
     folder, whole, tmp_path, update, by, code
 ):

@@ -150,6 +150,7 @@ def test_a_torch_too_new_is_refused(converted, tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.exhaustive
 def test_calibration_of_a_fixed_batch(converted):
     """Fewer images than the batch holds are repeated."""
     from swiftformer.export.litert import quantize, to_litert

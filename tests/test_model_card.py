@@ -73,17 +73,20 @@ def test_what_a_person_reads(tmp_path):
     assert "`mixup`" not in shown and "`std`" not in shown
 
 
-def test_the_python_in_it_runs(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("task", ["classify", "segment"])
+def test_the_python_in_it_runs(task, tmp_path, monkeypatch, capsys):
     from PIL import Image
 
-    from conftest import tiny
+    from conftest import TINY, tiny
 
-    _, body = write(tmp_path)
-    swiftformer.save(tiny(), tmp_path / "best")
+    _, body = write(tmp_path, task=task)
+    config = swiftformer.SwiftFormerConfig(**TINY, num_labels=3, fpn_channels=8, segmentation_channels=8)
+    model = tiny() if task == "classify" else swiftformer.SwiftFormerForSemanticSegmentation(config)
+    swiftformer.save(model, tmp_path / "best")
     Image.new("RGB", (40, 40)).save(tmp_path / "picture.jpg")
     monkeypatch.chdir(tmp_path)
     exec(body.split("```python\n")[1].split("```")[0], {})
-    assert len(capsys.readouterr().out.splitlines()) == 5
+    assert len(capsys.readouterr().out.splitlines()) == (5 if task == "classify" else 1)
 
 
 def test_a_recipe_that_was_stored_reads_the_same(tmp_path):

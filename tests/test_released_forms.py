@@ -95,7 +95,7 @@ def test_inference_agrees_with_peers_and_weights_go_back(variant, kind):
 
 @pytest.mark.parametrize("kind", ["timm", "transformers"])
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("variant", ["xs", "s", "l1", "l3"])
+@pytest.mark.parametrize("variant", ["xs", "s", "l1", pytest.param("l3", marks=pytest.mark.exhaustive)])
 def test_training_agrees_with_peers(variant, size, kind):
     peer, ours = peers(variant, kind)
     peer.train(), ours.train()

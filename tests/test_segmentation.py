@@ -348,9 +348,9 @@ def test_fused_form(form):
     ("format_", "module", "size"),
     [
         ("onnx", "onnxscript", "dynamic"),
-        ("openvino", "openvino", "dynamic"),
         ("openvino", "openvino", (64, 96)),
         pytest.param("onnx", "onnxscript", (64, 96), marks=pytest.mark.exhaustive),
+        pytest.param("openvino", "openvino", "dynamic", marks=pytest.mark.exhaustive),
         pytest.param("tensorrt", "onnxscript", (65, 97), marks=pytest.mark.exhaustive),
         pytest.param("torch-export", "torch", "dynamic", marks=pytest.mark.exhaustive),
         pytest.param("torch-export", "torch", (64, 96), marks=pytest.mark.exhaustive),

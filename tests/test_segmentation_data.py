@@ -1,9 +1,11 @@
+import json
 import logging
 import os
 import pickle
 import signal
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from PIL import Image
 
 from conftest import picture_with_mask as picture
 from conftest import shared
-from swiftformer.data.class_names import KNOWN, class_names, read_names
+from swiftformer.data.class_names import KNOWN, class_names, find_names, read_names
 from swiftformer.data.dense_loaders import SegmentationEvaluationLoader, SegmentationTrainingLoader
 from swiftformer.data.dense_transforms import SegmentationAugmentation
 from swiftformer.data.epoch_loader import seed_generators
@@ -75,6 +77,26 @@ def test_data_without_splits_are_cut(tmp_path, caplog):
     assert "training on 18 of 20 pictures" in caplog.text
 
 
+def test_the_first_folder_that_holds_masks_is_taken(tmp_path):
+    for split in ("train", "val"):
+        for i in range(3):
+            write(tmp_path / split / "images" / f"{i}.png", tmp_path / split / "masks" / f"{i}.png", *picture(i))
+        (tmp_path / split / "annotations" / "below").mkdir(parents=True)
+        (tmp_path / split / "annotations" / "below" / "instances.json").write_text("{}")
+        (tmp_path / split / "annotations" / "._0.png").write_bytes(b"x")
+    for data in (tmp_path, tmp_path / "val"):
+        source = open_segmentation(data)
+        assert len(source) == 3 and np.array_equal(source.mask(1), picture(1)[1])
+
+
+@pytest.mark.parametrize("form", ["{kind}/heldout", "heldout/{kind}"])
+def test_folders_of_any_name_are_taken_whole(tmp_path, form):
+    for i in range(2):
+        write(*(tmp_path / form.format(kind=kind) / f"{i}.png" for kind in ("images", "masks")), *picture(i))
+    for split in (None, "all", "heldout"):
+        assert len(open_segmentation(tmp_path, split)) == 2
+
+
 def test_ade20k(tmp_path, caplog):
     for split in ("training", "validation"):
         for i in range(2):
@@ -92,6 +114,7 @@ def test_ade20k(tmp_path, caplog):
     assert np.array_equal(source.mask(1), np.where(expected == 0, VOID, np.where(expected == VOID, VOID, expected - 1)))
     plain = open_segmentation(tmp_path, "val", reduce_zero_label=False, classes="a, b, c")
     assert np.array_equal(plain.mask(1), expected) and plain.classes == ["a", "b", "c"]
+    assert Relabelled(source, [1, 0], ["a", "b"]).reduce_zero_label and not plain.reduce_zero_label
     (tmp_path / "objectInfo150.txt").unlink()
     assert open_segmentation(tmp_path).classes == ["class_0", "class_1"]
     one = open_segmentation(tmp_path, classes=["wall"])
@@ -122,6 +145,9 @@ def test_pascal_voc(tmp_path, above):
         assert np.array_equal(source.mask(1), picture(2)[1])
     with pytest.raises(AnnotationError, match="2007_9: expected a picture for the mask, found none"):
         open_segmentation(root, "val", on_error="raise")
+    (lists / "trainval.txt").write_text("2007_2\n2007_1\n2007_0\n")
+    everything = open_segmentation(root, "all")
+    assert len(everything) == 3 == len({everything.name(i) for i in range(3)})
 
 
 def test_camvid():
@@ -139,10 +165,10 @@ def test_camvid():
         ("cat\ndog\n\n", ["cat", "dog"]),
         ("\ufeffcat\r\ndog", ["cat", "dog"]),
         ("0 cat\n1 red dog", ["cat", "red dog"]),
-        ("1: cat\n2: dog", ["cat", "dog"]),
+        ("0: cat\n1: dog", ["cat", "dog"]),
         ("3 wheeler\n4 wheeler", ["3 wheeler", "4 wheeler"]),
         ("__ignore__\n_background_\ncat", ["_background_", "cat"]),
-        ("Idx\tName\n1\tdoor\n2\tdoor, screen", ["door", "door, screen"]),
+        ("Idx\tName\n0\tdoor\n1\tdoor, screen", ["door", "door, screen"]),
     ],
 )
 def test_files_with_class_names(tmp_path, text, names):
@@ -150,9 +176,35 @@ def test_files_with_class_names(tmp_path, text, names):
     assert read_names(tmp_path / "classes.txt") == names == class_names(str(tmp_path / "classes.txt"))
 
 
+@pytest.mark.parametrize("text", ["1 cat\n2 red dog", "Idx\tName\n1\tcat\n2\tred dog, big dog"])
+def test_numbers_that_begin_at_1_need_an_index_0_that_is_void(folder, text):
+    file = folder / "classes.txt"
+    file.write_text(text)
+    for read in (read_names, lambda f: class_names(str(f)), lambda f: open_segmentation(f.parent)):
+        with pytest.raises(ValueError, match=r"classes.txt: expected numbers that begin at 0, .* found 1"):
+            read(file)
+    assert read_names(file, True) == class_names(str(file), True) == find_names(folder, True) == ["cat", "red dog"]
+    assert open_segmentation(folder, reduce_zero_label=True).classes == ["cat", "red dog"]
+    assert read_names(file.rename(folder / "objectInfo150.txt")) == ["cat", "red dog"]
+    file.write_text("0 cat\n1 dog")
+    with pytest.raises(ValueError, match=r"expected numbers that begin at 1, .* found 0"):
+        read_names(file, True)
+
+
+def test_class_names_that_are_no_file(tmp_path):
+    assert len(class_names(",".join(f"class number {i}" for i in range(50)))) == 50
+    for wrong in (str(tmp_path / "names"), "missing.txt", "my,missing.TXT"):
+        with pytest.raises(ValueError, match="expected class names or a file with them, found no such file"):
+            class_names(wrong)
+    with pytest.raises(ValueError, match="expected class names or a file with them, found a folder"):
+        class_names(str(tmp_path))
+    assert class_names("cat/lynx, dog") == ["cat/lynx", "dog"] and class_names(["missing.txt"]) == ["missing.txt"]
+
+
 def test_class_names_that_cannot_be(tmp_path):
     for text, message in (
         ("", "found none"),
+        ("0 cat\n2 dog", "expected numbers that count up, found 2 after 0"),
         ("cat\ncat", "found 'cat' twice"),
         ("Idx\tName\n1", "found an empty one"),
     ):
@@ -286,6 +338,47 @@ def test_a_foreground_in_white_is_told(tmp_path, caplog):
         open_segmentation(tmp_path)
     open_segmentation(tmp_path, classes="background,cell")
     assert "the first masks hold no index but 0 and 255" in caplog.text
+
+
+def test_a_stray_index_that_makes_classes_is_told(folder, caplog):
+    broken(folder, "index")
+    assert len(open_segmentation(folder).classes) == 78
+    assert "train/05.png: of 16 masks the only one with index 77, which makes 78 classes; the others" in caplog.text
+    caplog.clear()
+    assert open_segmentation(folder, classes="a,b,c").classes == ["a", "b", "c"] and not caplog.text
+
+
+@pytest.mark.parametrize(("masks", "told"), [(100, False), (101, True)])
+def test_an_index_in_one_of_many_masks_is_told(tmp_path, masks, told, caplog):
+    for i in range(masks):
+        mask = np.array([[0, 2 if i == 70 else 1]], dtype=np.uint8)
+        write(tmp_path / f"images/{i}.png", tmp_path / f"masks/{i}.png", np.zeros((1, 2, 3), np.uint8), mask)
+    assert len(open_segmentation(tmp_path).classes) == 3
+    assert ("masks/70.png: of 101 masks the only one with index 2" in caplog.text) == told == bool(caplog.text)
+
+
+def test_default_classes_are_for_data_without_names_and_need_no_scan(folder, monkeypatch):
+    monkeypatch.setattr("swiftformer.data.segmentation.largest_indices", lambda files: pytest.fail("masks were read"))
+    broken(folder, "index")
+    source = open_segmentation(folder, "train", default_classes=["a", "b", "c"])
+    assert source.classes == ["a", "b", "c"] and len(list(bad_pairs(source))) == 1
+    assert open_segmentation(folder, classes="x,y,z", default_classes=["a", "b", "c"]).classes == ["x", "y", "z"]
+    (folder / "classes.txt").write_text("p\nq\nr")
+    assert open_segmentation(folder, default_classes=["a", "b", "c"]).classes == ["p", "q", "r"]
+
+
+@pytest.mark.parametrize("layout", ["masks", "boxes"])
+def test_calibration_takes_the_pictures_and_no_masks(folder, layout):
+    from swiftformer.export import calibration_pictures
+
+    pixels = {picture(i)[0].tobytes() for i in range(12)}
+    if layout == "boxes":  # text files in the place of masks: no segmentation
+        for mask in (folder / "annotations").rglob("*.png"):
+            mask.rename(mask.with_suffix(".txt"))
+    else:
+        (folder / "classes.txt").write_text("1 cat")  # nothing here needs them
+    found = calibration_pictures(folder, 6)
+    assert len(found) == 6 and {np.asarray(image).tobytes() for image in found} < pixels
 
 
 def test_relabelled(folder):
@@ -422,6 +515,7 @@ class Deadly:
 
     def __init__(self, source, file):
         self.source, self.file, self.classes = source, file, source.classes
+        self.reduce_zero_label = source.reduce_zero_label
 
     def __len__(self):
         return len(self.source)
@@ -475,7 +569,7 @@ def test_evaluation_is_shared_without_repeating(folder):
     "preprocessing",
     [
         Preprocessing(size=(64, 96), resize="whole"),
-        Preprocessing(size=(64, 96), resize="whole", resize_to=80, interpolation="bilinear"),
+        Preprocessing(size=(64, 96), resize="whole", resize_to=80, interpolation="bilinear", reduce_labels=True),
     ],
 )
 def test_preprocessing_without_a_crop_is_that_of_transformers(preprocessing):
@@ -486,6 +580,27 @@ def test_preprocessing_without_a_crop_is_that_of_transformers(preprocessing):
     expected = SegformerImageProcessor.from_dict(preprocessing.to_dict())(image, return_tensors="np")["pixel_values"][0]
     found = preprocessing.prepare(image)
     assert found.shape == expected.shape and np.abs(found - expected).max() < 0.06
+
+
+@pytest.mark.parametrize("reduce", [None, False, True])
+def test_the_offset_of_masks_is_that_of_transformers(tmp_path, reduce):
+    from transformers import SegformerImageProcessor
+
+    preprocessing = Preprocessing(size=(64, 96), resize="whole", reduce_labels=reduce)
+    fields = preprocessing.to_dict()
+    assert ("do_reduce_labels" in fields) == (reduce is not None)
+    for resize in ("whole", "squash", "shortest"):
+        changed = replace(preprocessing, resize=resize, resize_to=96 if resize == "shortest" else None)
+        assert Preprocessing.from_dict(json.loads(json.dumps(changed.to_dict()))) == changed
+    assert (
+        Preprocessing.from_dict(Preprocessing(resize="whole").to_dict() | {"reduce_labels": reduce}).reduce_labels
+        == reduce
+    )
+    pixels, mask = picture()
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    processor = SegformerImageProcessor.from_dict(fields)
+    labels = processor(Image.fromarray(pixels), segmentation_maps=mask, return_tensors="np")["labels"][0]
+    assert np.array_equal(labels, read_mask(tmp_path / "mask.png", bool(reduce)))
 
 
 def test_uncropped():

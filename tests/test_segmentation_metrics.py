@@ -1,4 +1,6 @@
 import json
+import shutil
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,14 +13,13 @@ from torch.nn import functional as F
 
 from conftest import TINY, randomize
 from swiftformer import SwiftFormerConfig, predict_segmentation
+from swiftformer.data.masks import VOID
 from swiftformer.engines import Engine
 from swiftformer.evaluate.segmentation import SegmentationMetrics, best_classes, evaluate_reference, evaluate_segmenter
 from swiftformer.image_processing import ImageError, Preprocessing
 from swiftformer.predict_segmentation import segment
 from swiftformer.segmentation import SwiftFormerForSemanticSegmentation
 from swiftformer.segmentation_inference import segment_logits
-
-VOID = 255
 
 
 def measured(predicted, target, classes):
@@ -115,7 +116,7 @@ def test_classes_are_taken_behind_the_interpolation(size, monkeypatch):
     monkeypatch.setattr("swiftformer.evaluate.segmentation.VALUES_AT_ONCE", 3 * 2 * size[0] * size[1])
     assert torch.equal(best_classes(logits, size), expected)
     if size[0] >= 8:  # Pillow averages where it makes smaller
-        found = predict_segmentation.best_classes(logits[0].numpy(), size)
+        found = predict_segmentation.resized_classes(logits[0].numpy(), size)
         assert found.dtype == np.uint8 and (found == expected[0].numpy()).mean() > 0.999
 
 
@@ -196,6 +197,43 @@ def test_classes_are_matched_by_name(segmentation_folder):
     assert other["miou"] != expected["miou"]
     with pytest.raises(ValueError, match="expected classes that the model knows .* found 1 others"):
         evaluate_reference(net, str(segmentation_folder), classes="cat,dog,cow", **options)
+
+
+def test_the_offset_of_the_masks_goes_with_the_model(segmentation_folder, tmp_path):
+    from swiftformer import save
+
+    data, options = str(segmentation_folder), {"workers": 0, "device": "cpu"}
+    net = segmenter(2)
+    expected = evaluate_reference(net, data, reduce_zero_label=True, **options)
+    net.preprocessing = replace(net.preprocessing, reduce_labels=True)
+    save(net, tmp_path / "saved")
+    for model, more in ((net, {}), (str(tmp_path / "saved"), {}), (str(tmp_path / "saved"), {"precision": "fp32"})):
+        found = evaluate_reference(model, data, **options, **more)
+        assert found["images"] == 4 and found["miou"] == pytest.approx(expected["miou"], abs=0.2)
+    with pytest.raises(ValueError, match="expected readable images to evaluate on, found none"):
+        evaluate_reference(net, data, reduce_zero_label=False, **options)
+    plain = segmenter()
+    plain.preprocessing = replace(plain.preprocessing, reduce_labels=False)
+    expected = evaluate_reference(plain, data, **options)
+    for kind in ("images", "annotations"):  # what tells ADE20K's masks where the model does not
+        (segmentation_folder / kind / "train").rename(segmentation_folder / kind / "training")
+    assert evaluate_reference(plain, data, **options)["miou"] == expected["miou"]
+    assert evaluate_reference(plain, data, reduce_zero_label=True, **options)["miou"] != expected["miou"]
+
+
+def test_data_without_names_have_those_of_the_model(segmentation_folder, caplog):
+    masks = segmentation_folder / "annotations"
+    for file in (masks / "train" / "05.png", masks / "val" / "01.png"):
+        Image.fromarray(np.full((20, 30), 200, dtype=np.uint8)).save(file)
+    options = {"workers": 0, "device": "cpu"}
+    found = evaluate_reference(segmenter(labels=["sky", "road", "car"]), str(segmentation_folder), **options)
+    assert found["images"] == 3 and found["unreadable"] == 1
+    assert "val/01.png: expected class indices from 0 to 2, and 255 for void, found 200" in caplog.text
+    for kind in ("images", "annotations"):
+        shutil.rmtree(segmentation_folder / kind / "train")
+    for file in (masks / "val").iterdir():
+        Image.fromarray(np.zeros((20, 30), dtype=np.uint8)).save(file)
+    assert evaluate_reference(segmenter(), str(segmentation_folder), **options)["images"] == 4
 
 
 # Prediction

@@ -239,7 +239,7 @@ def test_classes_are_matched_by_name_only_where_names_are_unique():
         match_classes(imagenet, ["x", "y"], [0])
 
 
-@pytest.mark.parametrize("kind", ["hard", "soft"])
+@pytest.mark.parametrize("kind", ["hard", pytest.param("soft", marks=pytest.mark.exhaustive)])
 def test_distillation_from_a_teacher(image_folder, tmp_path, kind):
     run(image_folder, tmp_path / "teacher", "epochs=8")
     settings = (f"distillation={kind}", f"teacher={tmp_path / 'teacher'}", "distillation_alpha=1", "ema_decay=0")
@@ -341,7 +341,7 @@ def test_a_folder_without_splits_is_cut(image_folder, tmp_path):
     assert evaluate_reference(str(tmp_path / "run"), flat, workers=0)["images"] == 48
 
 
-@pytest.mark.parametrize("kind", ["hard", "soft"])
+@pytest.mark.parametrize("kind", ["hard", pytest.param("soft", marks=pytest.mark.exhaustive)])
 def test_cached_teacher(image_folder, tmp_path, monkeypatch, kind):
     """Without augmentation the cache tells what the teacher would; a second run over the same images reads it."""
     run(image_folder, tmp_path / "teacher", "epochs=8")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from swiftformer.locate import CheckpointError
     from swiftformer.normalization import fold_normalization
     from swiftformer.predict import classify
+    from swiftformer.predict_segmentation import segment
     from swiftformer.segmentation import SwiftFormerForSemanticSegmentation
     from swiftformer.segmentation_inference import post_process_semantic_segmentation, segment_logits
     from swiftformer.variants import VARIANTS
@@ -48,6 +49,7 @@ _MODULES = {
     "locate": ("CheckpointError",),
     "normalization": ("fold_normalization",),
     "predict": ("classify",),
+    "predict_segmentation": ("segment",),
     "segmentation": ("SwiftFormerForSemanticSegmentation",),
     "segmentation_inference": ("post_process_semantic_segmentation", "segment_logits"),
     "variants": ("VARIANTS",),
@@ -78,6 +80,7 @@ __all__ = [
     "post_process_semantic_segmentation",
     "register",
     "save",
+    "segment",
     "segment_logits",
 ]
 

@@ -301,6 +301,19 @@ def _fill(
     return missing, unexpected
 
 
+def stored_task(reference: str | Path) -> str:
+    """`classification`, `segmentation` or `backbone`, told without reading the weights; of files `classification`.
+
+    Raises:
+        CheckpointError, ArtifactError: the checkpoint or artifact cannot be found or read.
+    """
+    from swiftformer.artifact import is_artifact, read_artifact
+
+    if is_artifact(reference):
+        return read_artifact(reference).task
+    return locate(reference).task
+
+
 def save(
     model: SwiftFormerPreTrainedModel,
     path: str | Path,

@@ -18,6 +18,7 @@ from swiftformer.cli_benchmark import benchmark_app
 from swiftformer.cli_options import (
     DATA_HELP,
     DEFAULT_MODEL,
+    MASKS_HELP,
     MODEL_HELP,
     RUNNABLE_HELP,
     AsJson,
@@ -27,6 +28,7 @@ from swiftformer.cli_options import (
     Form,
     Level,
     Precision,
+    ReduceZeroLabel,
     Threads,
     parse_batch,
     parse_size,
@@ -112,17 +114,18 @@ def classify(
 
 @app.command()
 def evaluate(
-    data: Annotated[str, typer.Option(help=DATA_HELP)],
+    data: Annotated[str, typer.Option(help=f"{DATA_HELP} {MASKS_HELP}")],
     model: Annotated[str, typer.Option(help=RUNNABLE_HELP)] = DEFAULT_MODEL,
     split: Annotated[
         Optional[str], typer.Option(help="train, val, test or all; validation images where they lie apart, or all.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 64,
     workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 2,
-    per_class: Annotated[bool, typer.Option("--per-class", help="Accuracy of each class as well.")] = False,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Accuracy, or IoU, of each class as well.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Of a run folder, the weights that are not averaged.")] = False,
     level: Level = "name",
     classes: Classes = None,
+    reduce_zero_label: ReduceZeroLabel = None,
     short_side: Annotated[
         Optional[int], typer.Option(min=0, help="To segment: pixels, 0 for a picture's own size; else the model's.")
     ] = None,
@@ -135,9 +138,9 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """How good a model is, in percent: of a classifier top-1, top-5 and calibration error, of a segmenter mean IoU."""
+    from swiftformer.checkpoints import stored_task
     from swiftformer.evaluate import classification, segmentation
     from swiftformer.reports import metrics_table, progress_bar
-    from swiftformer.tasks import stored_task
 
     if raw and not (Path(model) / "raw").is_dir():
         raise ValueError(f"{model}: expected the folder of a run that averages its weights, found no raw/ in it")
@@ -147,6 +150,7 @@ def evaluate(
     with progress_bar("evaluate", None) as advance:
         if stored_task(reference) == "segmentation":
             options |= {"short_side": short_side, "window": window, "classes": classes}
+            options |= {"reduce_zero_label": reduce_zero_label}
             metrics = segmentation.evaluate_reference(reference, data, split, **options, progress=advance)
         else:
             options |= {"level": level, "batch_size": batch_size}

@@ -50,8 +50,8 @@ def benchmark(
         rounds=rounds,
         footprints=footprints,
         progress=lambda text: typer.echo(text, err=True),
+        save=lambda result: write_results(result, output, plot_benchmark),
     )
-    write_results(result, output, plot_benchmark)
     print_json(result) if as_json else benchmark_table(result)
 
 

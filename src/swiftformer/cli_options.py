@@ -25,6 +25,10 @@ Classes = Annotated[
     Optional[str], typer.Option(help="To segment: names of the classes, with commas; a file of them; camvid or voc.")
 ]
 DATA_HELP = "Class folders (also below train/ and val/), Parquet or tar shards, CIFAR, ..., or a data set's name."
+MASKS_HELP = "To segment: a folder with images/ and annotations/, or Pascal VOC's."
+ReduceZeroLabel = Annotated[
+    Optional[bool], typer.Option(help="To segment: index 0 belongs to no class; else as the layout or the model says.")
+]
 DEFAULT_MODEL = "swiftformer-xs-cifar10"
 MODEL_HELP = "Bundled name, hub id, timm name, folder or file."
 RUNNABLE_HELP = "Bundled name, hub id, timm name, folder, file, or exported artifact."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -42,14 +43,14 @@ def segment(
 
     found = find_images(images)
     runner = open_segmenter(model, engine, device, precision, threads, form)
-    targets = unique_names([name for name, _ in found])
+    targets = free_targets([name for name, _ in found], output)
     results, documents = [], []
     with progress_bar("segment", len(found)) as advance:
         for (name, source), target in zip(found, targets, strict=True):
             [result] = run([source], runner, names=[name], short_side=short_side)
             document = result.to_dict()
             if result.mask is not None:
-                document |= write_pictures(source, result, runner.labels, output / target, opacity, masks)
+                document |= write_pictures(source, result, runner.labels, target, opacity, masks)
             results.append(result)
             documents.append(document)
             advance(1)
@@ -69,6 +70,7 @@ def write_pictures(
     source: object, result: SegmentationResult, labels: tuple[str, ...], target: Path, opacity: float, masks: bool
 ) -> dict[str, str]:
     """Write `target`.png, and `target`.mask.png if wanted; where they are, for JSON."""
+    import numpy as np
     from PIL import Image
 
     from swiftformer.files import atomic_file
@@ -77,13 +79,14 @@ def write_pictures(
 
     assert result.mask is not None
     target.parent.mkdir(parents=True, exist_ok=True)
-    written = {"overlay": str(target) + ".png"}
+    written = {"overlay": f"{target}.png"}
     with atomic_file(Path(written["overlay"])) as file:
         image = open_image(source, result.image)  # type: ignore[arg-type]
         draw_segmentation(image, result.mask, labels, opacity=opacity).save(file, format="PNG")
     if masks:
-        written["mask"] = str(target) + ".mask.png"
-        drawn = Image.fromarray(result.mask)
+        written["mask"] = f"{target}.mask.png"
+        indices = result.mask if result.mask.dtype == np.uint8 else result.mask.astype(np.uint16)
+        drawn = Image.fromarray(indices)
         if drawn.mode == "L":
             drawn.putpalette(palette(256).tobytes())
         with atomic_file(Path(written["mask"])) as file:
@@ -91,12 +94,21 @@ def write_pictures(
     return written
 
 
-def unique_names(pictures: list[str]) -> list[str]:
-    """A file name without suffix for each picture; those of the same name are numbered."""
-    stems = [Path(name).stem if name != "-" else "stdin" for name in pictures]
-    seen: dict[str, int] = {}
-    names = []
-    for stem in stems:
-        number = seen[stem] = seen.get(stem, 0) + 1
-        names.append(stem if number == 1 else f"{stem}-{number}")
-    return names
+def free_targets(pictures: list[str], folder: Path) -> list[Path]:
+    """A path without suffix in `folder` for each picture; names that are taken get a number.
+
+    Raises:
+        ValueError: a result would lie on one of the pictures.
+    """
+    taken: set[str] = set()
+    targets = []
+    sources = {Path(name).resolve() for name in pictures}
+    for picture in pictures:
+        stem = Path(picture).stem if picture != "-" else "stdin"
+        names = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
+        name = next(n for n in names if not {n, f"{n}.mask"} & taken)
+        taken |= {name, f"{name}.mask"}
+        targets.append(folder / name)
+        if clash := {Path(f"{folder / name}{ending}").resolve() for ending in (".png", ".mask.png")} & sources:
+            raise ValueError(f"output: expected another folder than that of the pictures, found {clash.pop()} in it")
+    return targets

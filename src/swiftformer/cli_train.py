@@ -9,13 +9,22 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from swiftformer.cli_options import DATA_HELP, MODEL_HELP, AsJson, Classes, Device, Form, Level, print_json
-
-TRAINING_DATA_HELP = f"{DATA_HELP} To segment: a folder with images/ and annotations/, or Pascal VOC's."
+from swiftformer.cli_options import (
+    DATA_HELP,
+    MASKS_HELP,
+    MODEL_HELP,
+    AsJson,
+    Classes,
+    Device,
+    Form,
+    Level,
+    ReduceZeroLabel,
+    print_json,
+)
 
 
 def train(
-    data: Annotated[str, typer.Option(help=TRAINING_DATA_HELP)],
+    data: Annotated[str, typer.Option(help=f"{DATA_HELP} {MASKS_HELP}")],
     output: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/train"),
     task: Annotated[
         Optional[Literal["classify", "segment"]], typer.Option(help="What to learn; the recipe's, or classify.")
@@ -41,6 +50,7 @@ def train(
     keep_states: Annotated[int, typer.Option(min=1, help="Saved states to keep.")] = 2,
     level: Level = "name",
     classes: Classes = None,
+    reduce_zero_label: ReduceZeroLabel = None,
     as_json: AsJson = False,
 ) -> None:
     """Train or fine-tune a model; weights, metrics and the state to resume from go to the run folder.
@@ -62,12 +72,13 @@ def train(
     if chosen.task == "segment":
         from swiftformer.data.segmentation import open_segmentation
 
-        sources: Any = [open_segmentation(data, split, classes=classes) for split in ("train", "val")]
+        options: Any = {"classes": classes, "reduce_zero_label": reduce_zero_label}
+        train_source: Any = open_segmentation(data, "train", **options)
+        val_source: Any = open_segmentation(data, "val", **options, default_classes=train_source.classes)
     else:
         from swiftformer.data.sources import open_source
 
-        sources = [open_source(data, split, level=level) for split in ("train", "val")]
-    train_source, val_source = sources
+        train_source, val_source = (open_source(data, split, level=level) for split in ("train", "val"))
     metrics = run(
         chosen,
         train_source,

@@ -53,6 +53,7 @@ class DeployAttention(nn.Module):
     - The size of `w_g` cancels out, so it is such that no score is above 1 (Cauchy-Schwarz).
 
     Attributes:
+        key_query: gives `(B, 2 D, H, W)`, or both as a tuple.
         smallest: mean square of a vector that counts as zero.
     """
 
@@ -63,7 +64,7 @@ class DeployAttention(nn.Module):
         self.dim = dim = attention.final.out_features
         self.normalize = attention.normalize_query_key
         key, query, proj, final = (getattr(attention, name) for name in ("to_key", "to_query", "proj", "final"))
-        self.key_query = pointwise(
+        self.key_query: nn.Module = pointwise(
             torch.cat([key.weight, query.weight]).double(), torch.cat([key.bias, query.bias]).double(), key.weight
         )
         f, p = final.weight.double(), proj.weight.double()
@@ -81,7 +82,8 @@ class DeployAttention(nn.Module):
             self.score = pointwise(w_g, None, final.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        key, query = self.key_query(x).split(self.dim, dim=1)  # (B, D, H, W) each
+        both = self.key_query(x)
+        key, query = both if isinstance(both, tuple) else both.split(self.dim, dim=1)  # (B, D, H, W) each
         if self.normalize:
             key, query = unit_rms(key, self.smallest), unit_rms(query, self.smallest)
         if self.score is None:

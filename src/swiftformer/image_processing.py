@@ -180,6 +180,8 @@ class Preprocessing:
             at its own size.
         interpolation: a key of `RESAMPLING`.
         mean, std: per channel, of values in [0, 1].
+        reduce_labels: of a segmentation model, whether in the masks that it learned from 0 was void and the classes
+            began at 1; None where that is unknown, or nothing was segmented.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -188,6 +190,7 @@ class Preprocessing:
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    reduce_labels: bool | None = None
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or min(self.size) < 1:
@@ -281,6 +284,8 @@ class Preprocessing:
             "image_mean": list(self.mean),
             "image_std": list(self.std),
         }
+        if self.reduce_labels is not None:
+            fields["do_reduce_labels"] = self.reduce_labels
         if self.resize == "squash":
             return fields | {"image_processor_type": "ViTImageProcessor", "size": {"height": height, "width": width}}
         if self.resize == "whole":
@@ -316,6 +321,7 @@ class Preprocessing:
             "interpolation": Image.Resampling(fields.get("resample", Image.Resampling.BILINEAR)).name.lower(),
             "mean": tuple(fields.get("image_mean", (0.5, 0.5, 0.5)) if normalize else (0.0, 0.0, 0.0)),
             "std": tuple(fields.get("image_std", (0.5, 0.5, 0.5)) if normalize else (1.0, 1.0, 1.0)),
+            "reduce_labels": fields.get("do_reduce_labels", fields.get("reduce_labels")),  # the latter is older
         }
         size = fields.get("size", {"height": 224, "width": 224})
         if isinstance(size, int):

@@ -116,6 +116,8 @@ def describe(model: str, size: tuple[int, int] | None = None, form: str | None =
         return {"model": variant.name, **totals.to_dict(), "published": published}
     loaded: Any = load(model, form=form)
     report = loaded.load_report
+    if report.task == "segmentation":
+        raise ValueError(f"{model}: expected a classifier or a backbone to count, found a segmentation model")
     totals = complexity(loaded.config, size or loaded.preprocessing.size, heads=report.task == "classification")
     return {
         "model": model,

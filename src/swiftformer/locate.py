@@ -36,6 +36,7 @@ class Located:
         form: the numeric form, where the format tells.
         preprocessing: where the format tells.
         labels: class names, where the format tells them outside `config`.
+        task: that a config.json names; elsewhere `classification`.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class Located:
     form: str | None = None
     preprocessing: Preprocessing | None = None
     labels: list[str] | None = None
+    task: str = "classification"
 
 
 def locate(reference: str | Path) -> Located:
@@ -99,7 +101,10 @@ def _folder(path: Path, weights: Path | None = None) -> Located:
     # "transformers_version", "dtype" and the like say nothing about the function that the model computes.
     ignored = ("architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path")
     fields = {key: value for key, value in config.items() if key not in ignored}
-    return Located(path=path, weights=weights, config=fields, form=form, preprocessing=preprocessing)
+    names = " ".join(map(str, config.get("architectures") or ()))
+    task = "segmentation" if "ForSemanticSegmentation" in names else "classification"
+    task = "backbone" if "Backbone" in names else task
+    return Located(path=path, weights=weights, config=fields, form=form, preprocessing=preprocessing, task=task)
 
 
 def _timm_folder(path: Path, weights: Path, config: dict[str, Any]) -> Located:

@@ -102,11 +102,11 @@ def segment(
         logits = runner(pixels[None])["logits"]
         if logits.ndim != 4:
             raise ValueError(f"expected logits of shape (1, classes, height, width), found {logits.shape}")
-        mask = best_classes(logits[0], (image.height, image.width))
+        mask = resized_classes(logits[0], (image.height, image.width))
         yield SegmentationResult(name, mask, _shares(mask, runner.labels))
 
 
-def best_classes(logits: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resized_classes(logits: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The class of every pixel, of logits `(classes, h, w)` resized bilinearly: `size`, uint8, or int32 for many."""
     height, width = size
     best = np.full(size, -np.inf, dtype=np.float32)

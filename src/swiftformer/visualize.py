@@ -9,7 +9,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-VOID = 255  # of masks: belongs to no class, and stays as it is
+from swiftformer.data.masks import VOID
+
 READABLE = 360  # pixels: pictures whose short side is shorter are enlarged, for their legend and outlines,
 LARGE = 2000  # as long as the long side stays below this
 PAPER, INK = (255, 255, 255), (38, 38, 42)

@@ -41,6 +41,7 @@ def run_benchmark(
     seconds: float = 0.3,
     footprints: bool = True,
     progress: Callable[[str], None] = lambda text: None,
+    save: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
     """Time every candidate that is installed, for every variant and batch.
 
@@ -59,6 +60,7 @@ def run_benchmark(
         seconds: that each candidate is timed for in a round; it is called at least twice.
         footprints: also run each candidate once in a process of its own, for its memory and its start-up; on a CPU.
         progress: called with what is being done.
+        save: called with the result so far after every variant and batch.
 
     Returns:
         `{"machine", "rows"}`; each row has `implementation`, `engine`, `precision`, `variant`, `batch`, `size`,
@@ -86,10 +88,12 @@ def run_benchmark(
     if not chosen:
         raise ValueError("expected at least one candidate that is installed and asked for, found none")
     rows: list[dict[str, Any]] = []
+    result = {"machine": describe_machine(device), "rows": rows}
     for variant in variants:
         for batch in batches:
             rows += _measure(chosen, variant, batch, size, threads, device, rounds, seconds, footprints, progress)
-    return {"machine": describe_machine(device), "rows": rows}
+            save(result)
+    return result
 
 
 def _measure(
@@ -124,12 +128,13 @@ def _measure(
             }
             start = time.perf_counter()
             try:
-                call = candidate.call(case)
-                found = call()
+                calls.append(candidate.call(case))
+                found = calls[-1]()
             except Exception as error:  # whatever a peer's package may raise: the others are still measured
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 logger.warning("%s, batch %d: %s fails (%s)", variant, batch, candidate, reason)
                 failed.append(row | {"error": reason})
+                del calls[len(rows) :]  # one that was made, and fails when called
                 continue
             row["prepare_seconds"] = time.perf_counter() - start
             expected = case.expected(candidate)
@@ -141,7 +146,6 @@ def _measure(
                 )
             rows.append(row)
             measured.append(candidate)
-            calls.append(call)
             times.append([])
         generator = random.Random(0)
         for number in range(rounds):
@@ -154,7 +158,13 @@ def _measure(
         for row, candidate in zip(rows, measured, strict=True):
             if footprints and device == "cpu":
                 progress(f"{variant}, batch {batch}: starting {candidate}")
-                row |= footprint(candidate, case)
+                try:
+                    row |= footprint(candidate, case)
+                except Exception as error:  # whatever a peer's package may do: what is measured stays
+                    row["footprint_error"] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                    logger.warning(
+                        "%s, batch %d: no footprint of %s (%s)", variant, batch, candidate, row["footprint_error"]
+                    )
         return rows + failed
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -29,13 +29,16 @@ def benchmark_table(result: dict[str, Any]) -> None:
                 f"{row['p95_ms']:.2f}",
                 f"{row['p99_ms']:.2f}",
                 f"{row['images_per_second']:.0f}",
-                f"{row['prepare_seconds']:.1f}",
-                *((f"{row['start_seconds']:.1f}", f"{row['memory_mb']:.0f}") if "memory_mb" in row else ("", "")),
+                *(
+                    (f"{row['load_seconds']:.1f}", f"{row['start_seconds']:.1f}", f"{row['memory_mb']:.0f}")
+                    if "memory_mb" in row
+                    else ("", "", "")
+                ),
                 f"{row['difference']:.0e}",
             )
             for row in ordered
         ]
-        headings = ("", "precision", "median ms", "p95", "p99", "images/s", "prepare s", "start s", "MB", "difference")
+        headings = ("", "precision", "median ms", "p95", "p99", "images/s", "load s", "start s", "MB", "difference")
         _print(f"{variant}, batch {batch}, {height}x{width}", headings, cells)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 # Where data sets keep them, a class per line; the last is ADE20K's table.
@@ -16,6 +18,7 @@ FILES = (
     "names.txt",
     "objectInfo150.txt",
 )
+NUMBERS = ("idx", "index", "id", "number")  # the column of a table that numbers the classes
 # In the order of the indices, for data sets that come without such a file.
 KNOWN: dict[str, tuple[str, ...]] = {
     "camvid": (
@@ -57,38 +60,48 @@ KNOWN: dict[str, tuple[str, ...]] = {
 }
 
 
-def class_names(given: str | Sequence[str]) -> list[str]:
+def class_names(given: str | Sequence[str], reduce_zero_label: bool = False) -> list[str]:
     """The names that somebody gives.
 
     Args:
         given: the names; or one text: a key of `KNOWN`, the path of a file as `read_names` takes it, or names with
             commas between them.
+        reduce_zero_label: the classes begin at 1 in the masks.
 
     Raises:
-        ValueError: none, or one of them twice.
+        ValueError: none, one of them twice, or the path of a file that is not there.
     """
     if isinstance(given, str):
         if given in KNOWN:
             return list(KNOWN[given])
-        if Path(given).expanduser().is_file():
-            return read_names(Path(given).expanduser())
+        path = os.path.expanduser(given)  # noqa: PTH111 - those of pathlib raise for a long list of names
+        if os.path.isfile(path):  # noqa: PTH113
+            return read_names(Path(path), reduce_zero_label)
+        is_path = "," not in given and (os.sep in given or "/" in given)
+        if is_path or given.lower().endswith(".txt"):
+            found = "a folder" if os.path.isdir(path) else "no such file"  # noqa: PTH112
+            raise ValueError(f"{given}: expected class names or a file with them, found {found}")
         given = [name.strip() for name in given.split(",")]
     return _checked(list(given), "classes")
 
 
-def find_names(root: Path) -> list[str] | None:
+def find_names(root: Path, reduce_zero_label: bool = False) -> list[str] | None:
     """The names in the first of `FILES` that a folder has."""
     file = next((root / name for name in FILES if (root / name).is_file()), None)
-    return None if file is None else read_names(file)
+    return None if file is None else read_names(file, reduce_zero_label)
 
 
-def read_names(file: Path) -> list[str]:
+def read_names(file: Path, reduce_zero_label: bool = False) -> list[str]:
     """The names in a text file: one per line, also behind their numbers, or in the column `Name` of a table with tabs.
 
-    Of several names for one thing (`building, edifice`) in a table the first is taken.
+    Numbers are the indices in the masks, in order. Of several names for one thing (`building, edifice`) in a table the
+    first is taken.
+
+    Args:
+        reduce_zero_label: the classes begin at 1 in the masks, and so have the numbers to; as in `objectInfo150.txt`.
 
     Raises:
-        ValueError: no text, no names, or one of them twice.
+        ValueError: no text, no names, one of them twice, or numbers that begin elsewhere or leave some out.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -96,25 +109,44 @@ def read_names(file: Path) -> list[str]:
         raise ValueError(f"{file}: expected class names as UTF-8 text ({error})") from None
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     header = [cell.strip().lower() for cell in lines[0].split("\t")] if lines else []
+    first = 1 if reduce_zero_label or file.name == FILES[-1] else 0
     if len(header) > 1 and "name" in header:
-        column = header.index("name")
-        cells = [line.split("\t")[column:] for line in lines[1:]]
-        names = [cell[0].strip() if cell else "" for cell in cells]
+        rows = [line.split("\t") for line in lines[1:]]
+        names = _column(rows, header.index("name"))
         short = [re.split(r"[,;]", name)[0].strip() for name in names]
-        return _checked(short if len({*short}) == len(short) else names, str(file))
+        names = _checked(short if len({*short}) == len(short) else names, str(file))
+        numbers = [_column(rows, header.index(column)) for column in NUMBERS if column in header]
+        if numbers and all(number.isdecimal() for number in numbers[0]):
+            _expect_indices([int(number) for number in numbers[0]], first, file)
+        return names
     names = [line.strip() for line in lines]
     if names[:1] == ["__ignore__"]:  # labelme's name of void, which has no index
         names = names[1:]
-    numbered = [re.fullmatch(r"(\d+)[\s:,;]+(.+)", name) for name in names]
-    numbers = [int(match[1]) for match in numbered if match]
-    if names and numbers in (list(range(len(names))), list(range(1, len(names) + 1))):
-        names = [match[2] for match in numbered if match]
+    matches = [match for name in names if (match := re.fullmatch(r"(\d+)[\s:,;]+(.+)", name))]
+    if matches and len(matches) == len(names) and int(matches[0][1]) < 2:  # not "3 wheeler", "4 wheeler"
+        _expect_indices([int(match[1]) for match in matches], first, file)
+        names = [match[2] for match in matches]
     return _checked(names, str(file))
 
 
 def made_up_names(count: int) -> list[str]:
     """`class_0`, `class_1`, ..."""
     return [f"class_{i}" for i in range(count)]
+
+
+def _column(rows: Sequence[Sequence[str]], column: int) -> list[str]:
+    """A cell of every row, empty where the row is too short."""
+    return [row[column].strip() if column < len(row) else "" for row in rows]
+
+
+def _expect_indices(numbers: list[int], first: int, file: Path) -> None:
+    """Numbers that do not say which index a class has in the masks would be taken for others than they mean."""
+    if numbers[0] != first:
+        why = "as 0 is void in the masks (reduce_zero_label)" if first else "unless 0 is void (reduce_zero_label)"
+        raise ValueError(f"{file}: expected numbers that begin at {first}, {why}, found {numbers[0]}")
+    for before, number in pairwise(numbers):
+        if number != before + 1:
+            raise ValueError(f"{file}: expected numbers that count up, found {number} after {before}")
 
 
 def _checked(names: list[str], where: str) -> list[str]:

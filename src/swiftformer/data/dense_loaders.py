@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from swiftformer.data.epoch_loader import DrawnDataset, EpochLoader, expect_images
-from swiftformer.data.loaders import Share
 from swiftformer.data.processes import ignore_signals, quietly_started
-from swiftformer.data.samplers import Draws
+from swiftformer.data.samplers import Draws, Share
 from swiftformer.data.segmentation import SegmentationSource, read_pair
 from swiftformer.image_processing import ImageError, Preprocessing
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sized
+from contextlib import suppress
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
@@ -133,6 +135,9 @@ class EpochLoader(Generic[Batch]):
                 if "Caught " in str(error) or self._options["num_workers"] == 0:
                     raise
                 self._loader = None
+                # Its SIGCHLD may still be on the way, and torch raises wherever that arrives.
+                with suppress(RuntimeError):
+                    time.sleep(0.1)
                 deaths += 1
                 if deaths == RESTARTS:
                     raise LoaderError(

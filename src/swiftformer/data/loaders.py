@@ -10,31 +10,16 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
-from swiftformer.data.epoch_loader import DrawnDataset, EpochLoader, LoaderError, expect_images, seed_generators
+from swiftformer.data.epoch_loader import DrawnDataset, EpochLoader, expect_images
 from swiftformer.data.processes import ignore_signals, quietly_started
-from swiftformer.data.samplers import Draws, training_order
+from swiftformer.data.samplers import Draws, Share, training_order
 from swiftformer.data.sources import Source
 from swiftformer.image_processing import ImageError, Preprocessing
 
 if TYPE_CHECKING:
     from swiftformer.train.recipe import Recipe, TrainingRecipe
-
-__all__ = [
-    "EvaluationDataset",
-    "EvaluationLoader",
-    "LoaderError",
-    "Normalization",
-    "Share",
-    "TrainingBatch",
-    "TrainingCollate",
-    "TrainingDataset",
-    "TrainingLoader",
-    "TrainingSample",
-    "evaluation_loader",
-    "seed_generators",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -159,19 +144,6 @@ def _collate(samples: list[tuple[np.ndarray, int, int] | None]) -> tuple[Tensor,
         return torch.empty(0), torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
     pixels, labels, indices = zip(*readable, strict=True)
     return torch.from_numpy(np.stack(pixels)), torch.tensor(labels), torch.tensor(indices)
-
-
-class Share(Sampler[int]):
-    """Every `world_size`-th image, from `rank` on: together the shares hold each image exactly once."""
-
-    def __init__(self, length: int, rank: int, world_size: int) -> None:
-        self.places = range(rank, length, world_size)
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.places)
 
 
 class EvaluationLoader:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from swiftformer.data.class_names import KNOWN
 from swiftformer.data.sources import is_image
-from swiftformer.data.splits import ALL
+from swiftformer.data.splits import ALL, SPLIT_ALIASES
 
 # In order of preference.
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
@@ -44,21 +44,37 @@ class MaskFolders:
     reduce_zero_label: bool = False
     classes: tuple[str, ...] | None = None
 
+    @property
+    def has_pairs(self) -> bool:
+        """Whether some picture has a mask; boxes in text files lie in the same folders."""
+        return any(pair.image and pair.mask for pairs in self.splits.values() for pair in pairs)
 
-def find(root: Path, names: Iterable[str]) -> MaskFolders:
-    """Recognise the layout of a folder; `names` are folders that count as splits.
+
+def find(root: Path, split: str | None = None) -> MaskFolders:
+    """Recognise the layout of a folder, whose splits have usual names, or one of them that of `split`.
 
     Raises:
         ValueError: nothing is recognised.
     """
-    names = set(names)
-    for layout in (_voc, _beside_splits, _below_splits):
-        if found := layout(root, names):
-            return found
+    if found := recognise(root, split):
+        return found
     raise ValueError(
         f"{root}: expected folders with pictures and masks, such as images/train and annotations/train, train/images "
         f"and train/masks, or JPEGImages and SegmentationClass; found {_content(root)}"
     )
+
+
+def recognise(root: Path, split: str | None = None) -> MaskFolders | None:
+    """As `find`, None where nothing is recognised.
+
+    Raises:
+        ValueError: several data sets.
+    """
+    names = {name for aliases in SPLIT_ALIASES.values() for name in aliases} | ({split} if split else set())
+    for layout in (_voc, _beside_splits, _below_splits):
+        if found := layout(root, names):
+            return found
+    return None
 
 
 def _content(root: Path) -> str:
@@ -68,7 +84,7 @@ def _content(root: Path) -> str:
 
 def _beside_splits(root: Path, names: set[str]) -> MaskFolders | None:
     """`images/SPLIT` and `annotations/SPLIT`, or both without splits."""
-    images, masks = _first(root, IMAGE_FOLDERS), _first(root, MASK_FOLDERS)
+    images, masks = _first(root, IMAGE_FOLDERS, is_image), _first(root, MASK_FOLDERS, _is_mask)
     if images is None or masks is None:
         return None
     divided = sorted(d.name for d in images.iterdir() if d.is_dir() and (masks / d.name).is_dir())
@@ -79,13 +95,15 @@ def _beside_splits(root: Path, names: set[str]) -> MaskFolders | None:
 
 
 def _below_splits(root: Path, names: set[str]) -> MaskFolders | None:
-    """`SPLIT/images` and `SPLIT/masks`."""
+    """`SPLIT/images` and `SPLIT/masks`; where none has a name of a split, all together."""
     splits = {}
     for folder in sorted(entry for entry in root.iterdir() if entry.is_dir()):
-        images, masks = _first(folder, IMAGE_FOLDERS), _first(folder, MASK_FOLDERS)
+        images, masks = _first(folder, IMAGE_FOLDERS, is_image), _first(folder, MASK_FOLDERS, _is_mask)
         if images is not None and masks is not None:
             splits[folder.name] = _pairs(root, images, masks)
-    return MaskFolders(root, splits) if names & {*splits} else None
+    if splits and not names & {*splits}:
+        splits = {ALL: [pair for pairs in splits.values() for pair in pairs]}
+    return MaskFolders(root, splits) if splits else None
 
 
 def _voc(root: Path, names: set[str]) -> MaskFolders | None:
@@ -114,8 +132,11 @@ def _is_voc(folder: Path) -> bool:
     return all((folder / name).is_dir() for name in VOC_FOLDERS[:2])
 
 
-def _first(root: Path, names: Iterable[str]) -> Path | None:
-    return next((root / name for name in names if (root / name).is_dir()), None)
+def _first(root: Path, names: Iterable[str], wanted: Callable[[Path], bool]) -> Path | None:
+    """The first folder that holds such files; where none does, the first that is there."""
+    folders = [root / name for name in names if (root / name).is_dir()]
+    holding = (folder for folder in folders if len(folders) == 1 or next(_walk(folder, wanted), None))
+    return next(holding, folders[0] if folders else None)
 
 
 def _pairs(root: Path, images: Path, masks: Path) -> list[Pair]:
@@ -134,8 +155,13 @@ def _pairs(root: Path, images: Path, masks: Path) -> list[Pair]:
 
 def _files(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
     """In this folder and those below, without hidden ones."""
-    found = sorted(file for file in folder.rglob("*") if wanted(file))
-    return [file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    return sorted(_walk(folder, wanted))
+
+
+def _walk(folder: Path, wanted: Callable[[Path], bool]) -> Iterator[Path]:
+    for file in folder.rglob("*"):
+        if wanted(file) and not any(part.startswith(".") for part in file.relative_to(folder).parts):
+            yield file
 
 
 def _by_stem(folder: Path, wanted: Callable[[Path], bool]) -> dict[str, Path]:

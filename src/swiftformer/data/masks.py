@@ -51,8 +51,8 @@ def read_mask(file: str | Path, reduce_zero_label: bool = False) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)  # training opens two splits, and each looks at the masks of both
-def largest_index(files: tuple[str, ...]) -> int:
-    """In all masks that can be read; -1 where they hold nothing but void."""
+def largest_indices(files: tuple[str, ...]) -> tuple[int, ...]:
+    """In each mask; -1 where it cannot be read, or holds nothing but void."""
 
     def largest(file: str) -> int:
         try:
@@ -63,4 +63,4 @@ def largest_index(files: tuple[str, ...]) -> int:
         return int(indices.max()) if indices.size else -1
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return max(pool.map(largest, files), default=-1)
+        return tuple(pool.map(largest, files))

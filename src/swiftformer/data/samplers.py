@@ -43,6 +43,19 @@ class Draws(Sampler[tuple[int, int]]):
                 yield int(index), (first + place * self.world_size + self.rank) % 2**32
 
 
+class Share(Sampler[int]):
+    """Every `world_size`-th image, from `rank` on: together the shares hold each image exactly once."""
+
+    def __init__(self, length: int, rank: int, world_size: int) -> None:
+        self.places = range(rank, length, world_size)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.places)
+
+
 class BalancedSampler(Sampler[int]):
     """As many draws as there are images, every class equally often, pictures with replacement."""
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from swiftformer.data.class_names import class_names, find_names, made_up_names
 from swiftformer.data.mask_folders import MaskFolders, Pair, find
-from swiftformer.data.masks import VOID, AnnotationError, largest_index, read_mask
-from swiftformer.data.splits import SPLIT_ALIASES, choose
+from swiftformer.data.masks import VOID, AnnotationError, largest_indices, read_mask
+from swiftformer.data.splits import choose
 from swiftformer.image_processing import ImageError, open_image
 
 logger = logging.getLogger(__name__)
@@ -30,9 +30,13 @@ class SegmentationSource(Protocol):
     """Pictures with masks, by index. `classes` are the class names in the order of the indices in the masks.
 
     Sources can be pickled, for loader processes that are spawned.
+
+    Attributes:
+        reduce_zero_label: in the files 0 is void and the classes begin at 1; `mask` has made 255 and 0 of that.
     """
 
     classes: list[str]
+    reduce_zero_label: bool
 
     def __len__(self) -> int: ...
 
@@ -92,6 +96,7 @@ class Relabelled:
     def __init__(self, source: SegmentationSource, places: Sequence[int], classes: Sequence[str]) -> None:
         self.source = source
         self.classes = list(classes)
+        self.reduce_zero_label = source.reduce_zero_label
         self.places = np.full(max(len(places), VOID + 1), VOID, dtype=np.int32)
         self.places[: len(places)] = places
         self.places[VOID] = VOID
@@ -138,6 +143,7 @@ def open_segmentation(
     split: str | None = None,
     *,
     classes: str | Sequence[str] | None = None,
+    default_classes: Sequence[str] | None = None,
     reduce_zero_label: bool | None = None,
     on_error: Literal["skip", "raise"] = "skip",
 ) -> MaskFileSource:
@@ -149,7 +155,9 @@ def open_segmentation(
             `ImageSets/Segmentation`. A mask is called like its picture; palette pictures give their indices.
         split: as `swiftformer.data.sources.open_source` takes it.
         classes: names in the order of the indices, as `class_names` takes them. By default those of `classes.txt` or
-            the like beside the data, otherwise `class_0` and so on to the largest index in the masks of all splits.
+            the like beside the data.
+        default_classes: names where the data have none, such as those of a model; by default `class_0` and so on to the
+            largest index in the masks of all splits, which are all read for that.
         reduce_zero_label: index 0 belongs to no class and the classes begin at 1; by default so where the folders are
             called `images/training` and `annotations/training`, as those of ADE20K are.
         on_error: `skip` leaves out, with a warning, pictures without a mask and masks without a picture; what else is
@@ -165,13 +173,13 @@ def open_segmentation(
         raise ValueError(
             f"{data}: expected a folder with pictures and masks, found {'a file' if root.exists() else 'none'}"
         )
-    names = [name for aliases in SPLIT_ALIASES.values() for name in aliases]
-    folders = find(root, [*names, split] if split else names)
+    folders = find(root, split)
     files = [_PairList(pairs) for pairs in folders.splits.values()]
     chosen = choose({name: lambda f=f: f for name, f in zip(folders.splits, files, strict=True)}, split, str(data))  # type: ignore[misc]
     by_name = {pairs.name(i): pair for pairs in files for i, pair in enumerate(pairs.pairs)}
     complete, problems = [], []
-    for pair in (by_name[chosen.name(i)] for i in range(len(chosen))):
+    for name in dict.fromkeys(chosen.name(i) for i in range(len(chosen))):  # Pascal VOC's trainval repeats others
+        pair = by_name[name]
         if pair.image and pair.mask:
             complete.append((pair.image, pair.mask))
         else:
@@ -190,7 +198,8 @@ def open_segmentation(
     if reduce_zero_label is None and folders.reduce_zero_label:
         logger.info("%s is laid out as ADE20K: index 0 is taken for void, and the classes begin at 1", data)
     reduce_zero_label = folders.reduce_zero_label if reduce_zero_label is None else reduce_zero_label
-    source = MaskFileSource(complete, _classes(folders, classes, reduce_zero_label), reduce_zero_label)
+    names = _classes(folders, classes, default_classes, reduce_zero_label)
+    source = MaskFileSource(complete, names, reduce_zero_label)
     if on_error == "raise" and (problem := next(bad_pairs(source), None)):
         raise AnnotationError(problem)
     return source
@@ -218,17 +227,26 @@ class _PairList:
         return self.pairs[index].key.replace(os.sep, "/")
 
 
-def _classes(folders: MaskFolders, given: str | Sequence[str] | None, reduce_zero_label: bool) -> list[str]:
+def _classes(
+    folders: MaskFolders,
+    given: str | Sequence[str] | None,
+    otherwise: Sequence[str] | None,
+    reduce_zero_label: bool,
+) -> list[str]:
     files = tuple(sorted({pair.mask for pairs in folders.splits.values() for pair in pairs if pair.mask}))
-    names = class_names(given) if given is not None else find_names(folders.root) or list(folders.classes or ())
+    if given is not None:
+        names = class_names(given, reduce_zero_label)
+    else:
+        names = find_names(folders.root, reduce_zero_label) or list(folders.classes or otherwise or ())
     white = f"no index but 0 and {VOID}, which is void: a foreground drawn in {VOID} has to become 1"
     if names:
-        if len(names) == 2 and largest_index(files[:SAMPLED]) == 0:
+        if len(names) == 2 and max(largest_indices(files[:SAMPLED]), default=-1) == 0:
             logger.warning("%s: the first masks hold %s", folders.root, white)
         return names
-    count = largest_index(files) + (0 if reduce_zero_label else 1)
+    largest = max(largest_indices(files), default=-1)
+    count = largest + (0 if reduce_zero_label else 1)
     if count < 2:
-        found = white if largest_index(files) == 0 else f"none in {len(files)} files"
+        found = white if largest == 0 else f"none in {len(files)} files"
         raise ValueError(f"{folders.root}: expected masks with the indices of two or more classes, found {found}")
     logger.info(
         "%s has no file with class names (classes.txt, one per line): the largest index in %d masks makes %d classes",
@@ -236,4 +254,21 @@ def _classes(folders: MaskFolders, given: str | Sequence[str] | None, reduce_zer
         len(files),
         count,
     )
+    _tell_a_stray_index(files, count)
     return made_up_names(count)
+
+
+def _tell_a_stray_index(files: Sequence[str], count: int) -> None:
+    """Warn where a mask alone makes the number of classes: under 1 % of all, or far from the indices of the others."""
+    *others, last = sorted(zip(largest_indices(tuple(files)), files, strict=True))
+    second = others[-1][0] if others else last[0]
+    if second < last[0] and (len(files) > 100 or second < last[0] - 1):
+        logger.warning(
+            "%s: of %d masks the only one with index %d, which makes %d classes; the others end at %d: "
+            "if that is a mistake, mend it or give the names of the classes",
+            last[1],
+            len(files),
+            last[0],
+            count,
+            second,
+        )

@@ -101,5 +101,7 @@ class Engine(ABC):
         if self.outputs != ("logits",):
             raise EngineError(f"expected a classifier, found a model with the outputs {', '.join(self.outputs)}")
         logits = self(batch)["logits"].astype(np.float64)
+        if logits.ndim != 2:
+            raise EngineError(f"expected a classifier, found a segmentation model (logits of shape {logits.shape})")
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)

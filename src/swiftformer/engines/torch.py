@@ -70,11 +70,12 @@ class TorchEngine(Engine):
         threads: int | None = None,
         form: str | None = None,
     ) -> TorchEngine:
-        """A checkpoint, fused. See `swiftformer.engines.open_engine`."""
-        from swiftformer.checkpoints import load
+        """A checkpoint of a classifier or a segmentation model, fused. See `swiftformer.engines.open_engine`."""
+        from swiftformer.checkpoints import load, stored_task
         from swiftformer.deploy import fuse
 
-        model: Any = load(reference, form=form, task="classification")
+        task: Any = "segmentation" if stored_task(reference) == "segmentation" else "classification"
+        model: Any = load(reference, form=form, task=task)
         labels = tuple(model.config.id2label[i] for i in range(model.num_labels))
         return cls(fuse(model), labels, mode=mode, device=device, precision=precision, threads=threads)
 

@@ -10,16 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from swiftformer.artifact import is_artifact
 from swiftformer.checkpoints import load
-from swiftformer.data.class_names import made_up_names
 from swiftformer.data.dense_loaders import SegmentationEvaluationLoader
 from swiftformer.data.masks import VOID
 from swiftformer.data.segmentation import Relabelled, SegmentationSource, open_segmentation
 from swiftformer.engines import Engine
 from swiftformer.evaluate.classification import match_classes
+from swiftformer.heads.semantic_fpn import upsampled
 from swiftformer.predict_segmentation import expect_dense, open_segmenter, preprocessing_of
 from swiftformer.segmentation_inference import segment_logits
 from swiftformer.train.distributed import Processes, join_processes
@@ -96,7 +95,7 @@ def best_classes(logits: Tensor, size: tuple[int, int]) -> Tensor:
     best = found = None
     for start in range(0, logits.shape[1], step):
         part = logits[:, start : start + step].float()
-        values, classes = F.interpolate(part, size, mode="bilinear", align_corners=False).max(dim=1)  # (B, H, W)
+        values, classes = upsampled(part, size).max(dim=1)  # (B, H, W)
         if best is None or found is None:
             best, found = values, classes
             continue
@@ -179,12 +178,13 @@ def evaluate_reference(
     """Evaluate a checkpoint or an artifact on a split of a data set, with the preprocessing that belongs to it.
 
     Classes are matched by name; where the names are the same in order, none is common, or the data have no names, by
-    position.
+    position. A mask with indices beyond them is named and skipped.
 
     Args:
         model: what `swiftformer.load` takes, the folder of an artifact, or a model with `preprocessing`.
         split: `train`, `val`, `test` or `all`; by default the validation images where they lie apart, otherwise all.
-        classes, reduce_zero_label: of `swiftformer.data.segmentation.open_segmentation`.
+        classes: of `swiftformer.data.segmentation.open_segmentation`; the model's, where the data have none.
+        reduce_zero_label: of `open_segmentation`; by default as the model was trained, where it tells.
         short_side: pixels that the short side of a picture is resized to, 0 for its own size; by default as the model
             wants it.
         window: side of the windows that slide over a picture; 0 takes the whole picture at once.
@@ -199,7 +199,6 @@ def evaluate_reference(
         ValueError: no segmentation model, or the data set has classes that it does not know.
         CheckpointError: the model cannot be loaded.
     """
-    source: SegmentationSource = open_segmentation(data, split, classes=classes, reduce_zero_label=reduce_zero_label)
     net: Any
     plain = engine == "auto" and precision is None and threads is None
     if isinstance(model, nn.Module) and not plain:
@@ -213,7 +212,12 @@ def evaluate_reference(
         opened = open_segmenter(model, engine, device, precision, threads, form)
         names, preprocessing, device = list(opened.labels), preprocessing_of(opened, short_side), "cpu"
         net = partial(_in_engine, opened)
-    source = _matched(source, names)
+    if reduce_zero_label is None:
+        reduce_zero_label = preprocessing.reduce_labels
+    annotated = open_segmentation(
+        data, split, classes=classes, default_classes=names, reduce_zero_label=reduce_zero_label
+    )
+    source = _matched(annotated, names)
     with join_processes(device) as processes:
         loader = SegmentationEvaluationLoader(source, preprocessing, workers, processes.rank, processes.world_size)
         if isinstance(net, nn.Module):
@@ -235,9 +239,6 @@ def _in_engine(engine: Engine, pixels: Tensor) -> Tensor:
 
 def _matched(source: SegmentationSource, names: list[str]) -> SegmentationSource:
     """The data set with the classes of a model."""
-    count = len(source.classes)
-    if source.classes == made_up_names(count) and count <= len(names):
-        places = list(range(count))
-    else:
-        places = match_classes(names, source.classes, list(range(count)))
-    return source if source.classes == names else Relabelled(source, places, names)
+    if source.classes == names:
+        return source
+    return Relabelled(source, match_classes(names, source.classes, list(range(len(source.classes)))), names)

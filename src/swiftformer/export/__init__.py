@@ -163,19 +163,25 @@ def export(
 
 
 def calibration_pictures(data: str | Path, count: int) -> list[ImageSource]:
-    """Pictures spread evenly over a folder of pictures or a data set's training split.
+    """Pictures spread evenly over a folder of pictures or the training split of a data set, with masks or without.
 
     Raises:
         ValueError: no such data, or no pictures in it.
     """
+    from swiftformer.data.mask_folders import recognise
+    from swiftformer.data.segmentation import open_segmentation
     from swiftformer.data.sources import is_image, open_source
     from swiftformer.predict import find_images
 
-    folder = Path(data)
+    folder = Path(data).expanduser()
     if folder.is_dir() and any(is_image(child) for child in folder.iterdir()):
-        found = [source for _, source in find_images([str(data)])]
+        found = [source for _, source in find_images([str(folder)])]
         return [found[i] for i in evenly(len(found), count)]
-    source = open_source(str(data), "train")
+    source: Any
+    if folder.is_dir() and (masks := recognise(folder)) and masks.has_pairs:
+        source = open_segmentation(folder, "train", classes=["any"])  # no mask is read
+    else:
+        source = open_source(str(data), "train")
     return [source.image(i) for i in evenly(len(source), count)]
 
 

@@ -31,8 +31,8 @@ def fit_half(graph: DeployGraph, images: Any) -> None:
         attention.smallest = SMALLEST_HALF
         if not attention.normalize:
             continue
+        both: Any = attention.key_query
         for part in (slice(attention.dim), slice(attention.dim, None)):
             size = output[:, part].square().mean().sqrt().clamp(1e-6, 1e6).item()
-            for tensor in (attention.key_query.weight, attention.key_query.bias):
-                assert tensor is not None
+            for tensor in (both.weight, both.bias):
                 tensor[part] *= 2.0 ** -round(math.log2(size))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor, nn
+
+from swiftformer.deploy import DeployAttention
 from swiftformer.export.graph import DeployGraph, silent
 
 if TYPE_CHECKING:
@@ -28,8 +33,10 @@ def write(graph: DeployGraph, options: Options, folder: Path) -> str:
 def to_openvino(graph: DeployGraph, options: Options) -> Any:
     """The openvino.Model of a graph, in float32."""
     import openvino
-    import torch
 
+    graph = copy.deepcopy(graph)
+    for attention in (module for module in graph.modules() if isinstance(module, DeployAttention)):
+        attention.key_query = TwoProducts(attention.key_query)
     example = torch.from_numpy(options.example[:2])
     batch = -1 if options.batch is None else options.batch
     height, width = options.size or (-1, -1)
@@ -40,3 +47,17 @@ def to_openvino(graph: DeployGraph, options: Options) -> Any:
     for port, name in zip(model.outputs, names, strict=True):
         port.tensor.set_names({name})
     return model
+
+
+class TwoProducts(nn.Module):
+    """Keys and queries from a product each. OpenVINO would copy what one product gives to split it."""
+
+    def __init__(self, both: nn.Module) -> None:
+        super().__init__()
+        assert isinstance(both, nn.Conv2d) and both.bias is not None
+        self.parts = nn.ModuleList(nn.Conv2d(both.in_channels, both.out_channels // 2, 1) for _ in range(2))
+        for part, weight, bias in zip(self.parts, both.weight.chunk(2), both.bias.chunk(2), strict=True):
+            part.weight, part.bias = nn.Parameter(weight), nn.Parameter(bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(part(x) for part in self.parts)

@@ -23,13 +23,15 @@ def quantize(model: Any, calibration: np.ndarray, float_layers: Sequence[str] = 
     """
     import nncf
 
-    kept = [
+    names = [
         node.get_friendly_name()
         for node in model.get_ordered_ops()
-        if any(f"net.{layer}/" in node.get_friendly_name() for layer in float_layers)
-        and node.get_type_name() in ("Convolution", "GroupConvolution", "MatMul")
+        if node.get_type_name() in ("Convolution", "GroupConvolution", "MatMul")
     ]
-    assert len(kept) == len(float_layers), (kept, float_layers)
+    # A layer's own operator, or those of the parts that it was written as.
+    found = {layer: [n for n in names if f"net.{layer}/" in n or f"net.{layer}." in n] for layer in float_layers}
+    assert all(found.values()), found
+    kept = [name for parts in found.values() for name in parts]
     parts = [np.repeat(image[None], batch or 1, axis=0) for image in calibration]
     with silent():
         return nncf.quantize(

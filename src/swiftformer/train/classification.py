@@ -55,7 +55,7 @@ class Classification(Task):
     def network_of(self, config: dict[str, Any]) -> Any:
         return SwiftFormerForImageClassificationWithTeacher(SwiftFormerConfig.from_dict(config))
 
-    def prepare(self, net: Any) -> None:
+    def prepare(self, net: Any, source: Source) -> None:
         net.preprocessing = self.recipe.preprocessing
 
     def training_loader(

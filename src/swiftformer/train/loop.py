@@ -166,8 +166,8 @@ class _Run:
         self.step = TrainingStep(
             recipe, net, processes, objective, updates_per_epoch=self.updates, accumulation=accumulation
         )
-        task.prepare(self.step.net)
-        task.prepare(self.step.evaluated)
+        task.prepare(self.step.net, train_source)
+        task.prepare(self.step.evaluated, train_source)
         self.normalize = Normalization(recipe, processes.device, task.erasing)
         self.best, self.metrics, self.seconds = -1.0, {}, 0.0
         self.batch = 0  # of the epoch under way

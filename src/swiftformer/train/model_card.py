@@ -70,7 +70,7 @@ WORDINGS = {
         "segment",
         (
             'for picture in swiftformer.segment("picture.jpg", model="best"):',
-            "    print(picture.mask.shape, picture.shares)",
+            "    print(picture.mask.shape, picture.classes)",
         ),
         "Every pixel gets one of them, whatever it shows.",
     ),

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from swiftformer.data.masks import VOID
+from swiftformer.heads.semantic_fpn import upsampled
 from swiftformer.train.distillation import Teacher, distillation_loss
 from swiftformer.train.losses import ClassificationLoss
 from swiftformer.train.recipe import Recipe, TrainingRecipe
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-VOID = 255  # of masks: pixels that count for nothing
 
 
 def autocast(recipe: TrainingRecipe, device: torch.device) -> torch.autocast:
@@ -83,6 +84,8 @@ class ClassificationObjective:
 class SegmentationObjective:
     """Cross-entropy of every pixel that is not void, of logits brought to the size of the mask.
 
+    The mean is over the pixels of a batch: several processes, each with void of its own, weigh theirs alike.
+
     Targets are class indices `(B, H, W)`. The hits are the share of its pixels that each image gets right, summed.
 
     Args:
@@ -94,12 +97,9 @@ class SegmentationObjective:
 
     def __call__(self, predicted: Any, pixels: Tensor, targets: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         """See `Objective`."""
-        logits = F.interpolate(
-            predicted.logits.float(), size=targets.shape[1:], mode="bilinear", align_corners=False
-        )  # (B, classes, H, W)
+        logits = upsampled(predicted.logits.float(), targets.shape[1:])  # (B, classes, H, W)
         known = targets != VOID
-        # Over the number of pixels, not their weights, so that it is the same over several processes; a batch may be
-        # void throughout.
+        # Over the number of pixels, not their weights; a batch may be void throughout.
         loss = F.cross_entropy(logits, targets, self.class_weights, ignore_index=VOID, reduction="sum")
         right = ((logits.argmax(1) == targets) & known).flatten(1).sum(1) / known.flatten(1).sum(1).clamp(min=1)
         return loss / known.sum().clamp(min=1), right.sum()

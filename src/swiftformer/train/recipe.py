@@ -224,7 +224,6 @@ class SegmentationRecipe(TrainingRecipe):
         color_distortion: strength of random brightness, contrast, saturation and hue; 0 switches it off.
         class_weights: `balanced` weighs the loss by the inverse square root of how often a class occurs.
         short_side: pictures are resized to it, in training before `scale`; 0 leaves them as they are.
-        window: side of the windows that a picture is evaluated in, 0 for the whole picture at once.
         frozen_stages: stages of the backbone that do not learn, with the stem.
         frozen_batch_norm: keep the backbone's BatchNorms as they were.
         fpn_channels, head_channels: widths of the feature pyramid and of the head.
@@ -237,7 +236,6 @@ class SegmentationRecipe(TrainingRecipe):
     color_distortion: float = 1.0
     class_weights: Literal["none", "balanced"] = "none"
     short_side: int = 0
-    window: int = 0
     frozen_stages: int = 0
     frozen_batch_norm: bool = False
     fpn_channels: int = 256
@@ -253,10 +251,10 @@ class SegmentationRecipe(TrainingRecipe):
                 f"expected fpn_channels and head_channels of at least 1 and head_dropout in [0, 1), "
                 f"found {self.fpn_channels}, {self.head_channels}, {self.head_dropout}"
             )
-        if not 0 <= self.frozen_stages <= 4 or min(self.short_side, self.window) < 0:
+        if not 0 <= self.frozen_stages <= 4 or self.short_side < 0:
             raise ValueError(
-                f"expected frozen_stages from 0 to 4, short_side and window of at least 0, "
-                f"found {self.frozen_stages}, {self.short_side}, {self.window}"
+                f"expected frozen_stages from 0 to 4 and a short_side of at least 0, "
+                f"found {self.frozen_stages} and {self.short_side}"
             )
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from swiftformer.data.segmentation import SegmentationSource
 from swiftformer.evaluate.segmentation import evaluate_segmenter
 from swiftformer.image_processing import ImageError
 from swiftformer.segmentation import SwiftFormerForSemanticSegmentation
-from swiftformer.segmentation_inference import segment_logits
 from swiftformer.train.distributed import Processes
 from swiftformer.train.interruption import StopRequest
 from swiftformer.train.objectives import SegmentationObjective
@@ -56,8 +55,8 @@ class Segmentation(Task):
     def network_of(self, config: dict[str, Any]) -> Any:
         return SwiftFormerForSemanticSegmentation(SwiftFormerConfig.from_dict(config))
 
-    def prepare(self, net: Any) -> None:
-        net.preprocessing = self.recipe.preprocessing
+    def prepare(self, net: Any, source: SegmentationSource) -> None:
+        net.preprocessing = replace(self.recipe.preprocessing, reduce_labels=source.reduce_zero_label)
 
     def training_loader(
         self, source: SegmentationSource, epoch: int, batch_size: int, workers: int, processes: Processes
@@ -98,10 +97,7 @@ class Segmentation(Task):
     def evaluate(
         self, net: nn.Module, batches: Iterable[Any], progress: Callable[[int], None], processes: Processes
     ) -> tuple[dict[str, float], Tensor]:
-        net.eval()
-        side = self.recipe.window
-        run = partial(segment_logits, net, mode="slide", window=(side, side)) if side else net
-        return evaluate_segmenter(run, batches, processes.device, progress, processes)
+        return evaluate_segmenter(net, batches, processes.device, progress, processes)
 
 
 def rarity_weights(source: SegmentationSource) -> Tensor:

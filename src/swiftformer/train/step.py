@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swiftformer.data.loaders import seed_generators
+from swiftformer.data.epoch_loader import seed_generators
 from swiftformer.train.distributed import Processes
 from swiftformer.train.objectives import Objective, autocast
 from swiftformer.train.recipe import TrainingRecipe
 
 POWER = 0.9  # of the schedule `poly`
+CLASSIFIERS = ("head.", "dist_head.", "decode_head.classifier.")
 
 
 class TrainingStep:
@@ -68,8 +69,8 @@ class TrainingStep:
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self.autocast = autocast(recipe, device)
-        # Clipping leaves the classification heads alone, as the paper that proposed it does.
-        self.clipped = [p for name, p in net.named_parameters() if not name.startswith(("head.", "dist_head."))]
+        # Clipping leaves the classifiers alone, as the paper that proposed it does.
+        self.clipped = [p for name, p in net.named_parameters() if not name.startswith(CLASSIFIERS)]
 
     @property
     def lr(self) -> float:

@@ -50,8 +50,8 @@ class Task(ABC):
         """The network of a run that goes on, with random weights."""
 
     @abstractmethod
-    def prepare(self, net: Any) -> None:
-        """Tell a network how its pictures are to be prepared, before it is saved."""
+    def prepare(self, net: Any, source: Any) -> None:
+        """Tell a network how its pictures are to be prepared, as it learns them from `source`."""
 
     @abstractmethod
     def training_loader(
