@@ -59,6 +59,12 @@ def test_export_accuracy(script, ten_classes, tmp_path):
     assert script("export_accuracy", *options).splitlines() == rows[:1] + out.splitlines()[-3:]
 
 
+def test_fusing(script):
+    pytest.importorskip("openvino")
+    out = script("fusing", "--size", 32, "--rounds", 1, "--seconds", 0)
+    assert out.count("| fused |") == 2 and out.count("| timm |") == 2
+
+
 def test_loading_speed(script, ten_classes):
     out = script(
         "loading_speed", "--data", ten_classes / "train", "--workers", 1, "--batch", 5, "--size", 32, "--rounds", 2,
