@@ -82,6 +82,7 @@ def test_a_candidate_that_fails_costs_no_other(monkeypatch, caplog):
     assert torch._inductor.config.freezing is False
 
 
+@pytest.mark.exhaustive
 def test_footprint(tmp_path):
     """A runtime's process holds its own packages only."""
     pytest.importorskip("onnxruntime")

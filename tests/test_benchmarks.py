@@ -59,6 +59,7 @@ def test_export_accuracy(script, ten_classes, tmp_path):
     assert script("export_accuracy", *options).splitlines() == rows[:1] + out.splitlines()[-3:]
 
 
+@pytest.mark.exhaustive
 def test_fusing(script):
     pytest.importorskip("openvino")
     out = script("fusing", "--size", 32, "--rounds", 1, "--seconds", 0)

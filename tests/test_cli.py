@@ -35,10 +35,12 @@ def cli(monkeypatch, capsys):
         out, err = capsys.readouterr()
         return code, out, err
 
-    handlers, level = list(logging.root.handlers), logging.root.level
+    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in (None, "swiftformer")}
+    handlers = list(logging.root.handlers)
     yield run
     logging.root.handlers[:] = handlers  # the command line's own writes to a stream that is closed after the test
-    logging.root.setLevel(level)
+    for logger, level in loggers.items():
+        logger.setLevel(level)
 
 
 @pytest.fixture

@@ -98,6 +98,7 @@ def test_the_run_evaluates_what_it_saves(images, tmp_path):
         assert json.loads(line)[name] == pytest.approx(found[name], abs=1e-3)
 
 
+@pytest.mark.exhaustive
 def test_accumulating_processes_make_as_many_updates(images, tmp_path):
     Started(tmp_path, [images, tmp_path / "run", *SETTINGS, "epochs=1", "batch_size=4"], 2).wait()
     state = read_state(tmp_path / "run")
@@ -116,6 +117,7 @@ def test_every_picture_is_counted_once(images, single, tmp_path):
         assert found[name] == pytest.approx(expected[name], abs=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_torchrun_starts_the_command_line(images, tmp_path):
     train = ["train", "--data", str(images), "--recipe", "smoke", "--device", "cpu", "--workers", "0"]
     train += ["--model", str(tiny_checkpoint(tmp_path)), "--set", "epochs=1", "--output", str(tmp_path / "run")]
@@ -140,7 +142,8 @@ def tiny_checkpoint(folder: Path) -> Path:
     return save(tiny(), folder / "tiny")
 
 
-@pytest.mark.parametrize("update", [7, pytest.param(10, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("update", [7, 10])
 def test_sigterm_to_all_processes_saves_one_state(images, double, tmp_path, update):
     """To their loader processes as well; update 10 is the last of an epoch, and it is evaluated."""
     output = tmp_path / "run"

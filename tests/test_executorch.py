@@ -61,6 +61,7 @@ def test_int8_agrees(tmp_path):
     assert 0 < difference(open_engine(tmp_path)(x)["logits"], fuse(model, raw_input=True)(torch.from_numpy(x))) < 0.5
 
 
+@pytest.mark.exhaustive
 def test_layers_stay_in_floating_point():
     from swiftformer.export.executorch import quantize
 

@@ -109,7 +109,12 @@ def test_backbones(tmp_path, format_):
 
 @pytest.mark.parametrize(
     ("format_", "precision", "bound"),
-    [("onnx", "fp16", 0.01), ("openvino", "fp16", 0.01), ("openvino", "bf16", 0.05), ("torch-export", "bf16", 0.05)],
+    [
+        ("onnx", "fp16", 0.01),
+        pytest.param("openvino", "fp16", 0.01, marks=pytest.mark.exhaustive),
+        ("openvino", "bf16", 0.05),
+        pytest.param("torch-export", "bf16", 0.05, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_reduced_precision(tmp_path, format_, precision, bound):
     model = small(global_query_weighting="l2")
@@ -156,7 +161,7 @@ def test_aoti(tmp_path):
         assert difference(open_engine(tmp_path / "a")(x.numpy())["logits"], model(x).logits) < 1e-5
 
 
-@pytest.mark.parametrize("format_", ["onnx", "openvino"])
+@pytest.mark.parametrize("format_", [pytest.param("onnx", marks=pytest.mark.exhaustive), "openvino"])
 def test_int8(tmp_path, format_):
     if format_ == "openvino":
         pytest.importorskip("nncf")
@@ -447,6 +452,7 @@ def test_the_model_is_left_as_it_was(tmp_path):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.exhaustive
 def test_another_format_in_the_same_folder(artifacts, tmp_path):
     export(artifacts[0], tmp_path / "a", "openvino")
     (tmp_path / "a" / "notes.txt").write_text("mine")

@@ -64,7 +64,7 @@ def whole(folder, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("update", "by", "code"),
-    [pytest.param(2, "SIGTERM", 143, marks=pytest.mark.exhaustive), (6, "SIGTERM", 143), (8, "SIGINT", 130)],
+    [(2, "SIGTERM", 143), pytest.param(6, "SIGTERM", 143, marks=pytest.mark.exhaustive), (8, "SIGINT", 130)],
 )
 def test_a_stopped_run_saves_where_it_is_and_goes_on_as_if_nothing_had_happened(
     folder, whole, tmp_path, update, by, code

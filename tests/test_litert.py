@@ -42,6 +42,7 @@ def test_float32_agrees(converted):
         assert difference(engine(x.numpy())["logits"], model(x).logits) < 1e-5
 
 
+@pytest.mark.exhaustive
 def test_float16_agrees_in_half_the_size(converted, tmp_path):
     artifact = export(converted[0], tmp_path, "litert", precision="fp16", softmax=True)
     assert artifact.outputs == ("probabilities",)
@@ -81,6 +82,7 @@ def test_layers_stay_in_floating_point(converted, tmp_path):
     assert sum(detail["dtype"] == np.int8 and detail["shape"].tolist() == [10, 24] for detail in found) == 0
 
 
+@pytest.mark.exhaustive
 def test_backbone(tmp_path):
     config = SwiftFormerConfig(**(TINY | SHALLOW), num_labels=10, out_features=["stage1", "stage3"])
     model = randomize(SwiftFormerBackbone(config)).eval()

@@ -95,7 +95,9 @@ def test_inference_agrees_with_peers_and_weights_go_back(variant, kind):
 
 @pytest.mark.parametrize("kind", ["timm", "transformers"])
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("variant", ["xs", "s", "l1", pytest.param("l3", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(
+    "variant", ["xs", "s", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("l1", "l3"))]
+)
 def test_training_agrees_with_peers(variant, size, kind):
     peer, ours = peers(variant, kind)
     peer.train(), ours.train()
