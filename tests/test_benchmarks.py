@@ -74,7 +74,7 @@ def test_loading_speed(script, ten_classes):
     assert "| swiftformer |" in out and "20 pictures" in out
 
 
-@pytest.mark.parametrize("options", [["--no-compile"], ["--profile"]])
+@pytest.mark.parametrize("options", [["--no-compile"], pytest.param(["--profile"], marks=pytest.mark.exhaustive)])
 def test_training_speed(script, options):
     out = script("training_speed", "--size", 32, "--batch", 4, "--rounds", 2, "--steps", 1, "--device", "cpu", *options)
     assert ("| swiftformer |" if options == ["--no-compile"] else "| aten::convolution_backward |") in out

@@ -119,6 +119,7 @@ def test_raw_input():
     assert relative(found, expected) < 1e-4
 
 
+@pytest.mark.exhaustive
 def test_compile_and_export():
     fused, x = fuse(tiny(global_query_weighting="l2")), torch.randn(2, 3, 64, 96)
     dynamic = {0: torch.export.Dim("batch", max=64), 2: torch.export.Dim("height", min=33, max=2048),

@@ -341,7 +341,8 @@ def test_a_folder_without_splits_is_cut(image_folder, tmp_path):
     assert evaluate_reference(str(tmp_path / "run"), flat, workers=0)["images"] == 48
 
 
-@pytest.mark.parametrize("kind", ["hard", pytest.param("soft", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", ["hard", "soft"])
 def test_cached_teacher(image_folder, tmp_path, monkeypatch, kind):
     """Without augmentation the cache tells what the teacher would; a second run over the same images reads it."""
     run(image_folder, tmp_path / "teacher", "epochs=8")
