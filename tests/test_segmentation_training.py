@@ -169,6 +169,10 @@ def test_a_classifier_is_not_for_segments(rectangles, tmp_path, cli):  # noqa: F
     run(rectangles, tmp_path / "run", "epochs=1")
     code, _, err = cli("classify", rectangles / "images" / "val" / "0.png", "--model", tmp_path / "run")
     assert code == 2 and "expected a classifier, found a segmentation model" in err
+    code, _, err = cli("evaluate", "--model", tmp_path / "run", "--data", rectangles, "--level", "genus")
+    assert code == 2 and "--level: expected with another task" in err
+    code, _, err = cli("evaluate", "--data", rectangles, "--window", 64, "--classes", "a,b")
+    assert code == 2 and "--classes, --window: expected with another task, found together with one to classify" in err
     code, _, err = cli("info", tmp_path / "run")
     assert code == 2 and "found a segmentation model" in err
 

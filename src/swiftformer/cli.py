@@ -34,6 +34,7 @@ from swiftformer.cli_options import (
     parse_size,
     print_json,
     rank,
+    refuse_for,
 )
 from swiftformer.cli_segment import segment
 from swiftformer.cli_train import slurm, train
@@ -119,7 +120,7 @@ def evaluate(
     split: Annotated[
         Optional[str], typer.Option(help="train, val, test or all; validation images where they lie apart, or all.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures per forward pass; to segment, one.")] = 64,
     workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 2,
     per_class: Annotated[bool, typer.Option("--per-class", help="Accuracy, or IoU, of each class as well.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Of a run folder, the weights that are not averaged.")] = False,
@@ -149,10 +150,13 @@ def evaluate(
     options |= {"threads": threads, "workers": workers, "per_class": per_class}
     with progress_bar("evaluate", None) as advance:
         if stored_task(reference) == "segmentation":
+            refuse_for("segment", {"--level": None if level == "name" else level})
             options |= {"short_side": short_side, "window": window, "classes": classes}
             options |= {"reduce_zero_label": reduce_zero_label}
             metrics = segmentation.evaluate_reference(reference, data, split, **options, progress=advance)
         else:
+            dense = {"--classes": classes, "--reduce-zero-label": reduce_zero_label, "--short-side": short_side}
+            refuse_for("classify", dense | {"--window": window or None})
             options |= {"level": level, "batch_size": batch_size}
             metrics = classification.evaluate_reference(reference, data, split, **options, progress=advance)
     if as_json:

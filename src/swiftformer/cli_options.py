@@ -59,5 +59,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def refuse_for(task: str, given: dict[str, Any]) -> None:
+    """A ValueError for options that mean nothing to a task; None is one that was not given."""
+    if names := [name for name, value in given.items() if value is not None]:
+        raise ValueError(f"{', '.join(names)}: expected with another task, found together with one to {task}")
+
+
 def listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]

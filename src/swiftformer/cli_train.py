@@ -20,6 +20,7 @@ from swiftformer.cli_options import (
     Level,
     ReduceZeroLabel,
     print_json,
+    refuse_for,
 )
 
 
@@ -69,15 +70,17 @@ def train(
             "the recipe finetune starts from a checkpoint: expected --model, such as MBZUAI/swiftformer-xs, "
             "or another --recipe to train from scratch"
         )
+    options: Any = {"classes": classes, "reduce_zero_label": reduce_zero_label}
     if chosen.task == "segment":
         from swiftformer.data.segmentation import open_segmentation
 
-        options: Any = {"classes": classes, "reduce_zero_label": reduce_zero_label}
+        refuse_for("segment", {"--level": None if level == "name" else level})
         train_source: Any = open_segmentation(data, "train", **options)
         val_source: Any = open_segmentation(data, "val", **options, default_classes=train_source.classes)
     else:
         from swiftformer.data.sources import open_source
 
+        refuse_for("classify", {"--classes": classes, "--reduce-zero-label": reduce_zero_label})
         train_source, val_source = (open_source(data, split, level=level) for split in ("train", "val"))
     metrics = run(
         chosen,

@@ -29,7 +29,6 @@ class Task(ABC):
 
     Attributes:
         measures: what evaluation finds, in percent; the first decides which epoch is best.
-        accuracy: how the card calls the first.
         erasing: probability with which training images are partly erased.
     """
 
