@@ -17,7 +17,11 @@ from PIL import Image
 from conftest import picture_with_mask as picture
 from conftest import shared
 from swiftformer.data.class_names import KNOWN, class_names, find_names, read_names
-from swiftformer.data.dense_loaders import SegmentationEvaluationLoader, SegmentationTrainingLoader
+from swiftformer.data.dense_loaders import (
+    SegmentationDataset,
+    SegmentationEvaluationLoader,
+    SegmentationTrainingLoader,
+)
 from swiftformer.data.dense_transforms import SegmentationAugmentation
 from swiftformer.data.epoch_loader import seed_generators
 from swiftformer.data.masks import VOID, AnnotationError, read_mask
@@ -117,11 +121,16 @@ def test_ade20k(tmp_path, caplog):
     assert Relabelled(source, [1, 0], ["a", "b"]).reduce_zero_label and not plain.reduce_zero_label
     (tmp_path / "objectInfo150.txt").unlink()
     assert open_segmentation(tmp_path).classes == ["class_0", "class_1"]
-    one = open_segmentation(tmp_path, classes=["wall"])
+    one = open_segmentation(tmp_path, classes=["wall"], check_masks=False)
     with pytest.raises(
         AnnotationError, match=r"ADE_0.png: expected class indices from 1 to 1, and 255 for void, found 2"
     ):
         one.mask(0)
+    with pytest.raises(
+        AnnotationError,
+        match=r"training/ADE_0.png: expected class indices from 1 to 1, .* found 2; 3 others of the first 4 masks",
+    ):
+        open_segmentation(tmp_path, classes=["wall"])
 
 
 @pytest.mark.parametrize("above", ["", "VOCdevkit"])
@@ -153,7 +162,7 @@ def test_pascal_voc(tmp_path, above):
 def test_camvid():
     data = shared("data", "camvid")
     train, val = open_segmentation(data, "train"), open_segmentation(data, "val", classes="camvid")
-    assert len(train) == 367 and len(val) == 101 and len(train.classes) == 11 and val.classes[0] == "sky"
+    assert len(train) == 367 and len(val) == 101 and val.classes[0] == "sky" and train.classes == val.classes
     image, mask = read_pair(val, 7)
     assert image.size == (480, 360) and mask.shape == (360, 480) and mask.dtype == np.uint8
     assert np.unique(mask).max() == VOID
@@ -359,13 +368,92 @@ def test_an_index_in_one_of_many_masks_is_told(tmp_path, masks, told, caplog):
 
 
 def test_default_classes_are_for_data_without_names_and_need_no_scan(folder, monkeypatch):
-    monkeypatch.setattr("swiftformer.data.segmentation.largest_indices", lambda files: pytest.fail("masks were read"))
+    def few(files):
+        assert len(files) <= 10, "all masks were read"
+        return (2,) * len(files)
+
+    monkeypatch.setattr("swiftformer.data.segmentation.SAMPLED", 10)
+    monkeypatch.setattr("swiftformer.data.segmentation.largest_indices", few)
     broken(folder, "index")
     source = open_segmentation(folder, "train", default_classes=["a", "b", "c"])
     assert source.classes == ["a", "b", "c"] and len(list(bad_pairs(source))) == 1
     assert open_segmentation(folder, classes="x,y,z", default_classes=["a", "b", "c"]).classes == ["x", "y", "z"]
     (folder / "classes.txt").write_text("p\nq\nr")
     assert open_segmentation(folder, default_classes=["a", "b", "c"]).classes == ["p", "q", "r"]
+
+
+@pytest.mark.parametrize("name", ["camvid", "CamVid", "town"])
+def test_folders_of_known_data_sets_need_no_names(folder, name, caplog):
+    """Where they have as many classes."""
+    folder = folder.rename(folder.parent / name)
+    assert open_segmentation(folder).classes == ["class_0", "class_1", "class_2"]
+    assert open_segmentation(folder, default_classes=["a", "b", "c"]).classes == ["a", "b", "c"]
+    Image.fromarray(np.full((20, 30), 10, np.uint8)).save(folder / "annotations" / "train" / "00.png")
+    with caplog.at_level(logging.INFO, "swiftformer"):
+        classes = open_segmentation(folder, default_classes=["a", "b", "c"] + ["d"] * 8).classes
+    if name == "town":
+        assert classes[0] == "a" and not caplog.text
+    else:
+        assert classes == list(KNOWN["camvid"]) and f"{name} is called like a known data set" in caplog.text
+    assert open_segmentation(folder, classes=[f"c{i}" for i in range(11)]).classes[0] == "c0"
+    (folder / "classes.txt").write_text("\n".join(f"t{i}" for i in range(11)))
+    assert open_segmentation(folder).classes[0] == "t0"
+
+
+def test_too_few_names_are_one_error(folder):
+    for i in range(6):  # of 16
+        Image.fromarray(np.zeros((20, 30), np.uint8)).save(folder / "annotations" / "train" / f"{i:02}.png")
+    for options in ({"classes": "a,b"}, {"default_classes": ["a", "b"]}):
+        with pytest.raises(
+            AnnotationError,
+            match=r"train/06.png: expected class indices from 0 to 1, .* found 2; 9 others of the first 16 masks have",
+        ):
+            open_segmentation(folder, **options)
+    for i in range(6, 8):  # as many with as without
+        Image.fromarray(np.zeros((20, 30), np.uint8)).save(folder / "annotations" / "train" / f"{i:02}.png")
+    assert len(open_segmentation(folder, "train", classes="a,b")) == 12
+
+
+def many_broken(tmp_path, count, kind):
+    """`count` training pictures with one fault, and one without."""
+    for i in range(count + 1):
+        pixels, mask = picture(i)
+        write(
+            *(tmp_path / kind / "train" / f"{i:02}.png" for kind in ("images", "masks")),
+            pixels,
+            np.where(mask == 2, 7, mask).astype(np.uint8) if kind == "index" and i < count else mask,
+        )
+        if kind == "picture" and i < count:
+            (tmp_path / "images" / "train" / f"{i:02}.png").write_bytes(b"")
+    return open_segmentation(tmp_path, "all", classes="a,b,c", check_masks=False)
+
+
+@pytest.mark.parametrize("kind", ["index", "picture"])
+def test_a_fault_of_many_masks_does_not_flood_the_log(tmp_path, kind, caplog):
+    """Pictures that cannot be read are each named, but for those in a row."""
+    source = many_broken(tmp_path, 13, kind)
+    assert len(list(SegmentationEvaluationLoader(source, WHOLE, workers=0))) == 1
+    named = {f"{i:02}.png" for i in range(13) if f"train/{i:02}.png: expected" in caplog.text}
+    lines = [record.message for record in caplog.records]
+    assert len(named) == (10 if kind == "index" else 13)
+    limit = ["others are skipped for the same reason, and not named: expected class indices from 0 to 2, and 255 for void"]
+    limit = limit if kind == "index" else []
+    assert [line for line in lines if not line.startswith("skipped")] == limit
+    caplog.clear()
+    dataset = SegmentationDataset(source, SegmentationAugmentation(16))
+    assert [dataset[place, 0].unreadable for place in (0, 1, 12, 13)] == [13, 12, 1, 0]
+    lines = [record.message for record in caplog.records]
+    assert lines[10] == "skipped 3 others behind them" and all(f"{i:02}.png" in lines[i] for i in range(10))
+    assert lines[11:] == limit if limit else len(lines[11:]) == 10 + 1 + 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_without_one_usable_mask_are_one_error(folder, workers, caplog):
+    source = open_segmentation(folder, "train", classes="a,b", check_masks=False)
+    loader = SegmentationTrainingLoader(source, SegmentationAugmentation(16), 4, workers=workers)
+    with pytest.raises(ValueError, match=r"^expected readable images, found none: .*png: .* found 2, nor are 11 others$"):
+        next(loader.batches(0))
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("layout", ["masks", "boxes"])

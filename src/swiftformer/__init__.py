@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from swiftformer.locate import CheckpointError
     from swiftformer.normalization import fold_normalization
     from swiftformer.predict import classify
+    from swiftformer.predict_detection import detect
     from swiftformer.predict_segmentation import segment
     from swiftformer.segmentation import SwiftFormerForSemanticSegmentation
     from swiftformer.segmentation_inference import post_process_semantic_segmentation, segment_logits
@@ -49,6 +50,7 @@ _MODULES = {
     "locate": ("CheckpointError",),
     "normalization": ("fold_normalization",),
     "predict": ("classify",),
+    "predict_detection": ("detect",),
     "predict_segmentation": ("segment",),
     "segmentation": ("SwiftFormerForSemanticSegmentation",),
     "segmentation_inference": ("post_process_semantic_segmentation", "segment_logits"),
@@ -73,6 +75,7 @@ __all__ = [
     "SwiftFormerPreTrainedModel",
     "__version__",
     "classify",
+    "detect",
     "fold_normalization",
     "fuse",
     "load",

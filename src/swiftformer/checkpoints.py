@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from swiftformer.convert import HEAD_KEYS, SEGMENTATION_KEYS, Naming, convert_state_dict, detect_naming, infer_config
+from swiftformer.convert import (
+    DETECTION_KEYS,
+    SEGMENTATION_KEYS,
+    Naming,
+    convert_state_dict,
+    detect_naming,
+    infer_config,
+)
 from swiftformer.files import atomic_file, atomic_folder
 from swiftformer.image_processing import AUTHORS, HUB, TIMM, Preprocessing
 from swiftformer.locate import CheckpointError, Located, locate
+from swiftformer.model_kinds import CLASSIFIERS, MASK_KEYS, PARTS, Task, held_task, model_class
 from swiftformer.normalization import refuse_folded
 from swiftformer.weights_file import NOTES, read_weights
 
@@ -26,7 +34,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Form = Literal["uniform", "l2", "uniform-unnormalized"]
-Task = Literal["classification", "segmentation", "backbone"]
 
 FORMS: dict[str, dict[str, Any]] = {
     "uniform": {"global_query_weighting": "uniform", "normalize_query_key": True},
@@ -34,17 +41,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "uniform-unnormalized": {"global_query_weighting": "uniform", "normalize_query_key": False},
     # Never released, but a configuration can ask for it.
     "l2-unnormalized": {"global_query_weighting": "l2", "normalize_query_key": False},
-}
-# The layers that know the classes, of each task, and the tensor that counts them.
-CLASSIFIERS = {
-    "classification": (("head.", "dist_head."), "head.weight"),
-    "segmentation": (("decode_head.classifier.",), "decode_head.classifier.weight"),
-}
-# What a model of each task has besides stem and stages.
-PARTS = {
-    "classification": HEAD_KEYS,
-    "segmentation": ("hidden_states_norms.", SEGMENTATION_KEYS),
-    "backbone": ("hidden_states_norms.",),
 }
 # What `load` decides itself, and no override may change.
 DECIDED = ("global_query_weighting", "normalize_query_key", "depths", "embed_dims", "distillation")
@@ -106,7 +102,8 @@ def load(
         form: `uniform`, `l2` or `uniform-unnormalized`; needed only where the file cannot tell.
         num_labels: number of classes wanted; where the checkpoint has another, its heads are replaced.
         labels: class names wanted, in order; the heads are replaced where their number or names differ.
-        task: `classification`, `segmentation` or `backbone`; by default what the checkpoint holds.
+        task: `classification`, `segmentation`, `detection`, `instances` (instance segmentation) or `backbone`; by
+            default what the checkpoint holds.
         ema: take the averaged weights of an authors' training checkpoint.
         strict: False allows missing and unexpected keys; `model.load_report` lists them.
         overrides: fields of `SwiftFormerConfig`, such as `drop_path_rate=0.1` or `out_indices=[1, 2, 3, 4]`.
@@ -119,8 +116,7 @@ def load(
         ValueError: arguments that do not fit together.
     """
     from swiftformer.config import SwiftFormerConfig
-    from swiftformer.hf import SwiftFormerBackbone, SwiftFormerForImageClassification
-    from swiftformer.segmentation import SwiftFormerForSemanticSegmentation
+    from swiftformer.hf import SwiftFormerBackbone
 
     known = {f.name for f in dataclasses.fields(SwiftFormerConfig)} | {"out_features", "out_indices"}
     if wrong := [name for name in overrides if name not in known or name in DECIDED]:
@@ -130,14 +126,10 @@ def load(
     located = locate(reference)
     located, naming, state_dict = _read_state_dict(located, ema)
     config = _read_config(located, naming, state_dict, form)
-    has_head = "head.weight" in state_dict
-    if task not in (None, "classification", "segmentation", "backbone"):
-        raise ValueError(f"task must be 'classification', 'segmentation' or 'backbone', found {task!r}")
+    if task not in (None, *PARTS):
+        raise ValueError(f"task must be one of {', '.join(PARTS)}, found {task!r}")
     has_norms = any(key.startswith("hidden_states_norms.") for key in state_dict)
-    if task is None and any(key.startswith(SEGMENTATION_KEYS) for key in state_dict):
-        task = "segmentation"
-    elif task is None:
-        task = "backbone" if has_norms and not has_head else "classification"
+    task = task or held_task(state_dict)
 
     if labels is not None:
         num_labels = len(labels)
@@ -150,12 +142,12 @@ def load(
         model: Any = SwiftFormerBackbone(_checked_config(located, config | overrides))
         replaced = False
     else:
-        stored = len(state_dict.get(CLASSIFIERS[task][1], ()))
+        _, counted, besides = CLASSIFIERS[task]
+        stored = max(len(state_dict.get(counted, ())) - besides, 0)
         if stored == 0 and num_labels is None:
             raise CheckpointError(f"{located.path}: expected a {task} head, found none; pass num_labels")
         replaced, config = _resolve_labels(config, stored, num_labels, labels)
-        kind = SwiftFormerForImageClassification if task == "classification" else SwiftFormerForSemanticSegmentation
-        model = kind(_checked_config(located, config | overrides))
+        model = model_class(task)(_checked_config(located, config | overrides))
 
     missing, unexpected = _fill(model, state_dict, located, task, replaced, strict)
     model.preprocessing = located.preprocessing or {"transformers": HUB, "authors": AUTHORS, "timm": TIMM}[naming]
@@ -277,10 +269,14 @@ def _fill(
     new: tuple[str, ...] = own if task == "backbone" else ()
     if replaced:
         classifiers = CLASSIFIERS[task][0]
-        segmented = task == "segmentation" and any(key.startswith(SEGMENTATION_KEYS) for key in state_dict)
-        new = classifiers if segmented else own
+        dense = {"segmentation": SEGMENTATION_KEYS, "detection": DETECTION_KEYS, "instances": DETECTION_KEYS}.get(task)
+        new = classifiers if dense and any(key.startswith(dense) for key in state_dict) else own
         state_dict = {key: value for key, value in state_dict.items() if not key.startswith(classifiers)}
+    if task == "instances" and not any(key.startswith(MASK_KEYS) for key in state_dict):
+        new = (*new, MASK_KEYS)
     foreign = tuple(part for parts in PARTS.values() for part in parts if task == "backbone" or part not in own)
+    if task == "detection":
+        foreign = (*foreign, MASK_KEYS)
     allowed_missing = {key for key in wanted if key.startswith(new)}
     allowed_unexpected = {key for key in state_dict if key.startswith(foreign)}
     missing = sorted(wanted.keys() - state_dict.keys() - optional)
@@ -302,7 +298,7 @@ def _fill(
 
 
 def stored_task(reference: str | Path) -> str:
-    """`classification`, `segmentation` or `backbone`, told without reading the weights; of files `classification`.
+    """What a model does, a `swiftformer.model_kinds.Task`, told without reading the weights; of files `classification`.
 
     Raises:
         CheckpointError, ArtifactError: the checkpoint or artifact cannot be found or read.

@@ -10,31 +10,28 @@ import logging
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
 
 from swiftformer.cli_benchmark import benchmark_app
+from swiftformer.cli_detect import detect
+from swiftformer.cli_evaluate import evaluate
 from swiftformer.cli_options import (
     DATA_HELP,
     DEFAULT_MODEL,
-    MASKS_HELP,
     MODEL_HELP,
     RUNNABLE_HELP,
     AsJson,
-    Classes,
     Device,
     Engine,
     Form,
-    Level,
     Precision,
-    ReduceZeroLabel,
     Threads,
     parse_batch,
     parse_size,
     print_json,
     rank,
-    refuse_for,
 )
 from swiftformer.cli_segment import segment
 from swiftformer.cli_train import slurm, train
@@ -111,58 +108,6 @@ def classify(
         typer.echo(f"error: {error}", err=True)
     if errors:
         raise typer.Exit(2)
-
-
-@app.command()
-def evaluate(
-    data: Annotated[str, typer.Option(help=f"{DATA_HELP} {MASKS_HELP}")],
-    model: Annotated[str, typer.Option(help=RUNNABLE_HELP)] = DEFAULT_MODEL,
-    split: Annotated[
-        Optional[str], typer.Option(help="train, val, test or all; validation images where they lie apart, or all.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures per forward pass; to segment, one.")] = 64,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 2,
-    per_class: Annotated[bool, typer.Option("--per-class", help="Accuracy, or IoU, of each class as well.")] = False,
-    raw: Annotated[bool, typer.Option("--raw", help="Of a run folder, the weights that are not averaged.")] = False,
-    level: Level = "name",
-    classes: Classes = None,
-    reduce_zero_label: ReduceZeroLabel = None,
-    short_side: Annotated[
-        Optional[int], typer.Option(min=0, help="To segment: pixels, 0 for a picture's own size; else the model's.")
-    ] = None,
-    window: Annotated[int, typer.Option(min=0, help="To segment: side of sliding windows; 0 for whole pictures.")] = 0,
-    form: Form = None,
-    engine: Engine = "auto",
-    device: Device = None,
-    precision: Precision = None,
-    threads: Threads = None,
-    as_json: AsJson = False,
-) -> None:
-    """How good a model is, in percent: of a classifier top-1, top-5 and calibration error, of a segmenter mean IoU."""
-    from swiftformer.checkpoints import stored_task
-    from swiftformer.evaluate import classification, segmentation
-    from swiftformer.reports import metrics_table, progress_bar
-
-    if raw and not (Path(model) / "raw").is_dir():
-        raise ValueError(f"{model}: expected the folder of a run that averages its weights, found no raw/ in it")
-    reference = str(Path(model) / "raw") if raw else model
-    options: dict[str, Any] = {"form": form, "engine": engine, "device": device, "precision": precision}
-    options |= {"threads": threads, "workers": workers, "per_class": per_class}
-    with progress_bar("evaluate", None) as advance:
-        if stored_task(reference) == "segmentation":
-            refuse_for("segment", {"--level": None if level == "name" else level})
-            options |= {"short_side": short_side, "window": window, "classes": classes}
-            options |= {"reduce_zero_label": reduce_zero_label}
-            metrics = segmentation.evaluate_reference(reference, data, split, **options, progress=advance)
-        else:
-            dense = {"--classes": classes, "--reduce-zero-label": reduce_zero_label, "--short-side": short_side}
-            refuse_for("classify", dense | {"--window": window or None})
-            options |= {"level": level, "batch_size": batch_size}
-            metrics = classification.evaluate_reference(reference, data, split, **options, progress=advance)
-    if as_json:
-        print_json(metrics)
-    elif rank() == 0:
-        metrics_table(metrics)
 
 
 @app.command()
@@ -265,7 +210,7 @@ def info(
     print_json(description) if as_json else complexity_table(description)
 
 
-for verb in (segment, train, slurm):
+for verb in (evaluate, detect, segment, train, slurm):
     app.command()(verb)
 
 

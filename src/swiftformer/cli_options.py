@@ -22,10 +22,12 @@ Threads = Annotated[Optional[int], typer.Option(min=1, help="On the CPU; the eng
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Level = Annotated[str, typer.Option(help="What a class is in iNaturalist's data: name, genus, family, ...")]
 Classes = Annotated[
-    Optional[str], typer.Option(help="To segment: names of the classes, with commas; a file of them; camvid or voc.")
+    Optional[str],
+    typer.Option(help="To segment or detect: class names, with commas; a file of them; camvid or voc."),
 ]
 DATA_HELP = "Class folders (also below train/ and val/), Parquet or tar shards, CIFAR, ..., or a data set's name."
 MASKS_HELP = "To segment: a folder with images/ and annotations/, or Pascal VOC's."
+OBJECTS_HELP = "To detect: COCO's JSON, Pascal VOC's XML or YOLO's text files with their pictures."
 ReduceZeroLabel = Annotated[
     Optional[bool], typer.Option(help="To segment: index 0 belongs to no class; else as the layout or the model says.")
 ]

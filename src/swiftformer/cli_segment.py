@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from swiftformer.cli_options import RUNNABLE_HELP, AsJson, Device, Engine, Form, Precision, Threads, print_json
+from swiftformer.cli_video import exit_with_errors, record, tell
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from swiftformer.predict_segmentation import SegmentationResult
+
+WRITTEN = (".png", ".mask.png", ".mp4", ".jsonl")  # endings of what may be written
 
 
 def segment(
-    images: Annotated[list[str], typer.Argument(help="Files, folders, globs, or - for standard input.")],
+    images: Annotated[list[str], typer.Argument(help="Files, also videos, folders, globs, or - for standard input.")],
     model: Annotated[str, typer.Option(help=f"A segmentation model. {RUNNABLE_HELP}")],
     output: Annotated[Path, typer.Option(help="Folder for the pictures with their classes in colours.")] = Path(
         "segments"
@@ -25,6 +30,7 @@ def segment(
     short_side: Annotated[
         Optional[int], typer.Option(min=0, help="Pixels, 0 for a picture's own size; by default as the model wants.")
     ] = None,
+    window: Annotated[int, typer.Option(min=0, help="Side of sliding windows; 0 for whole pictures.")] = 0,
     form: Form = None,
     engine: Engine = "auto",
     device: Device = None,
@@ -32,38 +38,58 @@ def segment(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Segment pictures: the class of every pixel, drawn over the picture.
+    """Segment pictures and videos: the class of every pixel, drawn over them.
 
-    A picture that cannot be read is named, the others are segmented, and the exit code is 2.
+    Of a video, NAME.mp4 shows the classes and NAME.jsonl lists those of each frame. A picture that cannot be read is
+    named, the others are segmented, and the exit code is 2.
     """
     from swiftformer.predict import find_images
     from swiftformer.predict_segmentation import open_segmenter
     from swiftformer.predict_segmentation import segment as run
     from swiftformer.reports import progress_bar, segmentation_table
+    from swiftformer.video import is_video
 
     found = find_images(images)
+    pictures = [(name, source) for name, source in found if not is_video(name)]
+    clips = [(name, source) for name, source in found if is_video(name)]
     runner = open_segmenter(model, engine, device, precision, threads, form)
-    targets = free_targets([name for name, _ in found], output)
+    targets = free_targets([name for name, _ in pictures + clips], output)
     results, documents = [], []
-    with progress_bar("segment", len(found)) as advance:
-        for (name, source), target in zip(found, targets, strict=True):
-            [result] = run([source], runner, names=[name], short_side=short_side)
+    with progress_bar("segment", len(pictures)) as advance:
+        for (name, source), target in zip(pictures, targets, strict=False):
+            [result] = run([source], runner, names=[name], short_side=short_side, window=window)
             document = result.to_dict()
             if result.mask is not None:
                 document |= write_pictures(source, result, runner.labels, target, opacity, masks)
             results.append(result)
             documents.append(document)
             advance(1)
+
+    def step(frame: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+        [result] = run([frame], runner, short_side=short_side, window=window, skip_broken=False)
+        return draw_frame(frame, result, runner.labels, opacity), {"classes": result.to_dict()["classes"]}
+
+    for (_, source), target in zip(clips, targets[len(pictures) :], strict=True):
+        documents.append(record(source, target, step))
     if as_json:
         print_json(documents)
     else:
-        segmentation_table(results)
-        typer.echo(f"pictures are in {output}", err=True)
-    errors = [result.error for result in results if result.error]
-    for error in errors:
-        typer.echo(f"error: {error}", err=True)
-    if errors:
-        raise typer.Exit(2)
+        if results:
+            segmentation_table(results)
+        tell(documents, output)
+    exit_with_errors(documents)
+
+
+def draw_frame(frame: np.ndarray, result: SegmentationResult, labels: tuple[str, ...], opacity: float) -> np.ndarray:
+    """A frame with its classes in colours, without a legend."""
+    import numpy as np
+    from PIL import Image
+
+    from swiftformer.visualize import overlay_mask, palette
+
+    assert result.mask is not None
+    colors = palette(len(labels))
+    return np.asarray(overlay_mask(Image.fromarray(frame), result.mask, colors, opacity=opacity))
 
 
 def write_pictures(
@@ -109,6 +135,6 @@ def free_targets(pictures: list[str], folder: Path) -> list[Path]:
         name = next(n for n in names if not {n, f"{n}.mask"} & taken)
         taken |= {name, f"{name}.mask"}
         targets.append(folder / name)
-        if clash := {Path(f"{folder / name}{ending}").resolve() for ending in (".png", ".mask.png")} & sources:
+        if clash := {Path(f"{folder / name}{ending}").resolve() for ending in WRITTEN} & sources:
             raise ValueError(f"output: expected another folder than that of the pictures, found {clash.pop()} in it")
     return targets

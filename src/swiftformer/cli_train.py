@@ -13,6 +13,7 @@ from swiftformer.cli_options import (
     DATA_HELP,
     MASKS_HELP,
     MODEL_HELP,
+    OBJECTS_HELP,
     AsJson,
     Classes,
     Device,
@@ -23,19 +24,28 @@ from swiftformer.cli_options import (
     refuse_for,
 )
 
+DEFAULT_RECIPES = {
+    "classify": "finetune",
+    "segment": "small_segmentation",
+    "detect": "small_detection",
+    "instances": "small_instances",
+}
+
 
 def train(
-    data: Annotated[str, typer.Option(help=f"{DATA_HELP} {MASKS_HELP}")],
+    data: Annotated[str, typer.Option(help=f"{DATA_HELP} {MASKS_HELP} {OBJECTS_HELP}")],
     output: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/train"),
     task: Annotated[
-        Optional[Literal["classify", "segment"]], typer.Option(help="What to learn; the recipe's, or classify.")
+        Optional[Literal["classify", "segment", "detect", "instances"]],
+        typer.Option(help="What to learn; the recipe's, or classify."),
     ] = None,
     recipe: Annotated[
         Optional[str],
         typer.Option(
             help="paper_xs, paper_s, paper_l1, paper_l3, small_images, finetune, smoke; to segment, "
-            "paper_ade20k_semantic_fpn, small_segmentation, smoke_segmentation. By default finetune, or "
-            "small_segmentation."
+            "paper_ade20k_semantic_fpn, small_segmentation, smoke_segmentation; to detect, small_detection, "
+            "smoke_detection; for instances, paper_coco_mask_rcnn, small_instances, smoke_instances. By default "
+            "finetune, or the task's small one."
         ),
     ] = None,
     set_: Annotated[
@@ -61,7 +71,7 @@ def train(
     from swiftformer.train.loop import train as run
     from swiftformer.train.recipes import get_recipe
 
-    name = recipe or {None: "finetune", "classify": "finetune", "segment": "small_segmentation"}[task]
+    name = recipe or DEFAULT_RECIPES[task or "classify"]
     chosen = get_recipe(name, set_ or ())
     if task not in (None, chosen.task):
         raise ValueError(f"--task {task}: expected a recipe for it, found {name}, which is to {chosen.task}")
@@ -70,18 +80,8 @@ def train(
             "the recipe finetune starts from a checkpoint: expected --model, such as MBZUAI/swiftformer-xs, "
             "or another --recipe to train from scratch"
         )
-    options: Any = {"classes": classes, "reduce_zero_label": reduce_zero_label}
-    if chosen.task == "segment":
-        from swiftformer.data.segmentation import open_segmentation
-
-        refuse_for("segment", {"--level": None if level == "name" else level})
-        train_source: Any = open_segmentation(data, "train", **options)
-        val_source: Any = open_segmentation(data, "val", **options, default_classes=train_source.classes)
-    else:
-        from swiftformer.data.sources import open_source
-
-        refuse_for("classify", {"--classes": classes, "--reduce-zero-label": reduce_zero_label})
-        train_source, val_source = (open_source(data, split, level=level) for split in ("train", "val"))
+    options: dict[str, Any] = {"classes": classes, "reduce_zero_label": reduce_zero_label}
+    train_source, val_source = open_splits(chosen.task, data, level, options)
     metrics = run(
         chosen,
         train_source,
@@ -100,6 +100,27 @@ def train(
     )
     if as_json:
         print_json(metrics)
+
+
+def open_splits(task: str, data: str, level: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    """The pictures to train and to validate on, as the task needs them."""
+    told_level = {"--level": None if level == "name" else level}
+    if task == "classify":
+        from swiftformer.data.sources import open_source
+
+        refuse_for("classify", {f"--{name.replace('_', '-')}": value for name, value in options.items()})
+        return open_source(data, "train", level=level), open_source(data, "val", level=level)
+    if task == "segment":
+        from swiftformer.data.segmentation import open_segmentation as opened
+
+        refuse_for("segment", told_level)
+    else:
+        from swiftformer.data.detection import open_detection as opened  # type: ignore[assignment]
+
+        refuse_for(task, told_level | {"--reduce-zero-label": options["reduce_zero_label"]})
+        options = {"classes": options["classes"], "masks": task == "instances"}
+    train_source = opened(data, "train", **options)
+    return train_source, opened(data, "val", **options, default_classes=train_source.classes)
 
 
 def slurm(

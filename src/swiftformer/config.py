@@ -20,6 +20,16 @@ STOCK_REFUSAL = (
     "stock transformers computes another function from these weights; load them with the swiftformer package"
 )
 
+AT_LEAST_ONE = (
+    "fpn_channels",
+    "segmentation_channels",
+    "detection_proposals",
+    "detection_samples",
+    "box_channels",
+    "mask_channels",
+    "detections_per_image",
+)
+
 
 @strict
 class SwiftFormerConfig(BackboneConfigMixin, PreTrainedConfig):
@@ -56,6 +66,15 @@ class SwiftFormerConfig(BackboneConfigMixin, PreTrainedConfig):
         segmentation_channels: width of the semantic segmentation head behind it.
         segmentation_dropout: share of channels dropped in front of its classifier.
         semantic_loss_ignore_index: label of pixels that do not count.
+        anchor_sizes: of a detector, the side in pixels of the anchors at each level of the pyramid, the finest first;
+            one level more than stages.
+        anchor_ratios: their heights as shares of their widths.
+        detection_proposals: regions that are looked at closely; in training twice as many are at hand, of which
+        detection_samples: are learned from.
+        box_channels: width of the layers that class and refine a region.
+        mask_channels: width of the layers that draw its mask.
+        detection_nms_threshold: overlap from which on the lower score of two boxes of a class is dropped.
+        detections_per_image: at most.
 
     Raises:
         ValueError: lengths or ranges that do not fit together.
@@ -88,6 +107,14 @@ class SwiftFormerConfig(BackboneConfigMixin, PreTrainedConfig):
     segmentation_channels: int = 128
     segmentation_dropout: float | int = 0.1
     semantic_loss_ignore_index: int = 255
+    anchor_sizes: list[int] | tuple[int, ...] = (32, 64, 128, 256, 512)
+    anchor_ratios: list[float] | tuple[float, ...] = (0.5, 1.0, 2.0)
+    detection_proposals: int = 1000
+    detection_samples: int = 512
+    box_channels: int = 1024
+    mask_channels: int = 256
+    detection_nms_threshold: float = 0.5
+    detections_per_image: int = 100
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -125,9 +152,14 @@ class SwiftFormerConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("drop_path_rate", "drop_mlp_rate", "drop_conv_encoder_rate", "segmentation_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), found {getattr(self, name)}")
-        for name in ("fpn_channels", "segmentation_channels"):
+        for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        for name in ("anchor_sizes", "anchor_ratios"):
+            if not getattr(self, name) or min(getattr(self, name)) <= 0:
+                raise ValueError(f"{name} must be positive numbers, found {getattr(self, name)}")
+        if not 0 < self.detection_nms_threshold <= 1:
+            raise ValueError(f"detection_nms_threshold must be in (0, 1], found {self.detection_nms_threshold}")
         if not 0 <= self.frozen_stages <= len(depths):
             raise ValueError(f"frozen_stages must be from 0 to {len(depths)}, found {self.frozen_stages}")
 

@@ -33,6 +33,7 @@ COLUMN: dict[Naming, int] = {"transformers": 0, "authors": 1, "timm": 2}
 
 HEAD_KEYS = ("norm.", "head.", "dist_head.")
 SEGMENTATION_KEYS = "decode_head."
+DETECTION_KEYS = "detection_head."
 
 
 def detect_naming(keys: Iterable[str]) -> Naming | None:
@@ -55,11 +56,12 @@ def convert_state_dict(state_dict: Mapping[str, T], source: Naming, target: Nami
         source, target: `"transformers"`, `"authors"` or `"timm"`.
 
     Raises:
-        ValueError: the model has a part that `target` cannot name (a segmentation head; timm: dense-prediction norms).
+        ValueError: the model has a part that `target` cannot name (a dense head; timm: the norms in front of one).
     """
     common = _to_transformers(state_dict, source)
-    if target != "transformers" and any(key.startswith(SEGMENTATION_KEYS) for key in common):
-        raise ValueError(f"{target} has no names for a segmentation head: expected a classifier or a backbone")
+    for keys, kind in ((SEGMENTATION_KEYS, "segmentation"), (DETECTION_KEYS, "detection")):
+        if target != "transformers" and any(key.startswith(keys) for key in common):
+            raise ValueError(f"{target} has no names for a {kind} head: expected a classifier or a backbone")
     if target == "timm" and any(key.startswith("hidden_states_norms.") for key in common):
         raise ValueError("timm has no names for the norms of a dense-prediction backbone: expected a classifier")
     return dict(common) if target == "transformers" else _from_transformers(common, target)

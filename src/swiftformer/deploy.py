@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from swiftformer.attention import EfficientAdditiveAttention
+from swiftformer.deploy_detection import DETECTION_OUTPUTS, DeployRCNN
+from swiftformer.detection import SwiftFormerForObjectDetection
 from swiftformer.heads.semantic_fpn import SemanticFPNHead, merged, pyramid
 from swiftformer.hf import SwiftFormerBackbone, SwiftFormerForImageClassification
 from swiftformer.image_processing import Preprocessing
@@ -173,7 +175,10 @@ class DeployModel(nn.Module):
         self.norms = nn.ModuleDict()
         self.head: nn.Module = nn.Identity()
         self.decode_head: DeploySemanticFPN | None = None
-        if isinstance(model, SwiftFormerForSemanticSegmentation):
+        self.detection_head: DeployRCNN | None = None
+        if isinstance(model, SwiftFormerForObjectDetection):
+            self.detection_head = deploy_detection(model)
+        elif isinstance(model, SwiftFormerForSemanticSegmentation):
             self.decode_head = DeploySemanticFPN(model.decode_head, list(model.hidden_states_norms.values()))
         elif isinstance(model, SwiftFormerBackbone):
             self.out_features = list(model.out_features)
@@ -183,18 +188,28 @@ class DeployModel(nn.Module):
             self.head = merged_heads(model)
         self.eval().requires_grad_(False)
 
-    def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """`(B, num_channels, H, W)` to logits, or to the feature maps of a backbone.
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what `forward` returns."""
+        if self.detection_head is not None:
+            return DETECTION_OUTPUTS if self.detection_head.mask_head is not None else DETECTION_OUTPUTS[:-1]
+        return tuple(self.out_features) or ("logits",)
 
-        Logits are `(B, num_labels)`, and of a segmentation model `(B, num_labels, H/4, W/4)`, rounded up.
+    def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """`(B, num_channels, H, W)` to logits, to the feature maps of a backbone, or to what a detector finds.
+
+        Logits are `(B, num_labels)`, and of a segmentation model `(B, num_labels, H/4, W/4)`, rounded up. A detector
+        takes one picture, see `swiftformer.deploy_detection.DeployRCNN`.
         """
         x = self.stem(pixel_values)
-        dense = self.out_features or self.decode_head is not None
+        dense = self.out_features or self.decode_head is not None or self.detection_head is not None
         maps = {"stem": x}
         for place, layer in enumerate(self.layers):
             x = layer(x)
             if dense and place in self.stage_ends:
                 maps[f"stage{self.stage_ends.index(place) + 1}"] = x
+        if self.detection_head is not None:
+            return self.detection_head(list(maps.values())[1:], (pixel_values.shape[2], pixel_values.shape[3]))
         if self.decode_head is not None:
             return self.decode_head(list(maps.values())[1:])
         if self.out_features:
@@ -230,6 +245,14 @@ def fuse(model: SwiftFormerForImageClassification | SwiftFormerBackbone, *, raw_
         model = fold_normalization(model, preprocessing.mean, preprocessing.std)  # type: ignore[assignment]
     with torch.no_grad():
         return DeployModel(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def deploy_detection(model: SwiftFormerForObjectDetection) -> DeployRCNN:
+    """The head of a detector, with the norms of the backbone's maps folded into the pyramid."""
+    norms: list[Any] = list(model.hidden_states_norms.values())
+    blocks: Any = model.detection_head.fpn.inner_blocks
+    lateral = [norm_before(norm, block[0]) for norm, block in zip(norms, blocks, strict=True)]
+    return DeployRCNN(model.detection_head, lateral, model.with_masks, model.config.detections_per_image)
 
 
 def unit_rms(x: Tensor, smallest: float = SMALLEST) -> Tensor:

@@ -175,9 +175,12 @@ class Preprocessing:
         size: height and width of the result, in pixels; with `"whole"` those that the model was trained at.
         resize: `"squash"` resizes straight to `size`; `"shortest"` resizes the short side to `resize_to` and crops
             the centre, as torchvision's and timm's evaluation transforms do; `"whole"`, for dense prediction, resizes
-            the short side to `resize_to` and crops nothing.
+            the short side to `resize_to` and crops nothing; `"fit"` resizes to the largest that fits into `size`, and
+            fills what is left on the right and at the bottom with the mean colour.
         resize_to: pixels of the short side, before the crop where there is one; for `"whole"` None leaves the picture
             at its own size.
+        longest: for `"whole"`, what the long side may have at most, in pixels, where the picture is resized; None for
+            any length.
         interpolation: a key of `RESAMPLING`.
         mean, std: per channel, of values in [0, 1].
         reduce_labels: of a segmentation model, whether in the masks that it learned from 0 was void and the classes
@@ -185,8 +188,9 @@ class Preprocessing:
     """
 
     size: tuple[int, int] = (224, 224)
-    resize: Literal["squash", "shortest", "whole"] = "squash"
+    resize: Literal["squash", "shortest", "whole", "fit"] = "squash"
     resize_to: int | None = None
+    longest: int | None = None
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
@@ -195,8 +199,10 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if len(self.size) != 2 or min(self.size) < 1:
             raise ValueError(f"expected a size of two positive numbers (height, width), found {self.size}")
-        if self.resize not in ("squash", "shortest", "whole"):
-            raise ValueError(f"resize must be 'squash', 'shortest' or 'whole', found {self.resize!r}")
+        if self.resize not in ("squash", "shortest", "whole", "fit"):
+            raise ValueError(f"resize must be 'squash', 'shortest', 'whole' or 'fit', found {self.resize!r}")
+        if self.longest is not None and (self.resize_to is None or self.longest < self.resize_to):
+            raise ValueError(f"expected longest together with a resize_to of at most that, found {self}")
         if self.interpolation not in RESAMPLING:
             raise ValueError(f"interpolation must be one of {', '.join(RESAMPLING)}, found {self.interpolation!r}")
         if len(self.mean) != len(self.std) or any(value <= 0 for value in self.std):
@@ -216,7 +222,8 @@ class Preprocessing:
         if short_side is not None:
             if short_side < 0:
                 raise ValueError(f"expected a short side of 0 (the picture's own size) or more, found {short_side}")
-            return replace(self, resize="whole", resize_to=short_side or None)
+            longest = None if self.longest is None or short_side in (0, None) else max(self.longest, short_side)
+            return replace(self, resize="whole", resize_to=short_side or None, longest=longest)
         return replace(self, resize="whole", resize_to=self.short_side) if self.resize == "shortest" else self
 
     def resized(self, image: Image.Image) -> np.ndarray:
@@ -227,9 +234,17 @@ class Preprocessing:
             return np.asarray(image.resize((width, height), filter_))
         if self.resize == "whole" and self.resize_to is None:
             return np.asarray(image)
+        if self.resize == "fit":
+            fitted = np.asarray(image.resize(self._fitted(image.width, image.height), filter_))
+            pixels = np.empty((height, width, 3), np.uint8)
+            pixels[:] = [round(255 * value) for value in self.mean]
+            pixels[: len(fitted), : len(fitted[0])] = fitted
+            return pixels
         short, long = sorted(image.size)
-        new_long = int(self.short_side * long / short)  # rounded down, as torchvision does
-        new_size = (self.short_side, new_long) if image.width <= image.height else (new_long, self.short_side)
+        new_short, new_long = self.short_side, int(self.short_side * long / short)  # rounded down, as torchvision does
+        if self.longest is not None and new_long > self.longest and self.resize == "whole":
+            new_short, new_long = max(int(self.longest * short / long), 1), self.longest
+        new_size = (new_short, new_long) if image.width <= image.height else (new_long, new_short)
         if new_size[0] * new_size[1] > MAX_PIXELS:
             raise ImageError(
                 f"expected a less extreme shape than {image.width}x{image.height}: with a short side of "
@@ -241,6 +256,18 @@ class Preprocessing:
             return np.asarray(image)
         left, top = _crop_offset(image.width, width), _crop_offset(image.height, height)
         return np.asarray(image.crop((left, top, left + width, top + height)))
+
+    def _fitted(self, width: int, height: int) -> tuple[int, int]:
+        scale = min(self.size[0] / height, self.size[1] / width)
+        return max(round(width * scale), 1), max(round(height * scale), 1)
+
+    def extent(self, size: tuple[int, int]) -> tuple[float, float]:
+        """Height and width, in pixels of a picture of `size` (height, width), of what the result shows from its upper
+        left corner on: beyond the picture's own where there is a filling. Of pictures that are not cropped."""
+        if self.resize != "fit":
+            return size
+        width, height = self._fitted(size[1], size[0])
+        return size[0] * self.size[0] / height, size[1] * self.size[1] / width
 
     def normalized(self, pixels: np.ndarray) -> np.ndarray:
         """Normalise `(H, W, 3)` uint8 to `(3, H, W)` float32: `(x / 255 - mean) / std`."""
@@ -288,6 +315,13 @@ class Preprocessing:
             fields["do_reduce_labels"] = self.reduce_labels
         if self.resize == "squash":
             return fields | {"image_processor_type": "ViTImageProcessor", "size": {"height": height, "width": width}}
+        if self.resize == "fit":
+            pad = {"do_pad": True, "pad_size": {"height": height, "width": width}}
+            fields |= {"image_processor_type": "DetrImageProcessor", **pad}
+            return fields | {"size": {"max_height": height, "max_width": width}}
+        if self.resize == "whole" and self.longest is not None:
+            fields |= {"image_processor_type": "DetrImageProcessor", "crop_size": {"height": height, "width": width}}
+            return fields | {"size": {"shortest_edge": self.short_side, "longest_edge": self.longest}}
         if self.resize == "whole":
             fields |= {
                 "image_processor_type": "SegformerImageProcessor",
@@ -306,12 +340,12 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Preprocessing:
-        """Read a `preprocessor_config.json` of the ViT (resize), CLIP (resize and crop) or SegFormer (whole) kind.
+        """Read a `preprocessor_config.json` of the ViT (resize), CLIP (and crop), SegFormer or DETR (whole) kind.
 
         Raises:
             ValueError: a step that this class cannot reproduce.
         """
-        dense = str(fields.get("image_processor_type", "")).startswith("Segformer")
+        dense = str(fields.get("image_processor_type", "")).startswith(("Segformer", "Detr"))
         if not (dense or fields.get("do_resize", True)) or not fields.get("do_rescale", True):
             raise ValueError("expected a preprocessor_config.json with do_resize and do_rescale, found one without")
         if not math.isclose(fields.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
@@ -326,11 +360,15 @@ class Preprocessing:
         size = fields.get("size", {"height": 224, "width": 224})
         if isinstance(size, int):
             size = {"height": size, "width": size}
+        if dense and "max_height" in size:
+            return cls(size=(size["max_height"], size["max_width"]), resize="fit", **common)
         if dense and ("shortest_edge" in size or not fields.get("do_resize", True)):
             trained = fields.get("crop_size") or {"height": 512, "width": 512}  # the processor's own default
             trained = (trained["height"], trained["width"]) if isinstance(trained, Mapping) else (trained, trained)
             resize_to = size["shortest_edge"] if fields.get("do_resize", True) else None
-            return cls(size=trained, resize="whole", resize_to=resize_to, **common)
+            return cls(
+                size=trained, resize="whole", resize_to=resize_to, longest=size.get("longest_edge"), **common
+            )
         if "shortest_edge" not in size:
             if fields.get("do_center_crop") and fields.get("crop_size") not in (None, size):
                 raise ValueError("expected a centre crop after size.shortest_edge, found one after a fixed size")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,7 +12,16 @@ from swiftformer.checkpoints import load
 from swiftformer.config import SwiftFormerConfig
 from swiftformer.hf import SwiftFormerForImageClassification
 from swiftformer.model import Stage
+from swiftformer.segmentation import SwiftFormerForSemanticSegmentation
 from swiftformer.variants import VARIANTS
+
+# The model whose layers are counted for a task.
+MODELS: dict[str, Any] = {
+    "classification": SwiftFormerForImageClassification,
+    "segmentation": SwiftFormerForSemanticSegmentation,
+    "backbone": SwiftFormerForImageClassification,  # without its heads
+}
+HEADS = ("heads", "head")  # rows that are no part of the backbone
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Complexity:
-    """Totals for one image, with heads, and the rows that they are made of."""
+    """Totals for one image, and the rows that they are made of: those of the backbone, and one for the head."""
 
     size: tuple[int, int]
     parameters: int
@@ -43,42 +52,68 @@ class Complexity:
             "parameters": self.parameters,
             "gmacs": self.gmacs,
             "activation_megabytes": self.activation_megabytes,
+            "backbone": self._share(head=False),
+            "head": self._share(head=True),
             "layers": [vars(layer) | {"shape": list(layer.shape)} for layer in self.layers],
         }
 
+    def _share(self, head: bool) -> dict[str, Any]:
+        layers = [layer for layer in self.layers if (layer.name in HEADS) == head]
+        return {"parameters": sum(layer.parameters for layer in layers), "gmacs": sum(layer.gmacs for layer in layers)}
 
-def complexity(config: SwiftFormerConfig, size: tuple[int, int] = (224, 224), heads: bool = True) -> Complexity:
+
+def complexity(
+    config: SwiftFormerConfig,
+    size: tuple[int, int] = (224, 224),
+    task: Literal["classification", "segmentation", "backbone"] = "classification",
+) -> Complexity:
     """Count parameters and multiply-accumulates (half of PyTorch's FLOP count) of one image.
 
     Nothing is computed: the model lives on the meta device.
 
     Args:
         size: height and width of the image, at least 32 pixels each.
-        heads: count the classification heads as well.
+        task: whose head is counted as well; a backbone has none.
 
     Raises:
-        ValueError: a smaller size.
+        ValueError: a smaller size, or another task.
     """
     if min(size) < 32:
         raise ValueError(f"expected a size of at least 32x32 pixels, found {size[0]}x{size[1]}")
+    if task not in MODELS:
+        raise ValueError(f"expected a model for {', '.join(MODELS)} to count, found one for {task}")
     with torch.device("meta"):
-        model = SwiftFormerForImageClassification(config).eval()
+        model: Any = MODELS[task](config).eval()
         x = torch.empty(1, config.num_channels, *size)
-    layers = []
+    layers: list[Layer] = []
+
+    def count(name: str, call: Any, given: Any, parameters: int) -> Any:
+        with FlopCounterMode(display=False) as counter:
+            output = call(given)
+        first = output[0] if isinstance(output, tuple) else output
+        gmacs = counter.get_total_flops() / 2e9
+        layers.append(Layer(name, tuple(first.shape[1:]), parameters, gmacs, first.numel() * 4 / 2**20))
+        return output
+
     members: list[tuple[str, Any]] = [("stem", model.swiftformer.patch_embed)]
     stage = 0
     for member in model.swiftformer.encoder.network:
         stage += isinstance(member, Stage)
         members.append((f"stage{stage}" if isinstance(member, Stage) else f"downsampling{stage}", member))
+    maps = []
     with torch.inference_mode():
         for name, member in members:
-            x, macs, activations = _count(member, x)
-            layers.append(Layer(name, tuple(x.shape[1:]), _parameters(member), macs / 1e9, activations))
-        if heads:
-            _, macs, activations = _count(model.heads, x)
+            x = count(name, member, x, _parameters(member))
+            if isinstance(member, Stage):
+                maps.append(x)
+        if task == "classification":
             modules = [module for module in (model.norm, model.head, model.dist_head) if module is not None]
-            parameters = sum(map(_parameters, modules))
-            layers.append(Layer("heads", (model.num_labels,), parameters, macs / 1e9, activations))
+            count("heads", model.heads, x, sum(map(_parameters, modules)))
+        elif task == "segmentation":
+            norms = list(model.hidden_states_norms.values())
+            maps = [norm(x) for norm, x in zip(norms, maps, strict=True)]
+            parameters = _parameters(model.decode_head) + sum(map(_parameters, norms))
+            count("head", model.decode_head, maps, parameters)
     return Complexity(
         size=size,
         parameters=sum(layer.parameters for layer in layers),
@@ -92,13 +127,6 @@ def _parameters(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _count(call: Any, x: torch.Tensor) -> tuple[Any, float, float]:
-    with FlopCounterMode(display=False) as counter:
-        output = call(x)
-    first = output[0] if isinstance(output, tuple) else output
-    return output, counter.get_total_flops() / 2, first.numel() * 4 / 2**20
-
-
 def describe(model: str, size: tuple[int, int] | None = None, form: str | None = None) -> dict[str, Any]:
     """`complexity` of a variant (`xs`, `s`, `l1`, `l3`) or of a checkpoint, with what is known about it.
 
@@ -106,6 +134,10 @@ def describe(model: str, size: tuple[int, int] | None = None, form: str | None =
         model: variant name or checkpoint reference.
         size: height and width in pixels; 224x224 for a variant, the checkpoint's own size otherwise.
         form: numeric form of a checkpoint whose file cannot tell.
+
+    Raises:
+        ValueError: a size below 32x32 pixels, or a model of another task.
+        CheckpointError: the checkpoint cannot be loaded.
     """
     if model.lower() in VARIANTS:
         if form is not None:
@@ -116,11 +148,10 @@ def describe(model: str, size: tuple[int, int] | None = None, form: str | None =
         return {"model": variant.name, **totals.to_dict(), "published": published}
     loaded: Any = load(model, form=form)
     report = loaded.load_report
-    if report.task == "segmentation":
-        raise ValueError(f"{model}: expected a classifier or a backbone to count, found a segmentation model")
-    totals = complexity(loaded.config, size or loaded.preprocessing.size, heads=report.task == "classification")
+    totals = complexity(loaded.config, size or loaded.preprocessing.size, report.task)
     return {
         "model": model,
+        "task": report.task,
         **totals.to_dict(),
         "form": report.form,
         "naming": report.naming,

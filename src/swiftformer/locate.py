@@ -19,6 +19,12 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 # A training run keeps its best weights here; see train/loop.py.
 RUN_FOLDERS = ("best", "last")
+TASKS = {  # by a part of the class's name
+    "ForSemanticSegmentation": "segmentation",
+    "ForObjectDetection": "detection",
+    "ForInstanceSegmentation": "instances",
+    "Backbone": "backbone",
+}
 
 
 class CheckpointError(ValueError):
@@ -102,8 +108,7 @@ def _folder(path: Path, weights: Path | None = None) -> Located:
     ignored = ("architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path")
     fields = {key: value for key, value in config.items() if key not in ignored}
     names = " ".join(map(str, config.get("architectures") or ()))
-    task = "segmentation" if "ForSemanticSegmentation" in names else "classification"
-    task = "backbone" if "Backbone" in names else task
+    task = next((task for kind, task in TASKS.items() if kind in names), "classification")
     return Located(path=path, weights=weights, config=fields, form=form, preprocessing=preprocessing, task=task)
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from swiftformer.image_processing import ImageError, ImageSource, Preprocessing, open_image
 from swiftformer.predict import listed, names_of
+from swiftformer.sliding_windows import filled, resized_scores, slid
 
 if TYPE_CHECKING:
     from swiftformer.engines import Engine
@@ -58,6 +59,7 @@ def segment(
     names: Iterable[str] | None = None,
     form: str | None = None,
     short_side: int | None = None,
+    window: int = 0,
     engine: str = "auto",
     device: str | None = None,
     precision: str | None = None,
@@ -72,7 +74,9 @@ def segment(
         names: what to call the images in results; their paths by default.
         form: numeric form of the checkpoint, where its file cannot tell.
         short_side: pixels that the short side of a picture is resized to, 0 for its own size; by default as the model
-            wants it. A model with a fixed input gets pictures stretched to that.
+            wants it. A model with a fixed input gets pictures stretched to that, or windows of pictures of this size.
+        window: side of the windows that slide over a picture, whose scores are averaged; 0 takes the whole picture at
+            once. Of a model with a fixed input it must be the short side of that, and the windows are of its size.
         engine, device, precision, threads: of `swiftformer.engines.open_engine`; in torch the device is by default CUDA
             if there is one.
         skip_broken: report a picture that cannot be read in its result's `error` and go on; False raises.
@@ -84,10 +88,11 @@ def segment(
         ImageError: a picture cannot be read, and `skip_broken` is False.
         CheckpointError, ArtifactError: the model cannot be loaded.
         EngineError: the engine is missing, or does not run this model.
-        ValueError: no segmentation model.
+        ValueError: no segmentation model, or a window that it does not take.
     """
     runner = open_segmenter(model, engine, device, precision, threads, form)
-    preprocessing = preprocessing_of(runner, short_side)
+    size = window_of(runner, window)
+    preprocessing = preprocessing_of(runner, short_side, slide=size is not None)
     sources = listed(images)
     called = list(names) if names is not None else names_of(sources)
     for source, name in zip(sources, called, strict=True):
@@ -99,29 +104,48 @@ def segment(
                 raise
             yield SegmentationResult(name, error=str(error))
             continue
-        logits = runner(pixels[None])["logits"]
+        mask = resized_classes(scores_of(runner, pixels, size), (image.height, image.width))
+        yield SegmentationResult(name, mask, _shares(mask, runner.labels))
+
+
+def scores_of(engine: Engine, pixels: np.ndarray, window: tuple[int, int] | None = None) -> np.ndarray:
+    """The scores of every class in a picture `(C, H, W)`: `(classes, h, w)`; with a window `(classes, H, W)`.
+
+    A picture that is smaller than the fixed input of an engine is filled up for it.
+    """
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        logits = engine(batch)["logits"]
         if logits.ndim != 4:
             raise ValueError(f"expected logits of shape (1, classes, height, width), found {logits.shape}")
-        mask = resized_classes(logits[0], (image.height, image.width))
-        yield SegmentationResult(name, mask, _shares(mask, runner.labels))
+        return logits
+
+    if window is None:
+        return run(pixels[None])[0]
+    height, width = pixels.shape[1:]
+    if engine.input_shape[2] is not None:
+        pixels = filled(pixels, window, engine.preprocessing)
+    return slid(run, pixels, window)[:, :height, :width]
 
 
 def resized_classes(logits: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The class of every pixel, of logits `(classes, h, w)` resized bilinearly: `size`, uint8, or int32 for many."""
-    height, width = size
     best = np.full(size, -np.inf, dtype=np.float32)
     found = np.zeros(size, dtype=np.uint8 if len(logits) <= 256 else np.int32)
-    for index, scores in enumerate(np.asarray(logits, dtype=np.float32)):
+    for index, scores in enumerate(logits):
         # One class at a time: those of a large picture would need gigabytes.
-        resized = np.asarray(Image.fromarray(scores).resize((width, height), Image.Resampling.BILINEAR))
+        resized = resized_scores(scores, size)
         better = resized > best
         found[better] = index
         best[better] = resized[better]
     return found
 
 
-def preprocessing_of(engine: Engine, short_side: int | None = None) -> Preprocessing:
-    """How an engine wants pictures to segment: whole, and stretched where its input is fixed.
+def preprocessing_of(engine: Engine, short_side: int | None = None, slide: bool = False) -> Preprocessing:
+    """How an engine wants pictures to segment: whole, and stretched where its input is fixed and no window slides.
+
+    Args:
+        slide: windows slide over the pictures, which by default are of their own size where the input is fixed.
 
     Raises:
         ValueError: no segmentation model, or another short side than that of a fixed input.
@@ -131,9 +155,29 @@ def preprocessing_of(engine: Engine, short_side: int | None = None) -> Preproces
     height, width = engine.input_shape[2:]
     if height is None or width is None:
         return engine.preprocessing.uncropped(short_side)
+    if slide:
+        return engine.preprocessing.uncropped(short_side or 0)
     if short_side not in (None, min(height, width)):
         raise ValueError(f"short_side: expected {min(height, width)}, as the input is fixed, found {short_side}")
     return replace(engine.preprocessing, size=(height, width), resize="squash", resize_to=None)
+
+
+def window_of(engine: Engine, side: int) -> tuple[int, int] | None:
+    """Height and width of the windows that an engine takes, None for `side` 0.
+
+    Raises:
+        ValueError: another side than the short one of a fixed input.
+    """
+    if side < 0:
+        raise ValueError(f"window: expected at least 0 pixels, found {side}")
+    height, width = engine.input_shape[2:]
+    if side == 0:
+        return None
+    if height is None or width is None:
+        return side, side
+    if side != min(height, width):
+        raise ValueError(f"window: expected {min(height, width)}, as the input is fixed, found {side}")
+    return height, width
 
 
 def expect_dense(model: Any) -> None:

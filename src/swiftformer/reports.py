@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from swiftformer.artifact import Artifact
     from swiftformer.predict import Classified
+    from swiftformer.predict_detection import DetectionResult
     from swiftformer.predict_segmentation import SegmentationResult
 
 MOST_CLASSES = 6  # of a picture, in a table
@@ -91,6 +93,22 @@ def segmentation_table(results: list[SegmentationResult]) -> None:
         shares = [f"{share.label} {share.percent:.0f}%" for share in result.classes[:MOST_CLASSES]]
         rest = len(result.classes) - MOST_CLASSES
         table.add_row(Text(result.image), Text(", ".join(shares) + (f" and {rest} more" if rest > 0 else "")))
+    console().print(table)
+
+
+def detection_table(results: list[DetectionResult]) -> None:
+    """A row for each picture with the number of objects of each class, the commonest first, and the best score."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("image", "objects"):
+        table.add_column(name, overflow="fold")
+    table.add_column("best score", justify="right")
+    for result in results:
+        found = result.objects()
+        counts = Counter(entry["label"] for entry in found).most_common()
+        names = [f"{count} {label}" for label, count in counts[:MOST_CLASSES]]
+        rest = len(counts) - MOST_CLASSES
+        text = ", ".join(names) + (f" and {rest} more classes" if rest > 0 else "")
+        table.add_row(Text(result.image), Text(text or "none"), f"{found[0]['score']:.2f}" if found else "")
     console().print(table)
 
 

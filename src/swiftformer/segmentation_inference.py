@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from swiftformer.heads.semantic_fpn import upsampled
+from swiftformer.sliding_windows import windows
 
 
 def post_process_semantic_segmentation(
@@ -60,22 +61,17 @@ def segment_logits(
         return _scores(model, pixels)
     if mode != "slide":
         raise ValueError(f"mode must be 'whole' or 'slide', found {mode!r}")
-    if window is None or min(window) < 1:
-        raise ValueError(f"expected a window of at least 1x1 pixels to slide, found {window}")
-    stride = stride or (max(window[0] * 2 // 3, 1), max(window[1] * 2 // 3, 1))
-    if not (1 <= stride[0] <= window[0] and 1 <= stride[1] <= window[1]):
-        raise ValueError(f"expected a stride from 1 to the window's size {tuple(window)}, found {tuple(stride)}")
+    if window is None:
+        raise ValueError("expected a window of at least 1x1 pixels to slide, found None")
     height, width = pixels.shape[2:]
     total: Tensor | None = None
     count = torch.zeros(height, width, device=pixels.device)
-    for top in _starts(height, window[0], stride[0]):
-        for left in _starts(width, window[1], stride[1]):
-            place = (..., slice(top, top + window[0]), slice(left, left + window[1]))
-            scores = _scores(model, pixels[place])
-            if total is None:
-                total = scores.new_zeros(*scores.shape[:2], height, width)
-            total[place] += scores
-            count[place] += 1
+    for place in windows((height, width), window, stride):
+        scores = _scores(model, pixels[..., *place])
+        if total is None:
+            total = scores.new_zeros(*scores.shape[:2], height, width)
+        total[..., *place] += scores
+        count[place] += 1
     assert total is not None
     return total / count
 
@@ -83,9 +79,3 @@ def segment_logits(
 def _scores(model: Callable[[Tensor], Any], pixels: Tensor) -> Tensor:
     output = model(pixels)
     return upsampled(getattr(output, "logits", output).float(), pixels.shape[2:])
-
-
-def _starts(size: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along one side: `stride` apart, and the last one at the end."""
-    last = max(size - window, 0)
-    return [*range(0, last, stride), last]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,9 +15,8 @@ from swiftformer.data.epoch_loader import DrawnDataset, EpochLoader, expect_imag
 from swiftformer.data.processes import ignore_signals, quietly_started
 from swiftformer.data.samplers import Draws, Share
 from swiftformer.data.segmentation import SegmentationSource, read_pair
+from swiftformer.data.skipped import Skipped
 from swiftformer.image_processing import ImageError, Preprocessing
-
-logger = logging.getLogger(__name__)
 
 
 class SegmentationSample(NamedTuple):
@@ -111,6 +109,7 @@ class SegmentationEvaluationDataset(Dataset):
     def __init__(self, source: SegmentationSource, preprocessing: Preprocessing) -> None:
         self.source = source
         self.preprocessing = preprocessing
+        self.skipped = Skipped()
 
     def __len__(self) -> int:
         return len(self.source)
@@ -120,7 +119,7 @@ class SegmentationEvaluationDataset(Dataset):
             image, mask = read_pair(self.source, index)
             pixels = self.preprocessing.prepare(image, self.source.name(index))
         except ImageError as error:
-            logger.warning("skipped %s", error)
+            self.skipped.tell([error])
             return None
         return torch.from_numpy(pixels)[None], torch.from_numpy(mask), index
 

@@ -94,6 +94,13 @@ class RandomCropOfClasses(v2.Transform):
         return F.pad(x, [0, 0, right, bottom], fill=fill)
 
 
+def color_steps(strength: float) -> list[v2.Transform]:
+    """Random brightness, contrast, saturation and hue, each for half of the pictures; none at a strength of 0."""
+    limits = {name: min(width * strength, 0.5 if name == "hue" else 1) for name, width in DISTORTION.items()}
+    steps = [v2.RandomApply([v2.ColorJitter(**{name: limit})], p=0.5) for name, limit in limits.items()]  # type: ignore[arg-type]
+    return steps if strength else []
+
+
 class SegmentationAugmentation:
     """Random scale, crop, flip and colours, as most published results on ADE20K were trained with.
 
@@ -136,12 +143,7 @@ class SegmentationAugmentation:
             RandomCropOfClasses(size, largest_share, [round(255 * value) for value in mean]),
             v2.RandomHorizontalFlip(horizontal_flip),
         ]
-        if color_distortion:
-            limits = {
-                name: min(width * color_distortion, 0.5 if name == "hue" else 1) for name, width in DISTORTION.items()
-            }
-            steps += [v2.RandomApply([v2.ColorJitter(**{name: limit})], p=0.5) for name, limit in limits.items()]  # type: ignore[arg-type]
-        self.transforms = v2.Compose(steps)
+        self.transforms = v2.Compose(steps + color_steps(color_distortion))
 
     def __call__(self, image: Image.Image, mask: np.ndarray) -> tuple[Tensor, Tensor]:
         """An RGB image and its mask `(H, W)`: pixels `(3, size, size)` uint8, and the mask `(size, size)`."""

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from swiftformer.data.processes import ignore_signals, quietly_started
 from swiftformer.data.samplers import Draws
+from swiftformer.data.skipped import REPORTED, Skipped
 from swiftformer.image_processing import ImageError
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class DrawnDataset(Dataset):
 
     def __init__(self, source: Sized) -> None:
         self.length = len(source)
+        self.skipped = Skipped()
 
     def __len__(self) -> int:
         return self.length
@@ -49,15 +51,19 @@ class DrawnDataset(Dataset):
     def __getitem__(self, draw: tuple[int, int]) -> Any:
         index, seed = draw
         seed_generators(seed)
+        errors: list[ImageError] = []  # the first ones
         for offset in range(len(self)):
             place = (index + offset) % len(self)
             try:
                 read = self.read(place)
             except ImageError as error:
-                logger.warning("skipped %s", error)
+                if len(errors) < REPORTED:
+                    errors.append(error)
                 continue
+            self.skipped.tell(errors, offset - len(errors))
             return self.sample(read, place, offset)
-        raise ValueError("expected readable images, found none")
+        others = f", nor are {len(self) - 1} others" if len(self) > 1 else ""
+        raise ValueError(f"expected readable images, found none: {errors[0]}{others}")
 
     @abstractmethod
     def read(self, place: int) -> Any:
@@ -127,6 +133,11 @@ class EpochLoader(Generic[Batch]):
                     place, deaths = place + 1, 0
                 if place < stop:
                     raise AssertionError(f"{stop} batches were promised, {place} came")
+            except ValueError as error:
+                # torch puts the traceback of the process in front.
+                if not (text := str(error)).startswith("Caught ValueError in DataLoader worker"):
+                    raise
+                raise ValueError(text.strip().splitlines()[-1].removeprefix("ValueError: ")) from error
             except (RuntimeError, OSError, EOFError) as error:
                 # What a dead process leaves behind, as opposed to an error that a living one reports.
                 died = ("DataLoader worker", "Pin memory thread exited")

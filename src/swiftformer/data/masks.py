@@ -50,10 +50,21 @@ def read_mask(file: str | Path, reduce_zero_label: bool = False) -> np.ndarray:
     return mask
 
 
-@lru_cache(maxsize=8)  # training opens two splits, and each looks at the masks of both
 def largest_indices(files: tuple[str, ...]) -> tuple[int, ...]:
-    """In each mask; -1 where it cannot be read, or holds nothing but void."""
+    """In each mask; -1 where it cannot be read, or holds nothing but void. Files that stay as they are are read once."""
+    return _largest_indices(files, tuple(_stamp(file) for file in files))
 
+
+def _stamp(file: str) -> tuple[int, int] | None:
+    try:
+        status = Path(file).stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=8)  # training opens two splits, and each looks at the masks of both
+def _largest_indices(files: tuple[str, ...], stamps: tuple[tuple[int, int] | None, ...]) -> tuple[int, ...]:
     def largest(file: str) -> int:
         try:
             mask = read_mask(file)

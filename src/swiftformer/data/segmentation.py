@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import numpy as np
 from PIL import Image
 
-from swiftformer.data.class_names import class_names, find_names, made_up_names
+from swiftformer.data.class_names import KNOWN, class_names, find_names, made_up_names
 from swiftformer.data.mask_folders import MaskFolders, Pair, find
 from swiftformer.data.masks import VOID, AnnotationError, largest_indices, read_mask
 from swiftformer.data.splits import choose
@@ -23,7 +23,8 @@ from swiftformer.image_processing import ImageError, open_image
 logger = logging.getLogger(__name__)
 
 REPORTED = 10  # pairs that are left out, by name
-SAMPLED = 20  # masks that are looked at for the commonest mistake
+SAMPLED = 20  # masks that are looked at for the commonest mistakes
+WHITE = f"no index but 0 and {VOID}, which is void: a foreground drawn in {VOID} has to become 1"
 
 
 class SegmentationSource(Protocol):
@@ -146,6 +147,7 @@ def open_segmentation(
     default_classes: Sequence[str] | None = None,
     reduce_zero_label: bool | None = None,
     on_error: Literal["skip", "raise"] = "skip",
+    check_masks: bool = True,
 ) -> MaskFileSource:
     """Find the pictures and masks of a split.
 
@@ -155,7 +157,8 @@ def open_segmentation(
             `ImageSets/Segmentation`. A mask is called like its picture; palette pictures give their indices.
         split: as `swiftformer.data.sources.open_source` takes it.
         classes: names in the order of the indices, as `class_names` takes them. By default those of `classes.txt` or
-            the like beside the data.
+            the like beside the data, or those of a known data set (`class_names.KNOWN`) that the folder is called like
+            and has as many classes as.
         default_classes: names where the data have none, such as those of a model; by default `class_0` and so on to the
             largest index in the masks of all splits, which are all read for that.
         reduce_zero_label: index 0 belongs to no class and the classes begin at 1; by default so where the folders are
@@ -163,9 +166,11 @@ def open_segmentation(
         on_error: `skip` leaves out, with a warning, pictures without a mask and masks without a picture; what else is
             wrong shows when a pair is read, and the loaders skip it. `raise` reads everything and refuses the first
             that is wrong.
+        check_masks: look at the first masks, whether the names are those of their classes.
 
     Raises:
-        ValueError: nothing is recognised there, or the split is missing or empty.
+        ValueError: nothing is recognised there, the split is missing or empty, or most masks have more classes than
+            there are names.
         AnnotationError: a pair that cannot be used, where `on_error` is `raise`.
     """
     root = Path(data).expanduser()
@@ -199,6 +204,8 @@ def open_segmentation(
         logger.info("%s is laid out as ADE20K: index 0 is taken for void, and the classes begin at 1", data)
     reduce_zero_label = folders.reduce_zero_label if reduce_zero_label is None else reduce_zero_label
     names = _classes(folders, classes, default_classes, reduce_zero_label)
+    if check_masks:
+        _expect_names_for_all(folders, names, reduce_zero_label)
     source = MaskFileSource(complete, names, reduce_zero_label)
     if on_error == "raise" and (problem := next(bad_pairs(source), None)):
         raise AnnotationError(problem)
@@ -233,20 +240,23 @@ def _classes(
     otherwise: Sequence[str] | None,
     reduce_zero_label: bool,
 ) -> list[str]:
-    files = tuple(sorted({pair.mask for pairs in folders.splits.values() for pair in pairs if pair.mask}))
     if given is not None:
-        names = class_names(given, reduce_zero_label)
-    else:
-        names = find_names(folders.root, reduce_zero_label) or list(folders.classes or otherwise or ())
-    white = f"no index but 0 and {VOID}, which is void: a foreground drawn in {VOID} has to become 1"
-    if names:
-        if len(names) == 2 and max(largest_indices(files[:SAMPLED]), default=-1) == 0:
-            logger.warning("%s: the first masks hold %s", folders.root, white)
+        return class_names(given, reduce_zero_label)
+    if names := find_names(folders.root, reduce_zero_label) or list(folders.classes or ()):
         return names
+    known = KNOWN.get(folders.root.resolve().name.lower(), ())
+    if otherwise and not known:
+        return list(otherwise)
+    files = _mask_files(folders)
     largest = max(largest_indices(files), default=-1)
     count = largest + (0 if reduce_zero_label else 1)
+    if known and count == len(known):
+        logger.info("%s is called like a known data set of as many classes: %s", folders.root, ", ".join(known))
+        return list(known)
+    if otherwise:
+        return list(otherwise)
     if count < 2:
-        found = white if largest == 0 else f"none in {len(files)} files"
+        found = WHITE if largest == 0 else f"none in {len(files)} files"
         raise ValueError(f"{folders.root}: expected masks with the indices of two or more classes, found {found}")
     logger.info(
         "%s has no file with class names (classes.txt, one per line): the largest index in %d masks makes %d classes",
@@ -256,6 +266,31 @@ def _classes(
     )
     _tell_a_stray_index(files, count)
     return made_up_names(count)
+
+
+def _mask_files(folders: MaskFolders) -> tuple[str, ...]:
+    """Of all splits, in order."""
+    return tuple(sorted({pair.mask for pairs in folders.splits.values() for pair in pairs if pair.mask}))
+
+
+def _expect_names_for_all(folders: MaskFolders, names: Sequence[str], reduce_zero_label: bool) -> None:
+    """Look at the first masks for the two commonest mistakes: too few names, and a foreground that is void.
+
+    Raises:
+        AnnotationError: most of them have indices beyond the names.
+    """
+    files = _mask_files(folders)[:SAMPLED]
+    largest = largest_indices(files)
+    if len(names) == 2 and max(largest, default=-1) == 0:
+        logger.warning("%s: the first masks hold %s", folders.root, WHITE)
+    first = int(reduce_zero_label)
+    last = len(names) - 1 + first
+    beyond = [(file, index) for file, index in zip(files, largest, strict=True) if index > last]
+    if 2 * len(beyond) > len(files):
+        raise AnnotationError(
+            f"{beyond[0][0]}: expected class indices from {first} to {last}, as there are names for, and {VOID} for void, "
+            f"found {beyond[0][1]}; {len(beyond) - 1} others of the first {len(files)} masks have the same problem"
+        )
 
 
 def _tell_a_stray_index(files: Sequence[str], count: int) -> None:

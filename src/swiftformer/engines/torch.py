@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from swiftformer.artifact import Artifact
 from swiftformer.device import select_device
 from swiftformer.engines.base import Engine, EngineError
 from swiftformer.image_processing import HUB
+
+if TYPE_CHECKING:
+    from swiftformer.deploy import DeployModel
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Engine: mode of torch.compile.
@@ -70,14 +73,28 @@ class TorchEngine(Engine):
         threads: int | None = None,
         form: str | None = None,
     ) -> TorchEngine:
-        """A checkpoint of a classifier or a segmentation model, fused. See `swiftformer.engines.open_engine`."""
+        """A checkpoint of a model with a head, fused. See `swiftformer.engines.open_engine`."""
         from swiftformer.checkpoints import load, stored_task
         from swiftformer.deploy import fuse
 
-        task: Any = "segmentation" if stored_task(reference) == "segmentation" else "classification"
-        model: Any = load(reference, form=form, task=task)
-        labels = tuple(model.config.id2label[i] for i in range(model.num_labels))
-        return cls(fuse(model), labels, mode=mode, device=device, precision=precision, threads=threads)
+        task: Any = stored_task(reference)
+        model: Any = load(reference, form=form, task="classification" if task == "backbone" else task)
+        return cls.fused(fuse(model), mode=mode, device=device, precision=precision, threads=threads)
+
+    @classmethod
+    def fused(cls, net: DeployModel, **options: Any) -> TorchEngine:
+        """A fused model with a head; options are those of the class.
+
+        Raises:
+            EngineError: a detector in another precision than float32, in which its boxes would be too coarse.
+        """
+        names: dict[Any, str] = net.config.id2label or {}
+        labels = tuple(names[i] for i in sorted(names))
+        if net.detection_head is None:
+            return cls(net, labels, outputs=net.outputs, **options)
+        if options.get("precision") not in (None, "fp32"):
+            raise EngineError(f"precision: expected fp32 for a detector, found {options['precision']}")
+        return cls(net, labels, outputs=net.outputs, input_shape=(1, net.config.num_channels, None, None), **options)
 
     @torch.inference_mode()
     def run(self, batch: np.ndarray) -> list[np.ndarray]:

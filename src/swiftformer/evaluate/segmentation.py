@@ -19,7 +19,7 @@ from swiftformer.data.segmentation import Relabelled, SegmentationSource, open_s
 from swiftformer.engines import Engine
 from swiftformer.evaluate.classification import match_classes
 from swiftformer.heads.semantic_fpn import upsampled
-from swiftformer.predict_segmentation import expect_dense, open_segmenter, preprocessing_of
+from swiftformer.predict_segmentation import expect_dense, open_segmenter, preprocessing_of, scores_of, window_of
 from swiftformer.segmentation_inference import segment_logits
 from swiftformer.train.distributed import Processes, join_processes
 
@@ -187,7 +187,8 @@ def evaluate_reference(
         reduce_zero_label: of `open_segmentation`; by default as the model was trained, where it tells.
         short_side: pixels that the short side of a picture is resized to, 0 for its own size; by default as the model
             wants it.
-        window: side of the windows that slide over a picture; 0 takes the whole picture at once.
+        window: side of the windows that slide over a picture; 0 takes the whole picture at once. For an engine as in
+            `swiftformer.predict_segmentation.segment`.
         engine, device, precision, threads: of `swiftformer.engines.open_engine`. A checkpoint runs in torch as it is,
             unless one of them asks for more: then in its fused form. A model is evaluated as it is.
 
@@ -210,8 +211,10 @@ def evaluate_reference(
         preprocessing = net.preprocessing.uncropped(short_side)
     else:
         opened = open_segmenter(model, engine, device, precision, threads, form)
-        names, preprocessing, device = list(opened.labels), preprocessing_of(opened, short_side), "cpu"
-        net = partial(_in_engine, opened)
+        size = window_of(opened, window)
+        names, device = list(opened.labels), "cpu"
+        preprocessing = preprocessing_of(opened, short_side, slide=size is not None)
+        net = partial(_in_engine, opened, size)
     if reduce_zero_label is None:
         reduce_zero_label = preprocessing.reduce_labels
     annotated = open_segmentation(
@@ -222,8 +225,9 @@ def evaluate_reference(
         loader = SegmentationEvaluationLoader(source, preprocessing, workers, processes.rank, processes.world_size)
         if isinstance(net, nn.Module):
             net = net.to(processes.device).eval()
-        run = partial(segment_logits, net, mode="slide", window=(window, window)) if window else net
-        metrics, confusion = evaluate_segmenter(run, loader, processes.device, progress, processes)
+            if window:
+                net = partial(segment_logits, net, mode="slide", window=(window, window))
+        metrics, confusion = evaluate_segmenter(net, loader, processes.device, progress, processes)
     found: dict[str, Any] = {**metrics, "unreadable": len(source) - metrics["images"]}
     if per_class:
         scores = SegmentationMetrics(len(names))
@@ -232,9 +236,8 @@ def evaluate_reference(
     return found
 
 
-def _in_engine(engine: Engine, pixels: Tensor) -> Tensor:
-    logits = engine(pixels.numpy())["logits"]
-    return torch.from_numpy(logits)
+def _in_engine(engine: Engine, window: tuple[int, int] | None, pixels: Tensor) -> Tensor:
+    return torch.from_numpy(scores_of(engine, pixels[0].numpy(), window))[None]
 
 
 def _matched(source: SegmentationSource, names: list[str]) -> SegmentationSource:

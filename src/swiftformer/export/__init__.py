@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "TOLERANCES", "ExportError", "Format", "Options", "calibration_pictures", "export", "top1_on"]
 
 logger = logging.getLogger(__name__)
+DETECTORS = ("detection", "instances")
+# fp16 is of the stored weights; what is computed stays in float32.
+DETECTORS_TAKEN = {"onnx": ("fp32",), "openvino": ("fp32", "fp16"), "torch-export": ("fp32",)}
 
 
 def export(
@@ -46,7 +49,7 @@ def export(
     """Export a model from its fused form, run the result, and compare it with the model in PyTorch, in float32.
 
     Args:
-        model: what `swiftformer.load` takes, or a classifier, segmentation model or backbone, which is not changed.
+        model: what `swiftformer.load` takes, or a model, which is not changed.
         output: folder of the artifact; one that exists is replaced, and only by a whole artifact.
         format: a key of `FORMATS`.
         precision: one of the format's; its first by default.
@@ -87,10 +90,14 @@ def export(
     given: Any = load(model, form=form) if isinstance(model, (str, Path)) else copy.deepcopy(model)
     net: Any = given.cpu().float().eval()
     net.preprocessing = getattr(net, "preprocessing", None) or HUB
-    batch, size = _shape(format, batch, size, net.preprocessing)
+    task = _task(net)
+    if task in DETECTORS:
+        batch, size = _detector_shape(format, precision, batch, size, net.preprocessing)
+    else:
+        batch, size = _shape(format, batch, size, net.preprocessing)
     if size is not None:
-        net.preprocessing = _resized(net.preprocessing, size)  # pictures that reach the model are of its size
-    task, channels = _task(net), net.config.num_channels
+        net.preprocessing = _resized(net.preprocessing, size, task)  # pictures that reach the model are of its size
+    channels = net.config.num_channels
     labels = () if task == "backbone" else tuple(net.config.id2label[i] for i in range(net.num_labels))
     if softmax and task != "classification":
         raise ExportError(f"softmax: expected a classifier, found a model for {task}")
@@ -123,7 +130,7 @@ def export(
         precision=precision,
         file="",
         task=task,
-        outputs=tuple(fused.out_features) or (("probabilities",) if softmax else ("logits",)),
+        outputs=graph.outputs,
         channels=channels,
         batch=batch,
         size=size,
@@ -179,7 +186,7 @@ def calibration_pictures(data: str | Path, count: int) -> list[ImageSource]:
         return [found[i] for i in evenly(len(found), count)]
     source: Any
     if folder.is_dir() and (masks := recognise(folder)) and masks.has_pairs:
-        source = open_segmentation(folder, "train", classes=["any"])  # no mask is read
+        source = open_segmentation(folder, "train", classes=["any"], check_masks=False)  # no mask is read
     else:
         source = open_source(str(data), "train")
     return [source.image(i) for i in evenly(len(source), count)]
@@ -250,13 +257,34 @@ def _shape(
     return (None if batch == "dynamic" else batch), (None if size == "dynamic" else size)
 
 
-def _resized(preprocessing: Preprocessing, size: tuple[int, int]) -> Preprocessing:
+def _detector_shape(
+    format: str,
+    precision: str,
+    batch: int | Literal["dynamic"] | None,
+    size: tuple[int, int] | Literal["dynamic"] | None,
+    preprocessing: Preprocessing,
+) -> tuple[int, tuple[int, int]]:
+    """One picture of a fixed size: the graph's anchors are those of a size, and boxes need float32."""
+    if precision not in DETECTORS_TAKEN.get(format, ()):
+        taken = "; ".join(f"{name} {' or '.join(precisions)}" for name, precisions in DETECTORS_TAKEN.items())
+        raise ExportError(f"detectors are exported to {taken}: found {format} {precision}")
+    if batch not in (None, 1) or size == "dynamic":
+        raise ExportError(f"detectors take one picture of a fixed size: found batch {batch} and size {size}")
+    size = preprocessing.size if size is None else size
+    if min(size) < 32 or size[0] % 32 or size[1] % 32:
+        raise ExportError(f"expected a height and width of multiples of 32 for a detector, found {size[0]}x{size[1]}")
+    return 1, size
+
+
+def _resized(preprocessing: Preprocessing, size: tuple[int, int], task: str) -> Preprocessing:
     """For another size, with as much of a picture around the crop as before, and none of it beyond the picture.
 
-    Pictures that are left whole are squashed: a graph of one size takes nothing else, and no part of them may go.
+    Pictures that are left whole are squashed, or for a detector, whose anchors have proportions, filled up: a graph of
+    one size takes nothing else, and no part of them may go.
     """
     if preprocessing.resize == "whole":
-        return replace(preprocessing, size=size, resize="squash", resize_to=None)
+        resize: Any = "fit" if task in DETECTORS else "squash"
+        return replace(preprocessing, size=size, resize=resize, resize_to=None, longest=None)
     ratio = max(new / old for new, old in zip(size, preprocessing.size, strict=True))
     resize_to = None if preprocessing.resize_to is None else max(round(preprocessing.resize_to * ratio), *size)
     return replace(preprocessing, size=size, resize_to=resize_to)
@@ -282,6 +310,8 @@ def _files(output: Path) -> set[str]:
 
 
 def _task(net: Any) -> str:
+    if hasattr(net, "detection_head"):
+        return "instances" if net.with_masks else "detection"
     if hasattr(net, "decode_head"):
         return "segmentation"
     return "classification" if hasattr(net, "head") else "backbone"

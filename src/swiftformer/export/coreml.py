@@ -56,7 +56,7 @@ def to_coreml(graph: DeployGraph, options: Options) -> Any:
         if options.normalize
         else ct.TensorType(name="pixel_values", shape=shape, dtype=np.float32)
     )
-    names = list(graph.net.out_features) or ["logits"]
+    names = list(graph.net.outputs)
     if options.labels:
         outputs: dict[str, Any] = {"classifier_config": ct.ClassifierConfig(unique(options.labels))}
     else:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class DeployGraph(nn.Module):
-    """`(B, C, H, W)` float32 to logits, probabilities, or a tuple of feature maps, all float32.
+    """`(B, C, H, W)` float32 to logits, probabilities, or a tuple of feature maps or of what is detected, in float32.
 
     Args:
         net: computes in the dtype of its weights.
@@ -30,13 +30,14 @@ class DeployGraph(nn.Module):
         super().__init__()
         self.net = net
         self.softmax = softmax
+        self.outputs = ("probabilities",) if softmax else net.outputs
         self.eval()
 
     def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, ...]:
         dtype = next(self.net.parameters()).dtype
         found = self.net(pixel_values if dtype == torch.float32 else pixel_values.to(dtype))
         if isinstance(found, tuple):
-            return tuple(output.float() for output in found)
+            return tuple(output.float() if output.is_floating_point() else output for output in found)
         found = found.float()
         return found.softmax(dim=1) if self.softmax else found
 

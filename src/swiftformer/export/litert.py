@@ -28,7 +28,7 @@ class NamedOutputs(nn.Module):
     def __init__(self, graph: DeployGraph) -> None:
         super().__init__()
         self.wrapped = graph
-        self.names = list(graph.net.out_features) or ["probabilities" if graph.softmax else "logits"]
+        self.names = list(graph.outputs)
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         found = self.wrapped(pixel_values)

@@ -49,7 +49,7 @@ def to_onnx(graph: DeployGraph, options: Options) -> Any:
     """The ONNXProgram of a graph."""
     if options.precision == "fp16":
         graph = graph.half()
-    names = list(graph.net.out_features) or ["probabilities" if graph.softmax else "logits"]
+    names = list(graph.outputs)
     with silent():
         program = torch.onnx.export(
             graph,

@@ -43,7 +43,7 @@ def to_openvino(graph: DeployGraph, options: Options) -> Any:
     shape = openvino.PartialShape([batch, options.example.shape[1], height, width])
     with silent():
         model = openvino.convert_model(graph, example_input=example, input=[("pixel_values", shape)])
-    names = list(graph.net.out_features) or ["probabilities" if graph.softmax else "logits"]
+    names = list(graph.outputs)
     for port, name in zip(model.outputs, names, strict=True):
         port.tensor.set_names({name})
     return model

@@ -94,6 +94,6 @@ class Classification(Task):
         return ClassificationObjective(recipe, processes.device, teacher, teacher_logits, class_weights)
 
     def evaluate(
-        self, net: Any, batches: Iterable[Any], progress: Callable[[int], None], processes: Processes
+        self, net: Any, source: Any, batches: Iterable[Any], progress: Callable[[int], None], processes: Processes
     ) -> tuple[dict[str, float], torch.Tensor]:
         return evaluate_classifier(net, batches, processes.device, progress, processes)

@@ -6,13 +6,15 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from swiftformer.device import select_device
 from swiftformer.train.sync_batchnorm import synchronize_batchnorm
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,14 @@ class Processes:
         if self.world_size > 1:
             torch.distributed.all_reduce(tensor)
         return tensor
+
+    def gather_objects(self, value: Value) -> list[Value]:
+        """All processes' values of any picklable kind, in the order of their ranks."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
 
     def wait(self) -> None:
         """Return when all processes are here."""

@@ -219,8 +219,10 @@ class _Run:
                 progress.epoch(self.metrics)
                 log.epoch(self.metrics)
                 plot_curves(output / "metrics.jsonl", output / "curves.png", measures[0])
-                if confusion is not None:
-                    if plot_confusion(confusion, self.train_source.classes, output / "confusion.png"):
+                if measures[0] in self.metrics:
+                    if confusion is not None and plot_confusion(
+                        confusion, self.train_source.classes, output / "confusion.png"
+                    ):
                         log.figure("confusion", output / "confusion.png", self.epoch)
                     config = self.step.net.config
                     sizes = {"train_images": len(self.train_source), "val_images": len(self.val_source)}
@@ -291,12 +293,13 @@ class _Run:
         now = {
             "epoch": self.epoch + 1,
             "loss": mean_loss,
-            "train_accuracy": 100 * self.summed[1] / images,
             "lr": self.step.lr,
             "images_per_second": images / self.seconds,
             "seconds": self.seconds,
             "unreadable": int(self.summed[2]),
         }
+        if self.task.counts_hits:
+            now["train_accuracy"] = 100 * self.summed[1] / images
         progress.step(self.epoch, self.batch, now)
         update = self.epoch * self.updates + self.batch // self.step.accumulation
         log.step(update, {key: now[key] for key in ("loss", "lr")})
@@ -304,7 +307,7 @@ class _Run:
             self.metrics = now
 
     def evaluate(self, progress: TrainingProgress) -> Any:
-        """Save the weights, evaluate them if it is time to, and return the confusion matrix."""
+        """Save the weights, evaluate them if it is time to, and return the confusion matrix, if the task has one."""
         main, output, evaluated = self.processes.main, self.output, self.step.evaluated
         fields = dataclasses.asdict(self.recipe)
         if main:
@@ -320,7 +323,11 @@ class _Run:
 
         self.processes.share_buffers(evaluated)  # each process has averaged the statistics of its own batches
         try:
-            result, confusion = self.task.evaluate(evaluated, batches(), progress.evaluated, self.processes)
+            # Pictures of many sizes are not worth compiling for.
+            with torch.compiler.set_stance("force_eager"):
+                result, confusion = self.task.evaluate(
+                    evaluated, self.val_source, batches(), progress.evaluated, self.processes
+                )
         except ValueError:  # no image: all processes have stopped before the first
             if self.asked_to_stop():
                 self.stop_here()

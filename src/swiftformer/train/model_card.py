@@ -14,7 +14,7 @@ from typing import Any
 
 import swiftformer
 from swiftformer.files import atomic_file
-from swiftformer.train.recipe import Recipe, SegmentationRecipe
+from swiftformer.train.recipe import DetectionRecipe, InstanceRecipe, Recipe, SegmentationRecipe
 from swiftformer.variants import VARIANTS
 
 RESULTS = {  # our name: the hub's name of the metric, and how a person calls it
@@ -24,6 +24,12 @@ RESULTS = {  # our name: the hub's name of the metric, and how a person calls it
     "miou": ("mean_iou", "mean intersection over union"),
     "pixel_accuracy": ("accuracy", "pixel accuracy"),
     "mean_accuracy": ("mean_accuracy", "mean accuracy of the classes"),
+    "mask_AP": ("mask_ap", "mask AP"),
+    "mask_AP50": ("mask_ap50", "mask AP50"),
+    "mask_AP75": ("mask_ap75", "mask AP75"),
+    "AP": ("box_ap", "box AP"),
+    "AP50": ("box_ap50", "box AP50"),
+    "AP75": ("box_ap75", "box AP75"),
 }
 MAIN_FIELDS = ["epochs", "batch_size", "total_batch_size", "lr", "optimizer", "weight_decay", "image_size", "precision"]
 MAX_CLASSES = 50
@@ -50,6 +56,10 @@ class Wording:
     limits: str
 
 
+DETECT = (
+    'for picture in swiftformer.detect("picture.jpg", model="best"):',
+    "    print(picture.objects)",
+)
 WORDINGS = {
     "classify": Wording(
         "image-classification",
@@ -74,9 +84,26 @@ WORDINGS = {
         ),
         "Every pixel gets one of them, whatever it shows.",
     ),
+    "detect": Wording(
+        "object-detection",
+        "an object detector",
+        "average precision of its boxes",
+        "detect",
+        DETECT,
+        "Objects of other kinds are overlooked, or taken for one of them.",
+    ),
+    "instances": Wording(
+        "image-segmentation",
+        "an instance segmenter",
+        "average precision of its masks",
+        "detect",
+        DETECT,
+        "Objects of other kinds are overlooked, or taken for one of them.",
+    ),
 }
+DEFAULTS = {"classify": Recipe, "segment": SegmentationRecipe, "detect": DetectionRecipe, "instances": InstanceRecipe}
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-PICTURES = {"curves.png": "Loss, accuracy and learning rate", "confusion.png": "Confusion matrix"}
+PICTURES = {"curves.png": "Loss, quality and learning rate", "confusion.png": "Confusion matrix"}
 
 
 def write_model_card(
@@ -259,7 +286,7 @@ def _table(header: tuple[str, str], rows: Iterable[tuple[str, str]]) -> list[str
 
 
 def _shown(recipe: Mapping[str, Any], task: str) -> dict[str, Any]:
-    defaults = asdict(SegmentationRecipe() if task == "segment" else Recipe())
+    defaults = asdict(DEFAULTS[task]())
     return {
         key: value
         for key, value in recipe.items()

@@ -25,7 +25,11 @@ def autocast(recipe: TrainingRecipe, device: torch.device) -> torch.autocast:
 class Objective(Protocol):
     """The loss of a batch."""
 
-    def __call__(self, predicted: Any, pixels: Tensor, targets: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def arguments(self, targets: Any) -> dict[str, Any]:
+        """What the network is called with besides the pixels."""
+        ...
+
+    def __call__(self, predicted: Any, pixels: Tensor, targets: Any, indices: Tensor) -> tuple[Tensor, Tensor]:
         """The loss and the number of hits, as scalars on the device.
 
         Args:
@@ -61,7 +65,11 @@ class ClassificationObjective:
         self.criterion = ClassificationLoss(recipe.label_smoothing, class_weights).to(device)
         self.autocast = autocast(recipe, device)
 
-    def __call__(self, predicted: Any, pixels: Tensor, targets: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def arguments(self, targets: Any) -> dict[str, Any]:
+        """See `Objective`."""
+        return {}
+
+    def __call__(self, predicted: Any, pixels: Tensor, targets: Any, indices: Tensor) -> tuple[Tensor, Tensor]:
         """See `Objective`."""
         logits = predicted.logits if self.teacher is None else predicted.cls_logits
         loss = self.criterion(logits.float(), targets)
@@ -95,7 +103,11 @@ class SegmentationObjective:
     def __init__(self, device: torch.device, class_weights: Tensor | None = None) -> None:
         self.class_weights = None if class_weights is None else class_weights.to(device)
 
-    def __call__(self, predicted: Any, pixels: Tensor, targets: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def arguments(self, targets: Any) -> dict[str, Any]:
+        """See `Objective`."""
+        return {}
+
+    def __call__(self, predicted: Any, pixels: Tensor, targets: Any, indices: Tensor) -> tuple[Tensor, Tensor]:
         """See `Objective`."""
         logits = upsampled(predicted.logits.float(), targets.shape[1:])  # (B, classes, H, W)
         known = targets != VOID
@@ -103,3 +115,18 @@ class SegmentationObjective:
         loss = F.cross_entropy(logits, targets, self.class_weights, ignore_index=VOID, reduction="sum")
         right = ((logits.argmax(1) == targets) & known).flatten(1).sum(1) / known.flatten(1).sum(1).clamp(min=1)
         return loss / known.sum().clamp(min=1), right.sum()
+
+
+class DetectionObjective:
+    """The sum of a detector's losses, which it computes itself.
+
+    Targets are `labels` of the network's call. There are no hits.
+    """
+
+    def arguments(self, targets: Any) -> dict[str, Any]:
+        """See `Objective`."""
+        return {"labels": targets}
+
+    def __call__(self, predicted: Any, pixels: Tensor, targets: Any, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Objective`."""
+        return predicted.loss, predicted.loss.new_zeros(())

@@ -21,16 +21,18 @@ def plot_curves(metrics: Path, target: Path, measure: str = "top1") -> None:
     figure, axes = new_figure(12, 3.6, columns=3)
     panels = (
         ("loss", {"loss": "training"}),
-        ("accuracy, %", {"train_accuracy": "training", measure: f"validation ({measure})"}),
+        ("quality, %", {"train_accuracy": "training", measure: f"validation ({measure})"}),
         ("learning rate", {"lr": ""}),
     )
     for axis, (title, series) in zip(axes, panels, strict=True):
         for color, (key, label) in zip((INK, SECOND), series.items(), strict=False):
             points = [(line["epoch"], line[key]) for line in lines if key in line]
+            if not points:
+                continue
             axis.plot(*zip(*points, strict=True), color=color, label=label, marker="." if len(points) < 60 else "")
         axis.set(title=title, xlabel="epoch")
         axis.grid(color=GRID)
-        if len(series) > 1:
+        if len(series) > 1 and axis.lines:
             axis.legend(frameon=False)
     save_figure(figure, target)
 

@@ -60,14 +60,14 @@ class TrainingProgress:
     def step(self, epoch: int, step: int, metrics: dict[str, float]) -> None:
         """Show the running means of an epoch's first `step` steps."""
         self.progress.update(self.whole, completed=epoch * self.steps + step)
+        hits = f"acc {metrics['train_accuracy']:.1f}%  " if "train_accuracy" in metrics else ""
         self.progress.update(
             self.current,
             description=f"epoch {epoch + 1}/{self.epochs}",
             total=self.steps,
             completed=step,
-            numbers="loss {loss:.3f}  acc {train_accuracy:.1f}%  lr {lr:.2e}  {images_per_second:.0f} img/s".format(
-                **metrics
-            ),
+            numbers=f"loss {metrics['loss']:.3f}  {hits}lr {metrics['lr']:.2e}  "
+            f"{metrics['images_per_second']:.0f} img/s",
         )
         if step == self.steps:
             self.progress.update(self.current, description="evaluate", total=self.val_images, completed=0, numbers="")
@@ -78,9 +78,9 @@ class TrainingProgress:
 
     def epoch(self, metrics: dict[str, Any]) -> None:
         """Print the line of a finished epoch, which stays above the bar."""
+        hits = f"train {metrics['train_accuracy']:.2f}%  " if "train_accuracy" in metrics else ""
         line = (
-            f"epoch {metrics['epoch']}/{self.epochs}  loss {metrics['loss']:.4f}  "
-            f"train {metrics['train_accuracy']:.2f}%  lr {metrics['lr']:.2e}  "
+            f"epoch {metrics['epoch']}/{self.epochs}  loss {metrics['loss']:.4f}  {hits}lr {metrics['lr']:.2e}  "
             f"{metrics['images_per_second']:.0f} img/s  {metrics['seconds']:.1f} s"
         )
         line += "".join(f"  {name} {metrics[name]:.2f}%" for name in self.measures if name in metrics)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from swiftformer.image_processing import IMAGENET_MEAN, IMAGENET_STD, RESAMPLING, Preprocessing
 
@@ -21,7 +21,9 @@ class TrainingRecipe:
         total_batch_size: images per update of the weights, over all processes, reached by accumulating gradients; None
             for `batch_size` in every process. Where that alone is more, every process takes fewer at once.
         lr, warmup_lr, min_lr: peak, first and last learning rate.
-        schedule: how it falls, with every update: `cosine`, or `poly`, a power of 0.9 of what is left of the run.
+        schedule: how it falls: with every update by `cosine` or `poly`, a power of 0.9 of what is left of the run, or
+            by `multistep`, to a tenth behind each of the epochs in
+        milestones: counted from 1.
         optimizer: timm's name, such as `adamw` or `muon`.
         weight_decay: one-dimensional parameters (biases, norms) have none.
         optimizer_eps: epsilon of AdamW; other optimizers keep their own.
@@ -49,7 +51,8 @@ class TrainingRecipe:
     lr: float = 2e-3
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
-    schedule: Literal["cosine", "poly"] = "cosine"
+    schedule: Literal["cosine", "poly", "multistep"] = "cosine"
+    milestones: tuple[int, ...] = ()
     optimizer: str = "adamw"
     weight_decay: float = 0.025
     optimizer_eps: float = 1e-8
@@ -213,6 +216,112 @@ class Recipe(TrainingRecipe):
             mean=self.mean,
             std=self.std,
         )
+
+
+@dataclass(frozen=True)
+class DetectionRecipe(TrainingRecipe):
+    """Object detection with Faster R-CNN.
+
+    Attributes:
+        short_side: that pictures are resized to, in training before `scale`; 0 leaves them as they are.
+        longest: limit of the long side where a picture is resized whole; 0 for none.
+        scale: range of the factor by which a picture is resized before a square of `image_size` is cut out of it.
+        short_sides: instead of squares, train on whole pictures with one of these short sides, none for squares.
+        vertical_flip: probability.
+        color_distortion: strength of random brightness, contrast, saturation and hue; 0 switches it off.
+        min_visible: share of an object that has to be in a square to be learned.
+        frozen_stages: stages of the backbone that do not learn, with the stem.
+        frozen_batch_norm: keep the backbone's BatchNorms as they were.
+        fpn_channels, box_channels: widths of the feature pyramid, and of the layers behind it that class a region.
+        anchor_sizes, anchor_ratios: of the boxes that proposals begin with; a size for each of five levels.
+        proposals: regions that are looked at; in training twice as many.
+        samples: of these that are learned from, per picture.
+        nms_threshold: overlap from which on the lower score of two boxes of a class is dropped.
+        detections_per_image: at most.
+    """
+
+    task = "detect"
+
+    short_side: int = 800
+    longest: int = 1333
+    scale: tuple[float, float] = (0.5, 1.5)
+    short_sides: tuple[int, ...] = ()
+    vertical_flip: float = 0.0
+    color_distortion: float = 1.0
+    min_visible: float = 0.25
+    frozen_stages: int = 0
+    frozen_batch_norm: bool = False
+    fpn_channels: int = 256
+    box_channels: int = 1024
+    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    proposals: int = 1000
+    samples: int = 512
+    nms_threshold: float = 0.5
+    detections_per_image: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"expected scale as two positive factors, the smaller first, found {self.scale}")
+        if not 0 <= self.frozen_stages <= 4 or min(self.short_side, self.longest) < 0:
+            raise ValueError(
+                f"expected frozen_stages from 0 to 4, and short_side and longest of at least 0, "
+                f"found {self.frozen_stages}, {self.short_side}, {self.longest}"
+            )
+        if self.short_sides and min(self.short_sides) < 32:
+            raise ValueError(f"expected short_sides of at least 32, found {self.short_sides}")
+        if len(self.anchor_sizes) != 5:
+            raise ValueError(f"expected five anchor_sizes, one for each level, found {self.anchor_sizes}")
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How the trained model wants its images: whole, at `short_side`."""
+        return Preprocessing(
+            size=(self.image_size, self.image_size),
+            resize="whole",
+            resize_to=self.short_side or None,
+            longest=(self.longest or None) if self.short_side else None,
+            interpolation="bilinear",
+            mean=self.mean,
+            std=self.std,
+        )
+
+    @property
+    def network_fields(self) -> dict[str, Any]:
+        """Those of `SwiftFormerConfig` that this recipe decides."""
+        return {
+            "image_size": self.image_size,
+            "drop_path_rate": self.drop_path_rate,
+            "frozen_stages": self.frozen_stages,
+            "frozen_batch_norm": self.frozen_batch_norm,
+            "fpn_channels": self.fpn_channels,
+            "box_channels": self.box_channels,
+            "anchor_sizes": list(self.anchor_sizes),
+            "anchor_ratios": list(self.anchor_ratios),
+            "detection_proposals": self.proposals,
+            "detection_samples": self.samples,
+            "detection_nms_threshold": self.nms_threshold,
+            "detections_per_image": self.detections_per_image,
+        }
+
+
+@dataclass(frozen=True)
+class InstanceRecipe(DetectionRecipe):
+    """Instance segmentation with Mask R-CNN.
+
+    Attributes:
+        mask_channels: width of the layers that draw an object's mask.
+    """
+
+    task = "instances"
+
+    mask_channels: int = 256
+
+    @property
+    def network_fields(self) -> dict[str, Any]:
+        """As those of detection."""
+        return super().network_fields | {"mask_channels": self.mask_channels}
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ class Segmentation(Task):
         return SegmentationObjective(processes.device, weights)
 
     def evaluate(
-        self, net: nn.Module, batches: Iterable[Any], progress: Callable[[int], None], processes: Processes
+        self, net: nn.Module, source: Any, batches: Iterable[Any], progress: Callable[[int], None], processes: Processes
     ) -> tuple[dict[str, float], Tensor]:
         return evaluate_segmenter(net, batches, processes.device, progress, processes)
 

@@ -14,7 +14,7 @@ from swiftformer.train.objectives import Objective, autocast
 from swiftformer.train.recipe import TrainingRecipe
 
 POWER = 0.9  # of the schedule `poly`
-CLASSIFIERS = ("head.", "dist_head.", "decode_head.classifier.")
+CLASSIFIERS = ("head.", "dist_head.", "decode_head.classifier.", "detection_head.roi_heads.box_predictor.")
 
 
 class TrainingStep:
@@ -51,7 +51,11 @@ class TrainingStep:
         self.ema = ModelEmaV3(net, decay=recipe.ema_decay, use_warmup=recipe.ema_warmup) if recipe.ema_decay else None
         self.evaluated: Any = net if self.ema is None else self.ema.module
         self.wrapped: Any = processes.wrap(net, recipe.sync_batchnorm)
-        self.forward: Any = torch.compile(self.wrapped, dynamic=False) if recipe.compile else self.wrapped
+        self.forward: Any = self.wrapped
+        if recipe.compile and hasattr(net, "compile_static_parts"):
+            net.compile_static_parts()
+        elif recipe.compile:
+            self.forward = torch.compile(self.wrapped, dynamic=False)
         adamw_only: dict[str, Any] = {"eps": recipe.optimizer_eps, "fused": True} if recipe.optimizer == "adamw" else {}
         self.optimizer = create_optimizer_v2(
             net, opt=recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, **adamw_only
@@ -60,7 +64,8 @@ class TrainingStep:
             self.optimizer,
             sched=recipe.schedule,
             num_epochs=recipe.epochs,
-            decay_rate=POWER,  # of the cosine without effect
+            decay_rate=0.1 if recipe.schedule == "multistep" else POWER,  # of the cosine without effect
+            decay_milestones=list(recipe.milestones),
             warmup_epochs=recipe.warmup_epochs,
             warmup_lr=recipe.warmup_lr,
             min_lr=recipe.min_lr,
@@ -77,7 +82,7 @@ class TrainingStep:
         """The learning rate of the next update."""
         return self.optimizer.param_groups[0]["lr"]
 
-    def __call__(self, pixels: Tensor, targets: Tensor, indices: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, pixels: Tensor, targets: Any, indices: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """Learn from a batch; every `accumulation`-th updates the weights.
 
         Args:
@@ -93,7 +98,7 @@ class TrainingStep:
         if self.processes.world_size > 1:
             self.wrapped.require_backward_grad_sync = update
         with self.autocast:
-            predicted = self.forward(pixels, return_dict=True)
+            predicted = self.forward(pixels, return_dict=True, **self.objective.arguments(targets))
         loss, hits = self.objective(predicted, pixels, targets, indices)
         self.scaler.scale(loss / self.accumulation).backward()
         if update:

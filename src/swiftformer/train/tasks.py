@@ -1,4 +1,4 @@
-"""What a run learns. The loop asks a task for all that differs between classification and segmentation."""
+"""What a run learns. The loop asks a task for all that differs between them."""
 
 from __future__ import annotations
 
@@ -30,10 +30,12 @@ class Task(ABC):
     Attributes:
         measures: what evaluation finds, in percent; the first decides which epoch is best.
         erasing: probability with which training images are partly erased.
+        counts_hits: whether its objective counts what the network gets right in training.
     """
 
     measures: ClassVar[tuple[str, ...]]
     erasing: float = 0.0
+    counts_hits: bool = True
 
     @abstractmethod
     def new_network(self, classes: list[str], variant: str, model: str | None, form: str | None) -> Any:
@@ -68,9 +70,12 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(
-        self, net: Any, batches: Iterable[Any], progress: Callable[[int], None], processes: Processes
+        self, net: Any, source: Any, batches: Iterable[Any], progress: Callable[[int], None], processes: Processes
     ) -> tuple[dict[str, float], Any]:
-        """The measures over all processes' batches, and the confusion matrix `(classes, classes)`.
+        """The measures over all processes' batches, and the confusion matrix `(classes, classes)`, or None.
+
+        Args:
+            source: that the batches come from, through `validation_batches`.
 
         Raises:
             ValueError: no picture could be read.
@@ -79,12 +84,16 @@ class Task(ABC):
 
 def task_of(recipe: TrainingRecipe) -> Task:
     """The task that a recipe is for."""
-    from swiftformer.train.recipe import Recipe, SegmentationRecipe
+    from swiftformer.train.recipe import DetectionRecipe, Recipe, SegmentationRecipe
 
     if isinstance(recipe, Recipe):
         from swiftformer.train.classification import Classification
 
         return Classification(recipe)
+    if isinstance(recipe, DetectionRecipe):
+        from swiftformer.train.detection import Detection
+
+        return Detection(recipe)
     assert isinstance(recipe, SegmentationRecipe)
     from swiftformer.train.segmentation import Segmentation
 

@@ -1,0 +1,156 @@
+"""Backbones side by side in dense prediction: the same head, step, data, augmentation and epochs.
+
+    python benchmarks/dense_quality.py --recipe small_segmentation --data ../shared/data/camvid --classes camvid \
+        --epochs 20 --backbone xs --backbone mobilenetv3_large_100 --output dense
+
+A backbone is a variant of SwiftFormer or a network of timm, with random weights. Each run leaves a line of JSON per
+epoch in `OUTPUT/RECIPE-BACKBONE.jsonl`; runs that are there already are not repeated. The table is made of what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from swiftformer import SwiftFormerConfig
+from swiftformer.cli_train import open_splits
+from swiftformer.data.epoch_loader import seed_generators
+from swiftformer.data.loaders import Normalization
+from swiftformer.detection import SwiftFormerForInstanceSegmentation, SwiftFormerForObjectDetection
+from swiftformer.device import select_device
+from swiftformer.files import atomic_file
+from swiftformer.segmentation import SwiftFormerForSemanticSegmentation
+from swiftformer.train.distributed import Processes
+from swiftformer.train.recipes import get_recipe
+from swiftformer.train.step import TrainingStep, seed_batch
+from swiftformer.train.tasks import task_of
+from swiftformer.variants import VARIANTS
+
+MODELS = {
+    "segment": SwiftFormerForSemanticSegmentation,
+    "detect": SwiftFormerForObjectDetection,
+    "instances": SwiftFormerForInstanceSegmentation,
+}
+
+
+class TimmMaps(nn.Module):
+    """A network of timm in the place of `SwiftFormerModel` within a backbone: its maps of strides 4 to 32."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.net = timm.create_model(name, features_only=True)
+        strides: list[int] = self.net.feature_info.reduction()
+        self.places = [strides.index(stride) for stride in (4, 8, 16, 32)]
+        self.widths = [self.net.feature_info.channels()[place] for place in self.places]
+        self.encoder = SimpleNamespace(stage_indices=lambda: [1, 2, 3, 4])
+
+    def forward(self, pixels: Tensor, **kwargs: Any) -> SimpleNamespace:
+        maps = self.net(pixels)
+        return SimpleNamespace(hidden_states=[None, *(maps[place] for place in self.places)])
+
+
+def build(recipe: Any, backbone: str, classes: list[str]) -> Any:
+    task = task_of(recipe)
+    if backbone in VARIANTS:
+        return task.new_network(classes, backbone, None, None)
+    maps = TimmMaps(backbone)
+    like = task.new_network(classes, "xs", None, None).config.to_dict()
+    fields = {"embed_dims": maps.widths, "depths": [1, 1, 1, 1], "out_features": None, "out_indices": None}
+    net = MODELS[recipe.task](SwiftFormerConfig(**(like | fields)))
+    net.swiftformer = maps
+    return net
+
+
+def train(recipe: Any, backbone: str, sources: tuple[Any, Any], device: torch.device, workers: int) -> list[dict]:
+    train_source, val_source = sources
+    processes, task = Processes(0, 1, device), task_of(recipe)
+    torch.manual_seed(recipe.seed)
+    seed_generators(recipe.seed)
+    net = build(recipe, backbone, train_source.classes).to(device, memory_format=torch.channels_last)
+    loader = task.training_loader(train_source, 0, recipe.batch_size, workers, processes)
+    objective = task.objective(train_source, Path(), workers, processes, None)  # type: ignore[arg-type]
+    step = TrainingStep(recipe, net, processes, objective, updates_per_epoch=len(loader))
+    normalize = Normalization(recipe, device)
+    val_batches = task.validation_batches(val_source, recipe.batch_size, workers, processes)
+    lines, number = [], 0
+    for epoch in range(recipe.epochs):
+        net.train()
+        start, loss_sum = time.perf_counter(), torch.zeros((), device=device)
+        for place, batch in enumerate(loader.batches(epoch)):
+            number += 1
+            seed_batch(recipe.seed, epoch, place, 0, device)
+            loss, _ = step(normalize(batch.pixels), batch.targets.to(device), batch.indices, number)
+            loss_sum += loss
+        line = {"epoch": epoch + 1, "loss": loss_sum.item() / len(loader), "seconds": time.perf_counter() - start}
+        if (epoch + 1) % recipe.evaluate_every == 0 or epoch + 1 == recipe.epochs:
+            with torch.compiler.set_stance("force_eager"):
+                result, _ = task.evaluate(step.evaluated, val_source, val_batches, lambda images: None, processes)
+            line |= {name: result[name] for name in task.measures}
+        lines.append(line)
+        print(backbone, json.dumps(line), flush=True)
+    image = next(iter(val_batches))[0].to(device)
+    lines[-1] |= {
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "backbone_parameters": sum(p.numel() for p in net.swiftformer.parameters()),
+        "milliseconds": milliseconds(step.evaluated.eval(), image),
+        "size": f"{image.shape[2]}x{image.shape[3]}",
+    }
+    return lines
+
+
+@torch.inference_mode()
+def milliseconds(net: nn.Module, image: Tensor, repeats: int = 20) -> float:
+    """The median time of a picture, not fused, in torch."""
+    times = []
+    for _ in range(repeats + 3):
+        start = time.perf_counter()
+        net(image)
+        times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times[3:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--classes", help="names, as `swiftformer train` takes them")
+    parser.add_argument("--backbone", action="append", required=True, help="repeatable")
+    parser.add_argument("--output", type=Path, default=Path("dense"))
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--device")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
+    arguments = parser.parse_args()
+    recipe = get_recipe(arguments.recipe, [f"epochs={arguments.epochs}", *arguments.set])
+    found = {}
+    for backbone in arguments.backbone:
+        file = arguments.output / f"{arguments.recipe}-{backbone}.jsonl"
+        if not file.exists():
+            options = {"classes": arguments.classes, "reduce_zero_label": None}
+            sources = open_splits(recipe.task, arguments.data, "name", options)
+            lines = train(recipe, backbone, sources, select_device(arguments.device), arguments.workers)
+            with atomic_file(file) as target:
+                target.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        found[backbone] = [json.loads(line) for line in file.read_text().splitlines()]
+    measures = task_of(recipe).measures
+    print(f"\n| backbone | {' | '.join(measures)} | parameters (backbone) | ms | minutes |")
+    print("|---" * (len(measures) + 4) + "|")
+    for backbone, lines in found.items():
+        last = lines[-1]
+        values = " | ".join(f"{last[name]:.2f}" for name in measures)
+        size = f"{last['parameters']:,} ({last['backbone_parameters']:,})"
+        minutes = sum(line["seconds"] for line in lines) / 60
+        print(f"| {backbone} | {values} | {size} | {last['milliseconds']:.1f} at {last['size']} | {minutes:.0f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The command line's `swiftformer detect`. Heavy imports sit inside the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from swiftformer.cli_options import RUNNABLE_HELP, AsJson, Device, Engine, Form, Precision, Threads, print_json
+from swiftformer.cli_segment import free_targets
+from swiftformer.cli_video import exit_with_errors, record, tell
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from swiftformer.predict_detection import DetectionResult
+
+
+def detect(
+    model: Annotated[str, typer.Option(help=f"A detector, with masks or without. {RUNNABLE_HELP}")],
+    images: Annotated[
+        Optional[list[str]], typer.Argument(help="Files, also videos, folders, globs, or - for standard input.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the pictures with their objects.")] = Path("detections"),
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score of an object.")] = 0.5,
+    masks: Annotated[bool, typer.Option("--masks/--no-masks", help="Draw masks, where the model gives them.")] = True,
+    coco: Annotated[
+        Optional[Path],
+        typer.Option(help="Also a file of COCO results; images and categories are numbered in order, from 1."),
+    ] = None,
+    camera: Annotated[Optional[int], typer.Option(min=0, help="Number of a camera, read until Ctrl-C.")] = None,
+    frames: Annotated[Optional[int], typer.Option(min=1, help="Of a video or a camera, at most.")] = None,
+    short_side: Annotated[
+        Optional[int], typer.Option(min=0, help="Pixels, 0 for a picture's own size; by default as the model wants.")
+    ] = None,
+    form: Form = None,
+    engine: Engine = "auto",
+    device: Device = None,
+    precision: Precision = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Detect objects in pictures and videos, drawn over them.
+
+    Of a video, NAME.mp4 shows the objects and NAME.jsonl lists those of each frame. A picture that cannot be read is
+    named, the others are looked at, and the exit code is 2.
+    """
+    from swiftformer.predict import find_images
+    from swiftformer.predict_detection import detect as run
+    from swiftformer.predict_detection import open_detector
+    from swiftformer.reports import detection_table, progress_bar
+    from swiftformer.video import is_video
+
+    if not images and camera is None:
+        raise ValueError("expected pictures, videos or --camera, found none")
+    found = find_images(images or [])
+    pictures: list[Any] = [(name, source) for name, source in found if not is_video(name)]
+    clips: list[Any] = [(name, source) for name, source in found if is_video(name)]
+    clips += [] if camera is None else [(f"camera-{camera}", camera)]
+    runner = open_detector(model, engine, device, precision, threads, form)
+    targets = free_targets([name for name, _ in pictures + clips], output)
+    results, documents = [], []
+    with progress_bar("detect", len(pictures)) as advance:
+        for (name, source), target in zip(pictures, targets, strict=False):
+            [result] = run([source], runner, names=[name], short_side=short_side, threshold=threshold)
+            document = result.to_dict()
+            if result.detections is not None:
+                document["overlay"] = write_picture(source, result, target, masks)
+            results.append(result)
+            documents.append(document)
+            advance(1)
+
+    def step(frame: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+        [result] = run([frame], runner, short_side=short_side, threshold=threshold, skip_broken=False)
+        return draw_frame(frame, result, masks), {"objects": result.objects()}
+
+    for (_, source), target in zip(clips, targets[len(pictures) :], strict=True):
+        documents.append(record(source, target, step, frames))
+    if coco is not None:
+        write_coco(coco, results)
+    if as_json:
+        print_json(documents)
+    else:
+        if results:
+            detection_table(results)
+        tell(documents, output)
+    exit_with_errors(documents)
+
+
+def write_picture(source: Any, result: DetectionResult, target: Path, masks: bool) -> str:
+    """Write `target`.png, and return its path."""
+    from swiftformer.files import atomic_file
+    from swiftformer.image_processing import open_image
+    from swiftformer.visualize_objects import draw_detections
+
+    assert result.detections is not None
+    with atomic_file(f"{target}.png") as file:
+        image = open_image(source, result.image)
+        draw_detections(image, result.detections, result.labels, masks=masks).save(file, format="PNG")
+    return f"{target}.png"
+
+
+def draw_frame(frame: np.ndarray, result: DetectionResult, masks: bool) -> np.ndarray:
+    """A frame with its objects, in colours that classes keep from frame to frame."""
+    import numpy as np
+    from PIL import Image
+
+    from swiftformer.visualize_objects import draw_detections
+
+    assert result.detections is not None
+    image = Image.fromarray(frame)
+    return np.asarray(
+        draw_detections(image, result.detections, result.labels, masks=masks, by_object=False, fixed_size=True)
+    )
+
+
+def write_coco(file: Path, results: list[DetectionResult]) -> None:
+    """COCO results of all pictures, each with the `file_name` of its picture."""
+    from swiftformer.files import atomic_file
+
+    rows = []
+    for number, result in enumerate(results, start=1):
+        if result.detections is not None:
+            categories = range(1, len(result.labels) + 1)
+            of_one = result.detections.coco_results(number, categories)
+            rows += [row | {"file_name": result.image} for row in of_one]
+    with atomic_file(file) as temporary:
+        temporary.write_text(json.dumps(rows), encoding="utf-8")

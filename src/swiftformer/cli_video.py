@@ -1,0 +1,51 @@
+"""What `swiftformer segment` and `swiftformer detect` do with videos and cameras."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def record(
+    source: str | Path | int,
+    target: Path,
+    step: Callable[[np.ndarray], tuple[np.ndarray, dict[str, Any]]],
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """See `swiftformer.video.record_video`; a video that cannot be read gives `{"video", "error"}`."""
+    from swiftformer.reports import progress_bar
+    from swiftformer.video import VideoError, VideoReader, record_video
+
+    try:
+        with VideoReader(source) as reader:
+            if reader.live:
+                typer.echo(f"{reader.name}: until Ctrl-C" + (f", or {limit} frames" if limit else ""), err=True)
+            known = [number for number in (reader.frames, limit) if number is not None]
+            with progress_bar(Path(reader.name).name, min(known, default=None)) as advance:
+                return record_video(reader, target, step, limit=limit, progress=advance)
+    except VideoError as error:
+        return {"video": f"camera {source}" if isinstance(source, int) else str(source), "error": str(error)}
+
+
+def tell(documents: list[dict[str, Any]], folder: Path) -> None:
+    """On standard error, where what was drawn is."""
+    for document in documents:
+        if "frames" in document:
+            typer.echo(f"{document['video']}: {document['frames']} frames are in {document['overlay']}", err=True)
+    if any("overlay" in document and "frames" not in document for document in documents):
+        typer.echo(f"pictures are in {folder}", err=True)
+
+
+def exit_with_errors(documents: list[dict[str, Any]]) -> None:
+    """Name what could not be read; the exit code is 2 where there is something."""
+    errors = [document["error"] for document in documents if "error" in document]
+    for error in errors:
+        typer.echo(f"error: {error}", err=True)
+    if errors:
+        raise typer.Exit(2)

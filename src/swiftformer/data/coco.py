@@ -1,0 +1,206 @@
+"""COCO's JSON files: which splits a folder has of them, and what is in them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from swiftformer.data.detection_checks import Problems, fit, upright_size
+from swiftformer.data.detection_splits import Openers, by_split, split_of
+from swiftformer.data.detection_table import Table, TableBuilder
+from swiftformer.data.object_masks import check_size, pack
+from swiftformer.data.splits import ALL
+from swiftformer.image_processing import ImageError
+
+FOLDERS = ("annotations", "Annotations", ".")  # where the JSON files are
+INSIDE = ("_annotations.coco.json", "annotations.json", "instances.json")  # in the folder of a split
+OTHER_KINDS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info", "unlabeled")  # of COCO's files
+
+
+def find(root: Path, names: set[str], masks: bool, problems: Problems) -> Openers:
+    """The splits of a folder, or of one JSON file; none where it has no such files.
+
+    Args:
+        names: of splits, the usual ones and the one that is asked for.
+
+    Raises:
+        ValueError: several files for one split.
+    """
+    if root.is_file():
+        if root.suffix.lower() != ".json":
+            return {}
+        base = root.parent.parent if root.parent.name in FOLDERS else root.parent
+        return {ALL: partial(read, root, base, [_word(root.stem, names) or root.stem.split("_")[-1]], masks, problems)}
+    for folder in (root / name for name in FOLDERS):
+        files = [file for file in sorted(folder.glob("*.json")) if file.name[0] != "."]
+        chosen = [file for file in files if file.stem.startswith("instances")] or [
+            file for file in files if not file.stem.startswith(OTHER_KINDS)
+        ]
+        words = {file: word for file in chosen if (word := _word(file.stem, names))}
+        if folder == root:  # other JSON files are likely to lie there
+            chosen = [file for file in chosen if file in words or file.stem.startswith("instances_")]
+        if words:
+            found = by_split(words, folder)
+            return {n: partial(read, file, root, [words[file]], masks, problems) for n, file in found.items()}
+        if len(chosen) == 1:
+            last = chosen[0].stem.split("_")[-1]
+            return {ALL: partial(read, chosen[0], root, [last], masks, problems)}
+        if chosen:
+            found_names = ", ".join(file.name for file in chosen[:5])
+            raise ValueError(f"{folder}: expected files named instances_SPLIT.json, found {found_names}")
+    inside = {file: file.parent.name for name in INSIDE for file in sorted(root.glob(f"*/{name}"))}
+    if any(split_of(name) in names for name in inside.values()):
+        found = by_split({f: name for f, name in inside.items() if split_of(name) in names}, root)
+        return {n: partial(read, file, root, [inside[file]], masks, problems) for n, file in found.items()}
+    alone = next((root / name for name in INSIDE if (root / name).is_file()), None)
+    return {} if alone is None else {ALL: partial(read, alone, root, [], masks, problems)}
+
+
+def _word(stem: str, names: set[str]) -> str | None:
+    """What a file's name says of the split: its end, as in `instances_train2017`."""
+    words = (re.split(r"[_.]", stem)[-1], stem)
+    return next((word for word in words if word in names or split_of(word) in names), None)
+
+
+def read(file: Path, root: Path, split: list[str], masks: bool, problems: Problems) -> Table:
+    """The pictures and annotations of a JSON file.
+
+    Args:
+        root: folder of the data set.
+        split: name of the folder that the pictures may be in, if there is one.
+        masks: keep the masks.
+
+    Raises:
+        ValueError: no such JSON.
+    """
+    content = _load(file, masks)
+    ids, names = _categories(content["categories"], file)
+    label_of = {category: label for label, category in enumerate(ids)}
+    builder = TableBuilder(masks)
+    index_of = _pictures(builder, content["images"], file, _folders(file, root, split), problems)
+    for number, entry in enumerate(content["annotations"]):
+        try:
+            problem, what = _annotate(builder, entry, index_of, label_of), "clipped"
+        except ValueError as error:
+            problem, what = str(error), "skipped"
+        if problem:
+            found = entry.get("id") if isinstance(entry, dict) else None
+            found = f"number {number + 1}" if found is None else found
+            problems.report(f"{file}: annotation {found}: {problem}", what)
+    known = [image for image, index in index_of.items() if index is not None]
+    whole = [image for image in known if isinstance(image, int)]
+    return builder.table(names, ids, whole if len(whole) == len(known) else None)
+
+
+def _load(file: Path, masks: bool) -> dict[str, Any]:
+    """The JSON, with `segmentation` packed (an error in its place where it is wrong), or left out."""
+
+    def shrink(entry: dict[str, Any]) -> dict[str, Any]:
+        # While the file is parsed: the polygons of COCO would otherwise take gigabytes.
+        if "segmentation" in entry:
+            segmentation = entry.pop("segmentation")
+            if masks:
+                try:
+                    entry["segmentation"] = pack(segmentation)
+                except ValueError as error:
+                    entry["segmentation"] = error
+        return entry
+
+    try:
+        content = json.loads(file.read_bytes(), object_hook=shrink)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: expected JSON, found damage ({error})") from None
+    keys = ("images", "annotations", "categories")
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
+        found = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(
+            f"{file}: expected COCO's lists of images, annotations and categories, found {found or 'none'}"
+        )
+    return content
+
+
+def _categories(entries: list[Any], file: Path) -> tuple[list[int], list[str]]:
+    try:
+        found = sorted((int(entry["id"]), str(entry["name"])) for entry in entries)
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{file}: expected categories with an id and a name, found others") from None
+    ids, names = [pair[0] for pair in found], [pair[1] for pair in found]
+    if not names or len({*ids}) < len(ids) or len({*names}) < len(names):
+        twice = next((name for pair in found for name in pair if [*ids, *names].count(name) > 1), "none")
+        raise ValueError(f"{file}: expected categories with ids and names of their own, found {twice} repeatedly")
+    return ids, names
+
+
+def _folders(file: Path, root: Path, split: list[str]) -> list[str]:
+    """Where the pictures may be, in order of preference."""
+    words = list(dict.fromkeys(name for word in split for name in (word, split_of(word))))
+    below = [part for word in words for part in (f"images/{word}", word, f"{word}/images", f"images/{word}/images")]
+    folders = [root / part for part in [*below, "images", "."]] + [file.parent, file.parent / "images"]
+    return list(dict.fromkeys(str(folder) for folder in folders if folder.is_dir()))
+
+
+def _pictures(
+    builder: TableBuilder, entries: list[Any], file: Path, folders: list[str], problems: Problems
+) -> dict[Any, tuple[int, int, int] | None]:
+    """Of each image id the index, width and height; None where the picture is left out."""
+    index_of: dict[Any, tuple[int, int, int] | None] = {}
+    for number, entry in enumerate(entries):
+        try:
+            image, name = entry["id"], entry["file_name"]
+            if image in index_of:
+                raise ValueError(f"expected an id of its own, found {image} again")
+            index_of[image] = None
+            path = next((p for folder in folders if os.path.isfile(p := os.path.join(folder, name))), None)  # noqa: PTH113, PTH118
+            if path is None:
+                raise ValueError("expected its file in " + ", ".join(folders[:4]) + ", found none")
+            size = entry.get("width"), entry.get("height")
+            if not all(isinstance(side, int) and side > 0 for side in size):
+                size = upright_size(path)
+            index_of[image] = (builder.picture(path, str(name), *size), *size)
+        except (KeyError, TypeError, AttributeError):
+            problems.report(f"{file}: image number {number + 1}: expected an id and a file_name, found {entry!s:.80}")
+        except ImageError as error:
+            problems.report(str(error))
+        except ValueError as error:
+            problems.report(f"{file}: image {name}: {error}")
+    return index_of
+
+
+def _annotate(
+    builder: TableBuilder,
+    entry: Any,
+    index_of: dict[Any, tuple[int, int, int] | None],
+    label_of: dict[int, int],
+) -> str | None:
+    """What was wrong with an annotation that was taken after all. Raises ValueError where it cannot be used."""
+    try:
+        image, category = entry["image_id"], entry["category_id"]
+        box, crowd, area = entry["bbox"], bool(entry.get("iscrowd")), entry.get("area")
+        known, label = image in index_of, label_of.get(category)
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"expected an image_id, a category_id and a bbox, found {entry!s:.80}") from None
+    if not known:
+        raise ValueError(f"expected the id of an image, found {image}")
+    if label is None:
+        raise ValueError(f"expected the id of a category, found {category}")
+    place = index_of[image]
+    if place is None:  # its picture was reported
+        return None
+    index, width, height = place
+    try:
+        left, top, across, down = map(float, box)
+    except (TypeError, ValueError):
+        raise ValueError(f"expected a bbox of four numbers, found {box!s:.80}") from None
+    within, clipped = fit((left, top, left + across, top + down), width, height)
+    segment = entry.get("segmentation", b"")
+    if isinstance(segment, ValueError):
+        raise segment
+    check_size(segment, width, height)
+    said = isinstance(area, (int, float)) and area > 0 and math.isfinite(area)
+    builder.annotation(index, within, label, crowd, float(area) if said else math.nan, segment)
+    return clipped

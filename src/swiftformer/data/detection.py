@@ -1,0 +1,194 @@
+"""Pictures with objects: `open_detection` recognises the layout and finds the split. See docs/data.md."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from PIL import Image
+
+from swiftformer.data import coco, voc, yolo
+from swiftformer.data.class_names import KNOWN, class_names, made_up_names
+from swiftformer.data.detection_checks import Problems
+from swiftformer.data.detection_files import DetectionFiles
+from swiftformer.data.detection_splits import chosen_table, split_of
+from swiftformer.data.detection_table import Table
+from swiftformer.data.masks import AnnotationError
+from swiftformer.data.object_masks import coco_mask
+from swiftformer.data.objects import Objects, decode
+from swiftformer.data.splits import ALL, SPLIT_ALIASES
+from swiftformer.image_processing import ImageError
+
+logger = logging.getLogger(__name__)
+
+
+class DetectionSource(Protocol):
+    """Pictures with objects, by index. Sources can be pickled, for loader processes that are spawned.
+
+    Attributes:
+        classes: their names, in the order of the labels.
+        has_masks: whether `objects` gives masks.
+        category_ids: of each class the number in the data, for results in COCO's form.
+    """
+
+    classes: list[str]
+    has_masks: bool
+    category_ids: list[int]
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Image.Image:
+        """The RGB image. Raises ImageError where it cannot be read, or is not of the size that was annotated."""
+        ...
+
+    def objects(self, index: int) -> Objects:
+        """What is annotated in it. Raises AnnotationError where a mask is damaged."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What to call the image in messages."""
+        ...
+
+    def image_id(self, index: int) -> int:
+        """COCO's, otherwise the index from 1."""
+        ...
+
+
+def bad_pictures(source: DetectionSource) -> Iterator[str]:
+    """What is wrong with each picture that cannot be used; all are read, with their masks."""
+    for index in range(len(source)):
+        try:
+            image, objects = source.image(index), source.objects(index)
+            if objects.masks:
+                height, width = decode(objects.masks).shape[1:]
+                if (width, height) != image.size:
+                    raise AnnotationError(
+                        f"{source.name(index)}: expected masks of {image.width}x{image.height} pixels, "
+                        f"found {width}x{height}"
+                    )
+        except ImageError as error:
+            yield str(error)
+
+
+def open_detection(
+    data: str | Path,
+    split: str | None = None,
+    *,
+    classes: str | Sequence[str] | None = None,
+    default_classes: Sequence[str] | None = None,
+    masks: bool = False,
+    on_error: Literal["skip", "raise"] = "skip",
+) -> DetectionFiles:
+    """Find the annotated pictures of a split.
+
+    Args:
+        data: a folder with COCO's JSON (`annotations/instances_SPLIT.json`, `SPLIT/_annotations.coco.json`), Pascal
+            VOC's XML (`Annotations`, `JPEGImages`, `ImageSets/Main/SPLIT.txt`) or YOLO's text (`images/SPLIT` and
+            `labels/SPLIT`, or `SPLIT/images` and `SPLIT/labels`); or one JSON file or `data.yaml`.
+        split: as `swiftformer.data.sources.open_source` takes it; a year may stand behind the names in the data.
+        classes: names in the order that the labels are to have, as `class_names` takes them (`voc` is meant without
+            background). Annotations of others are left out, with a warning that counts them. By default the classes
+            of the data: in the order of COCO's category ids, of YOLO's indices, of the alphabet for Pascal VOC.
+        default_classes: names where the data have none (YOLO without `data.yaml`), such as those of a model; by
+            default `class_0` and so on.
+        masks: give the masks of the objects, which all must have one. Otherwise they are left out.
+        on_error: `skip` leaves out what is wrong, with warnings for the first problems and a count of the others;
+            pictures that cannot be read are told when they are to be, and the loaders skip them. `raise` reads
+            everything and refuses the first that is wrong.
+
+    Raises:
+        ValueError: nothing is recognised there, the split is missing or empty, or the objects have no masks.
+        AnnotationError: something is wrong with an annotation, where `on_error` is `raise`.
+    """
+    root = Path(data).expanduser()
+    if not root.exists():
+        raise ValueError(f"{data}: expected a folder with annotated pictures or a JSON file, found none")
+    if masks:
+        coco_mask()  # which may be missing
+    problems = Problems(on_error)
+    names = {name for aliases in SPLIT_ALIASES.values() for name in aliases}
+    names |= {split, split_of(split)} - {ALL} if split else set()
+    for layout in (coco, voc, yolo):
+        if splits := layout.find(root, names, masks, problems):
+            break
+    else:
+        found = "another file" if root.is_file() else _content(root)
+        raise ValueError(
+            f"{data}: expected COCO's annotations/instances_train.json and the like, Pascal VOC's Annotations and "
+            f"JPEGImages, or YOLO's images/train and labels/train, found {found}"
+        )
+    table = chosen_table(splits, split, str(data))
+    if masks:
+        table = _with_masks(table, str(data), problems)
+    if not table.files:
+        problems.finish(str(data))
+        raise ValueError(
+            f"{data}: expected annotated pictures, found none" + (f" ({problems.first})" if problems.first else "")
+        )
+    source = _with_classes(table, classes, default_classes, str(data), problems)
+    problems.finish(str(data))
+    if on_error == "raise" and (problem := next(bad_pictures(source), None)):
+        raise AnnotationError(problem)
+    return source
+
+
+def _content(root: Path) -> str:
+    found = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
+    return ", ".join(found[:5]) + (", ..." if len(found) > 5 else "") if found else "an empty folder"
+
+
+def _with_masks(table: Table, where: str, problems: Problems) -> Table:
+    has_mask = np.array([len(segment) > 0 for segment in table.segments or ()], dtype=bool)
+    if has_mask.all():
+        return table
+    if not has_mask.any():
+        raise ValueError(f"{where}: expected objects with masks, found {len(has_mask)} with boxes only")
+    for picture in np.unique(table.pictures[~has_mask]):
+        of_it = table.pictures == picture
+        problems.report(
+            f"{table.files[picture]}: expected a mask for each of {of_it.sum()} objects, "
+            f"found {(of_it & ~has_mask).sum()} with a box only"
+        )
+    return table.keep(has_mask)
+
+
+def _with_classes(
+    table: Table,
+    given: str | Sequence[str] | None,
+    otherwise: Sequence[str] | None,
+    where: str,
+    problems: Problems,
+) -> DetectionFiles:
+    names = None if given is None else list(KNOWN["voc"][1:]) if given == "voc" else class_names(given)
+    if table.names is None:
+        names = names or list(otherwise or made_up_names(len(table.category_ids)))
+        if not names:
+            raise ValueError(f"{where}: expected objects or names of classes, found none")
+        for row in np.flatnonzero(table.labels >= len(names)):
+            file = table.files[table.pictures[row]]
+            problems.report(f"{file}: expected class indices from 0 to {len(names) - 1}, found {table.labels[row]}")
+        table = table.keep(table.labels < len(names))
+        return DetectionFiles(table, names, range(1, len(names) + 1))
+    if names is None or names == table.names:
+        return DetectionFiles(table, table.names, table.category_ids)
+    if not {*names} & {*table.names}:
+        raise ValueError(f"{where}: expected some of the classes {_some(names)}, found {_some(table.names)}")
+    place_of = {name: place for place, name in enumerate(names)}
+    places = np.array([place_of.get(name, -1) for name in table.names])
+    counts = np.bincount(table.labels[places[table.labels] < 0], minlength=len(places))
+    if counts.any():
+        others = [name for name, count in zip(table.names, counts, strict=True) if count]
+        logger.warning("%s: left out %d objects of other classes: %s", where, counts.sum(), _some(others))
+    if missing := [name for name in names if name not in table.names]:
+        logger.warning("%s: knows no objects of the classes %s", where, _some(missing))
+    id_of = dict(zip(table.names, table.category_ids, strict=True))
+    ids = [id_of.get(name, max(table.category_ids) + 1 + place) for place, name in enumerate(names)]
+    table.labels[:] = places[table.labels]
+    return DetectionFiles(table.keep(table.labels >= 0), names, ids)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -1,0 +1,193 @@
+"""YOLO's text files: a row for each object, its class and its box or polygon in shares of the picture."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from swiftformer.data.class_names import find_names
+from swiftformer.data.detection_checks import Box, Problems, fit, upright_size
+from swiftformer.data.detection_splits import Openers, by_split, split_of
+from swiftformer.data.detection_table import Table, TableBuilder
+from swiftformer.data.object_masks import check_size, pack_polygons
+from swiftformer.data.sources import is_image
+from swiftformer.data.splits import ALL
+from swiftformer.image_processing import ImageError
+
+TABLES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+ENTRIES = ("train", "val", "test")  # of the table, with folders of pictures
+NAME_FILES = ("classes.txt", "labels.txt", "names.txt")  # may lie among the label files, and are none
+
+
+def find(root: Path, names: set[str], masks: bool, problems: Problems) -> Openers:
+    """The splits of a folder, or of the one that a `data.yaml` is in, as `coco.find`."""
+    yaml_file: Path | None = root
+    if not root.is_file():
+        yaml_file = next((root / name for name in TABLES if (root / name).is_file()), None)
+    elif root.suffix not in (".yaml", ".yml"):
+        return {}
+    root = root.parent if root.is_file() else root
+    content = {} if yaml_file is None else _load(yaml_file)
+    folders = _folders(root, names) or _listed(root, content)
+    if not folders:
+        return {}
+    classes = _names(content, yaml_file) or find_names(root) or find_names(root / "labels")
+    count = len(classes) if classes else _count(folders)
+    read = partial(_table, root=root, classes=classes, count=count, masks=masks, problems=problems)
+    return {name: partial(read, pairs) for name, pairs in folders.items()}
+
+
+def _load(file: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: expected YAML, found damage ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: expected a table with names, found {type(content).__name__}")
+    return content
+
+
+def _names(content: dict[str, Any], file: Path | None) -> list[str] | None:
+    """Of the classes in the order of their indices: a list, or a table from index to name."""
+    names = content.get("names")
+    if isinstance(names, dict) and set(names) == {*range(len(names))}:
+        names = [names[index] for index in range(len(names))]
+    if names is None:
+        return None
+    if not isinstance(names, list) or not names or len({*map(str, names)}) < len(names):
+        raise ValueError(
+            f"{file}: expected names as a list without repetitions, or as a table with the indices from 0, "
+            f"found {names!s:.80}"
+        )
+    return [str(name) for name in names]
+
+
+Pair = tuple[Path, Path]  # folders of pictures and of labels
+
+
+def _folders(root: Path, names: set[str]) -> dict[str, list[Pair]]:
+    """`images/SPLIT` and `labels/SPLIT`, `SPLIT/images` and `SPLIT/labels`, or one pair without splits."""
+    images, labels = root / "images", root / "labels"
+    found: dict[Pair, str] = {}
+    if images.is_dir() and labels.is_dir():
+        divided = [d.name for d in sorted(images.iterdir()) if d.is_dir() and split_of(d.name) in names]
+        found = {(images / name, labels / name): name for name in divided if _has_labels(labels / name)}
+        if not found and _has_labels(labels):
+            return {ALL: [(images, labels)]}
+    else:
+        for folder in sorted(entry for entry in root.iterdir() if entry.is_dir() and split_of(entry.name) in names):
+            if (folder / "images").is_dir() and _has_labels(folder / "labels"):
+                found[folder / "images", folder / "labels"] = folder.name
+    return {name: [pair] for name, pair in by_split(found, root).items()}
+
+
+def _count(folders: dict[str, list[Pair]]) -> int:
+    """Of the classes, by the largest index in all splits."""
+    largest = -1
+    for _, labels in chain.from_iterable(folders.values()):
+        for file in _label_files(labels):
+            firsts = (line.split(None, 1)[0] for line in file.read_text(errors="replace").splitlines() if line.strip())
+            largest = max(largest, max((int(first) for first in firsts if first.isdecimal()), default=-1))
+    return largest + 1
+
+
+def _label_files(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.rglob("*.txt") if f.name not in NAME_FILES and f.name[0] != ".")
+
+
+def _has_labels(folder: Path) -> bool:
+    return bool(_label_files(folder))
+
+
+def _listed(root: Path, content: dict[str, Any]) -> dict[str, list[Pair]]:
+    """The folders that a `data.yaml` names."""
+    base = root / str(content.get("path") or "")
+    splits = {}
+    for split in ENTRIES:
+        entries = content.get(split)
+        pairs = []
+        for entry in entries if isinstance(entries, list) else [entries] if entries else []:
+            paths = [base / str(entry), root / str(entry), root / str(entry).removeprefix("../")]
+            images = next((path.resolve() for path in paths if path.is_dir()), None)
+            if images is not None and "images" in images.parts:
+                place = len(images.parts) - 1 - images.parts[::-1].index("images")
+                pairs.append((images, Path(*images.parts[:place], "labels", *images.parts[place + 1 :])))
+        if pairs:
+            splits[split] = pairs
+    return splits
+
+
+def _table(
+    folders: list[Pair], root: Path, classes: list[str] | None, count: int, masks: bool, problems: Problems
+) -> Table:
+    builder = TableBuilder(masks)
+    for images, labels in folders:
+        text_of = {file.relative_to(labels).with_suffix("").as_posix(): file for file in _label_files(labels)}
+        for image in sorted(file for file in images.rglob("*") if is_image(file)):
+            text = text_of.pop(image.relative_to(images).with_suffix("").as_posix(), None)
+            try:
+                size = upright_size(str(image))
+            except ImageError as error:
+                problems.report(str(error))
+                continue
+            key = image.relative_to(root).as_posix() if image.is_relative_to(root) else image.as_posix()
+            index = builder.picture(str(image), key, *size)
+            if text is not None:  # a picture without a file shows no object
+                _add(builder, index, text, size, count, problems)
+        for text in text_of.values():
+            problems.report(f"{text}: expected a picture for it, found none")
+    return builder.table(classes, list(range(1, count + 1)))
+
+
+def _add(builder: TableBuilder, index: int, file: Path, size: tuple[int, int], count: int, problems: Problems) -> None:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        problems.report(f"{file}: expected rows of text, found damage ({error})")
+        return
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            label, box, polygon = row(line, *size)
+            if not 0 <= label < count:
+                raise ValueError(f"expected class indices from 0 to {count - 1}, found {label}")
+            within, clipped = fit(box, *size)
+            segment = b"" if polygon is None else pack_polygons([polygon])
+            check_size(segment, *size)
+        except ValueError as error:
+            problems.report(f"{file}: row {number}: {error}")
+            continue
+        if clipped:
+            problems.report(f"{file}: row {number}: {clipped}", "clipped")
+        builder.annotation(index, within, label, segment=segment)
+
+
+def row(line: str, width: int, height: int) -> tuple[int, Box, list[float] | None]:
+    """Class index, box and, where there is one, polygon in pixels of a picture of this size.
+
+    Raises:
+        ValueError: neither a box of four numbers nor a polygon.
+    """
+    try:
+        first, *numbers = map(float, line.split())
+    except ValueError:
+        raise ValueError(f"expected a class and numbers, found {line.strip()[:80]!r}") from None
+    if not first.is_integer() or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"expected a class index and finite numbers, found {line.strip()[:80]!r}")
+    if len(numbers) == 4:
+        x, y, across, down = numbers
+        if across <= 0 or down <= 0:
+            raise ValueError(f"expected a box of some width and height, found {across:g} x {down:g}")
+        left, top, right, bottom = x - across / 2, y - down / 2, x + across / 2, y + down / 2
+        return int(first), (left * width, top * height, right * width, bottom * height), None
+    if len(numbers) < 6 or len(numbers) % 2:
+        raise ValueError(f"expected 4 numbers of a box or 3 or more points of a polygon, found {len(numbers)} numbers")
+    polygon = [value * (height if place % 2 else width) for place, value in enumerate(numbers)]
+    xs, ys = polygon[::2], polygon[1::2]
+    return int(first), (min(xs), min(ys), max(xs), max(ys)), polygon

@@ -1,0 +1,54 @@
+"""What the models of each task are made of: their classes, and which keys of a state dict are whose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from swiftformer.convert import DETECTION_KEYS, HEAD_KEYS, SEGMENTATION_KEYS
+
+Task = Literal["classification", "segmentation", "detection", "instances", "backbone"]
+
+MASK_KEYS = f"{DETECTION_KEYS}roi_heads.mask_"
+BOX_PREDICTOR = f"{DETECTION_KEYS}roi_heads.box_predictor."
+# The layers that know the classes, of each task, the tensor that counts them, and how many it counts besides.
+CLASSIFIERS: dict[str, tuple[tuple[str, ...], str, int]] = {
+    "classification": (("head.", "dist_head."), "head.weight", 0),
+    "segmentation": (("decode_head.classifier.",), "decode_head.classifier.weight", 0),
+    "detection": ((BOX_PREDICTOR,), f"{BOX_PREDICTOR}cls_score.weight", 1),
+    "instances": ((BOX_PREDICTOR, f"{MASK_KEYS}predictor."), f"{BOX_PREDICTOR}cls_score.weight", 1),
+}
+# What a model of each task has besides stem and stages.
+PARTS: dict[str, tuple[str, ...]] = {
+    "classification": HEAD_KEYS,
+    "segmentation": ("hidden_states_norms.", SEGMENTATION_KEYS),
+    "detection": ("hidden_states_norms.", DETECTION_KEYS),
+    "instances": ("hidden_states_norms.", DETECTION_KEYS),
+    "backbone": ("hidden_states_norms.",),
+}
+
+
+def held_task(keys: Iterable[str]) -> Task:
+    """What the model does whose keys these are."""
+    keys = set(keys)
+    if any(key.startswith(SEGMENTATION_KEYS) for key in keys):
+        return "segmentation"
+    if any(key.startswith(DETECTION_KEYS) for key in keys):
+        return "instances" if any(key.startswith(MASK_KEYS) for key in keys) else "detection"
+    has_norms = any(key.startswith("hidden_states_norms.") for key in keys)
+    return "backbone" if has_norms and "head.weight" not in keys else "classification"
+
+
+def model_class(task: Task) -> Any:
+    """Of a task, but for backbones."""
+    if task == "classification":
+        from swiftformer.hf import SwiftFormerForImageClassification
+
+        return SwiftFormerForImageClassification
+    if task == "segmentation":
+        from swiftformer.segmentation import SwiftFormerForSemanticSegmentation
+
+        return SwiftFormerForSemanticSegmentation
+    from swiftformer.detection import SwiftFormerForInstanceSegmentation, SwiftFormerForObjectDetection
+
+    return SwiftFormerForInstanceSegmentation if task == "instances" else SwiftFormerForObjectDetection

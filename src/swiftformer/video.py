@@ -1,0 +1,202 @@
+"""Videos and cameras, frame by frame, through OpenCV: what is drawn over every frame, and what was found in it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+import numpy as np
+
+from swiftformer.files import atomic_file
+from swiftformer.image_processing import ImageError
+
+SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
+CODEC = "mp4v"  # MPEG-4: what every build of OpenCV can write
+USUAL_RATE = 30.0  # frames per second, where a camera does not tell
+
+Draw = Callable[[np.ndarray], np.ndarray]
+
+
+class VideoError(ImageError):
+    """A video or camera that cannot be read; the message names it."""
+
+
+def is_video(name: str | Path) -> bool:
+    """Whether a path is that of a video, by its suffix."""
+    return Path(name).suffix.lower() in SUFFIXES
+
+
+class VideoReader:
+    """A video file, or a camera. To be used in a `with` statement.
+
+    Args:
+        source: a path, or the number of a camera.
+
+    Attributes:
+        name: for messages.
+        live: whether it is a camera.
+        rate: frames per second.
+        frames: how many there are, as the file says; None where that is unknown.
+
+    Raises:
+        VideoError: it cannot be opened.
+        ValueError: OpenCV is not installed.
+    """
+
+    def __init__(self, source: str | Path | int) -> None:
+        cv2 = _opencv()
+        self.live = isinstance(source, int)
+        self.name = f"camera {source}" if self.live else str(source)
+        if not self.live and not Path(source).is_file():  # type: ignore[arg-type]
+            raise VideoError(f"{source}: expected a video, found no such file")
+        self._capture = cv2.VideoCapture(source if self.live else str(source))
+        if not self._capture.isOpened():
+            kind = "a camera" if self.live else "a video"
+            raise VideoError(
+                f"{self.name}: expected {kind}, found {'none' if self.live else 'what OpenCV cannot read'}"
+            )
+        rate, frames = (self._capture.get(key) for key in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
+        self.rate = rate if math.isfinite(rate) and 1 <= rate <= 1000 else USUAL_RATE
+        self.frames = int(frames) if not self.live and math.isfinite(frames) and frames >= 1 else None
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Frames, upright, `(height, width, 3)` uint8 RGB."""
+        while True:
+            there, frame = self._capture.read()
+            if not there:
+                return
+            yield np.ascontiguousarray(frame[:, :, ::-1])
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._capture.release()
+
+
+def annotate_video(
+    reader: VideoReader,
+    target: Path,
+    draw: Draw,
+    *,
+    limit: int | None = None,
+    progress: Callable[[int], None] = lambda frames: None,
+) -> int:
+    """Write an mp4 of what is drawn over every frame, at the same rate, without sound. It appears when it is complete.
+
+    A camera is read until Ctrl-C. The format needs even sides: the last column or row of others is cut.
+
+    Args:
+        draw: takes a frame `(height, width, 3)` uint8 RGB and returns the picture to write, of the same shape.
+        limit: frames at most.
+        progress: called with 1 after every frame.
+
+    Returns:
+        The number of frames.
+
+    Raises:
+        VideoError: there are no frames.
+        ValueError: `draw` returned another shape.
+    """
+    cv2 = _opencv()
+    count, writer = 0, None
+    with atomic_file(target) as temporary:
+        part = temporary.with_suffix(".mp4")  # which tells OpenCV the format
+        try:
+            for frame in _until_stopped(reader, limit):
+                drawn = draw(frame)
+                if drawn.shape != frame.shape:
+                    raise ValueError(f"expected an overlay of the frame's shape {frame.shape}, found {drawn.shape}")
+                if writer is None:
+                    writer = cv2.VideoWriter(
+                        str(part), cv2.VideoWriter.fourcc(*CODEC), reader.rate, (frame.shape[1], frame.shape[0])
+                    )
+                    if not writer.isOpened():
+                        raise ValueError(f"{target}: OpenCV cannot write an mp4 of shape {frame.shape}")
+                writer.write(np.ascontiguousarray(drawn[:, :, ::-1]))
+                count += 1
+                progress(1)
+            if writer is None:
+                raise VideoError(f"{reader.name}: expected a video with frames, found none")
+            writer.release()
+            part.replace(temporary)
+        finally:
+            if writer is not None:
+                writer.release()
+            part.unlink(missing_ok=True)
+    return count
+
+
+def record_video(
+    reader: VideoReader,
+    target: Path,
+    step: Callable[[np.ndarray], tuple[np.ndarray, dict[str, Any]]],
+    *,
+    limit: int | None = None,
+    progress: Callable[[int], None] = lambda frames: None,
+) -> dict[str, Any]:
+    """Write `target`.mp4 as `annotate_video` does, and `target`.jsonl with a line for every frame.
+
+    Args:
+        target: path without suffix.
+        step: takes a frame and returns what to write of it, and what was found, for JSON.
+
+    Returns:
+        For JSON: `{"video", "height", "width", "frames", "frames_per_second", "overlay", "lines"}`.
+
+    Raises:
+        VideoError, ValueError: as `annotate_video`.
+    """
+    overlay, lines = (Path(f"{target}{suffix}") for suffix in (".mp4", ".jsonl"))
+    shape: list[int] = []
+    with atomic_file(lines) as file, file.open("w", encoding="utf-8") as stream:
+        number = 0
+
+        def draw(frame: np.ndarray) -> np.ndarray:
+            nonlocal number
+            drawn, fields = step(frame)
+            stream.write(json.dumps({"frame": number, "seconds": round(number / reader.rate, 4)} | fields) + "\n")
+            shape[:] = frame.shape[:2]
+            number += 1
+            return drawn
+
+        count = annotate_video(reader, overlay, draw, limit=limit, progress=progress)
+    fields: dict[str, Any] = {"video": reader.name, "height": shape[0], "width": shape[1], "frames": count}
+    return fields | {"frames_per_second": reader.rate, "overlay": str(overlay), "lines": str(lines)}
+
+
+def _until_stopped(reader: VideoReader, limit: int | None) -> Iterator[np.ndarray]:
+    """Frames until the end, the limit, or, of a camera, Ctrl-C."""
+    stop: list[bool] = []
+    interruptible = reader.live and threading.current_thread() is threading.main_thread()
+    if interruptible:
+        # A flag, as an exception could come in the middle of a frame that is being written.
+        before = signal.signal(signal.SIGINT, lambda number, frame: stop.append(True))
+    try:
+        for frame in itertools.islice(reader, limit):
+            if stop:
+                return
+            yield frame
+    finally:
+        if interruptible:
+            signal.signal(signal.SIGINT, before)
+
+
+def _opencv() -> ModuleType:
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its own complaints: errors are told here
+    try:
+        import cv2
+    except ImportError:
+        raise ValueError("videos and cameras need OpenCV: pip install 'swiftformer[video]'") from None
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    return cv2

@@ -1,0 +1,290 @@
+"""`swiftformer detect` and what it stands on: predictions for pictures, videos, and the pictures that show them."""
+
+import builtins
+import json
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from swiftformer import detect, video
+from swiftformer.cli_detect import draw_frame
+from swiftformer.engines import Engine
+from swiftformer.image_processing import ImageError, Preprocessing
+from swiftformer.predict_detection import DetectionResult, open_detector
+from swiftformer.video import VideoError, VideoReader, annotate_video, is_video, record_video
+from test_cli import cli  # noqa: F401
+from test_coco_metrics import tiny_detector
+
+
+class Bright(Engine):
+    """Finds one bright rectangle, and a second time with a lower score as another class."""
+
+    name, labels, outputs = "bright", ("cat", "dog"), ("scores", "labels", "boxes")
+    preprocessing = Preprocessing(
+        size=(64, 64), resize="whole", resize_to=64, longest=128, mean=(0, 0, 0), std=(1, 1, 1)
+    )
+
+    def __init__(self, input_shape=(None, 3, None, None), masks=False):
+        self.input_shape = input_shape
+        self.outputs = (*Bright.outputs, "masks") if masks else Bright.outputs
+        self.seen = []
+
+    def run(self, batch):
+        self.seen.append(batch.shape)
+        boxes = np.zeros((len(batch), 4, 4), dtype=np.float32)
+        scores = np.zeros((len(batch), 4), dtype=np.float32)
+        for box, score, pixels in zip(boxes, scores, batch, strict=True):
+            y, x = np.nonzero(pixels[0] > 0.5)
+            if len(y):
+                low, high = np.array([x.min(), y.min()]), np.array([x.max(), y.max()]) + 1
+                sides = np.array(batch.shape[:1:-1])  # width, height
+                box[:2] = np.concatenate([(low + high) / 2 / sides, (high - low) / sides])
+                score[:2] = 0.9, 0.3
+        labels = np.broadcast_to(np.array([1, 0, 0, 0], dtype=np.float32), scores.shape)
+        return [scores, labels, boxes, np.ones((len(batch), 4, 28, 28), np.float32)][: len(self.outputs)]
+
+
+def picture(left=20, top=30, right=60, bottom=70, size=(100, 200)):
+    pixels = np.full((*size, 3), 40, dtype=np.uint8)
+    pixels[top:bottom, left:right] = 230
+    return pixels
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """Ten frames of a rectangle that moves to the right, 12.5 a second."""
+    cv2 = pytest.importorskip("cv2")
+    writer = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 12.5, (200, 100))
+    for step in range(10):
+        writer.write(np.ascontiguousarray(picture(20 + 10 * step, right=60 + 10 * step)[:, :, ::-1]))
+    writer.release()
+    return tmp_path / "clip.avi"
+
+
+# Predictions
+
+
+def test_detecting_in_pictures(tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    engine = Bright(masks=True)
+    good, bad, empty = detect([tmp_path / "a.png", tmp_path / "b.png", np.zeros((50, 40, 3), np.uint8)], engine)
+    assert good.size == (100, 200) and good.detections.boxes[0] == pytest.approx([20, 30, 60, 70], abs=1)
+    fields = json.loads(json.dumps(good.to_dict()))
+    assert list(fields) == ["image", "height", "width", "objects"] and (fields["height"], fields["width"]) == (100, 200)
+    [entry] = fields["objects"]
+    assert list(entry) == ["label", "index", "score", "box", "area"]
+    assert (entry["label"], entry["index"], entry["score"]) == ("dog", 1, 0.9)
+    assert entry["area"] == pytest.approx(1600, rel=0.05) == good.detections.masks.sum()
+    assert bad.detections is None and bad.objects() == [] and "b.png: expected an image" in bad.to_dict()["error"]
+    assert empty.image == "image 2" and empty.to_dict()["objects"] == []
+    assert engine.seen == [(1, 3, 64, 128), (1, 3, 80, 64)]
+    (lower,) = detect(tmp_path / "a.png", engine, threshold=0.2)
+    assert [o["label"] for o in lower.objects()] == ["dog", "cat"]
+    with pytest.raises(ImageError, match="b.png"):
+        list(detect(tmp_path / "b.png", engine, skip_broken=False))
+    with pytest.raises(ValueError, match="threshold: expected a score from 0 to 1, found 50"):
+        list(detect([], engine, threshold=50))
+
+
+def test_sizes_that_are_asked_for_or_fixed():
+    engine = Bright()
+    (result,) = detect(picture(), engine, short_side=32)
+    assert engine.seen == [(1, 3, 32, 64)] and "area" not in result.objects()[0]
+    fixed = Bright((1, 3, 96, 96))
+    (result,) = detect(picture(), fixed)
+    assert fixed.seen == [(1, 3, 96, 96)] and result.objects()[0]["box"] == pytest.approx([20, 30, 60, 70], abs=2)
+    with pytest.raises(ValueError, match="short_side: expected 96, as the input is fixed, found 64"):
+        list(detect(picture(), fixed, short_side=64))
+    fixed.outputs = ("logits",)
+    with pytest.raises(ValueError, match="expected a detector, found a model with the outputs logits"):
+        list(detect(picture(), fixed))
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_a_model_and_its_fused_form_agree(tmp_path, masks):
+    from swiftformer import save
+
+    model = tiny_detector(masks)
+    save(model, tmp_path / "saved")
+    noise = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    (plain,), (fused,) = (detect(noise, m, threshold=0, device="cpu") for m in (model, tmp_path / "saved"))
+    assert plain.detections.scores == pytest.approx(fused.detections.scores, abs=1e-3) and len(plain.detections) > 0
+    assert plain.labels == ("dog", "bird", "cat") and (plain.detections.masks is not None) == masks
+    engine = open_detector(model, device="cpu")
+    assert engine.outputs[:3] == ("scores", "labels", "boxes") and open_detector(engine) is engine
+    assert engine.preprocessing == model.preprocessing
+
+
+# Videos
+
+
+def test_a_video_is_annotated(clip, tmp_path):
+    target, steps = tmp_path / "out" / "drawn.mp4", []
+
+    def draw(frame):
+        assert frame.shape == (100, 200, 3) and frame.dtype == np.uint8
+        drawn = frame.copy()
+        drawn[:20] = 255, 0, 0
+        return drawn
+
+    with VideoReader(clip) as reader:
+        assert (reader.rate, reader.frames, reader.live) == (12.5, 10, False)
+        assert annotate_video(reader, target, draw, progress=steps.append) == 10 == sum(steps)
+    with VideoReader(target) as reader:
+        frames = list(reader)
+        assert reader.rate == 12.5
+    assert len(frames) == 10 and frames[0].shape == (100, 200, 3) and [*target.parent.iterdir()] == [target]
+    assert frames[4][5:15].mean(axis=(0, 1)) == pytest.approx([255, 0, 0], abs=12)  # red, not blue
+    assert abs(frames[4][50, 80].astype(int) - 230).max() < 12 and abs(frames[4][50, 20].astype(int) - 40).max() < 12
+
+
+def test_a_video_is_recorded(clip, tmp_path):
+    with VideoReader(clip) as reader:
+        document = record_video(reader, tmp_path / "x", lambda frame: (frame, {"mean": float(frame.mean())}), limit=3)
+    lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert [list(line) for line in lines] == [["frame", "seconds", "mean"]] * 3
+    assert [line["seconds"] for line in lines] == [0, 0.08, 0.16]
+    assert document == {
+        "video": str(clip),
+        "height": 100,
+        "width": 200,
+        "frames": 3,
+        "frames_per_second": 12.5,
+        "overlay": str(tmp_path / "x.mp4"),
+        "lines": str(tmp_path / "x.jsonl"),
+    }
+
+
+def test_what_is_no_video(tmp_path, clip):
+    (tmp_path / "broken.mp4").write_bytes(b"no video at all")
+    with pytest.raises(VideoError, match=r"broken.mp4: expected a video, found what OpenCV cannot read"):
+        VideoReader(tmp_path / "broken.mp4")
+    with pytest.raises(VideoError, match=r"none.mp4: expected a video, found no such file"):
+        VideoReader(tmp_path / "none.mp4")
+    with pytest.raises(VideoError, match="camera 99: expected a camera, found none"):
+        VideoReader(99)
+    with (
+        VideoReader(clip) as reader,
+        pytest.raises(ValueError, match=r"frame's shape \(100, 200, 3\), found \(1, 2, 3\)"),
+    ):
+        record_video(reader, tmp_path / "x", lambda frame: (np.zeros((1, 2, 3), np.uint8), {}))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.mp4", "clip.avi"]  # nothing half-written
+    assert is_video("A.MP4") and not is_video("a.png")
+
+
+def test_opencv_is_missing(monkeypatch, clip):
+    import_ = builtins.__import__
+
+    def refuse(name, *rest, **options):
+        if name == "cv2":
+            raise ImportError(name)
+        return import_(name, *rest, **options)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(ValueError, match=r"pip install 'swiftformer\[video\]'"):
+        VideoReader(clip)
+
+
+class Camera:
+    """A camera that never ends; somebody presses Ctrl-C at the third frame."""
+
+    name, live, rate, frames = "camera 0", True, 30.0, None
+
+    def __iter__(self):
+        for number in range(1000):
+            if number == 3:
+                signal.raise_signal(signal.SIGINT)
+            yield np.full((48, 64, 3), number, dtype=np.uint8)
+
+
+def test_a_camera_ends_with_ctrl_c(tmp_path):
+    pytest.importorskip("cv2")
+    before = signal.getsignal(signal.SIGINT)
+    assert annotate_video(Camera(), tmp_path / "a.mp4", lambda frame: frame) == 3
+    assert signal.getsignal(signal.SIGINT) is before and (tmp_path / "a.mp4").stat().st_size > 0
+    assert annotate_video(Camera(), tmp_path / "b.mp4", lambda frame: frame, limit=2) == 2
+
+
+# The command line
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """An engine in place of every checkpoint."""
+    from swiftformer import predict_detection
+
+    engine = Bright(masks=True)
+    monkeypatch.setattr(predict_detection, "open_detector", lambda model, *options: engine)
+    return engine
+
+
+def test_detect_json(cli, engine, tmp_path, clip):  # noqa: F811
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    for name in ("a.png", "more/a.png"):
+        Image.fromarray(picture(size=(400, 600))).save(folder / name)
+    (folder / "bad.jpg").write_bytes(b"no picture")
+    out, coco = tmp_path / "out", tmp_path / "results" / "coco.json"
+    code, stdout, stderr = cli("detect", folder, clip, "--model", "m", "--output", out, "--coco", coco, "--json")
+    documents = json.loads(stdout)
+    assert code == 2 and "bad.jpg: expected an image" in stderr and len(documents) == 4
+    first, bad, second, moving = documents
+    assert first["overlay"] == str(out / "a.png") and second["overlay"] == str(out / "a-2.png")
+    assert Image.open(out / "a.png").size == (600, 400) and "overlay" not in bad
+    assert [o["label"] for o in first["objects"]] == ["dog"] and first["objects"][0]["area"] > 1000
+    assert moving["frames"] == 10 and moving["overlay"] == str(out / "clip.mp4")
+    lines = [json.loads(line) for line in (out / "clip.jsonl").read_text().splitlines()]
+    assert [round(line["objects"][0]["box"][0] / 10) for line in lines] == [*range(2, 12)]
+    rows = json.loads(coco.read_text())
+    assert [row["image_id"] for row in rows] == [1, 3] and {row["category_id"] for row in rows} == {2}
+    assert rows[0]["file_name"].endswith("a.png") and rows[0]["segmentation"]["size"] == [400, 600]
+
+
+def test_detect_table(cli, engine, tmp_path, clip):  # noqa: F811
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    out = tmp_path / "out"
+    code, stdout, stderr = cli(
+        "detect", tmp_path / "a.png", clip, "--model", "m", "--output", out, "--threshold", 0.1, "--frames", 2
+    )
+    assert code == 0 and "1 dog, 1 cat" in stdout and "0.90" in stdout
+    assert f"2 frames are in {out / 'clip.mp4'}" in stderr and f"pictures are in {out}" in stderr
+    assert cli("detect", tmp_path / "a.png", "--model", "m", "--output", out, "--no-masks")[0] == 0
+
+
+def test_bad_input(cli, engine, tmp_path, clip):  # noqa: F811
+    clip.rename(tmp_path / "clip.mp4")
+    for arguments, message in (
+        (["--output", "out"], "expected pictures, videos or --camera, found none"),
+        ([tmp_path / "none.mp4", "--output", "out"], "none.mp4: expected a video, found no such file"),
+        (["--camera", 99, "--output", "out"], "camera 99: expected a camera, found none"),
+        ([tmp_path / "clip.mp4", "--output", tmp_path], "expected another folder than that of the pictures"),
+    ):
+        code, _, stderr = cli("detect", *arguments, "--model", "m")
+        assert code == 2 and stderr.startswith("error: ") and message in stderr and stderr.count("\n") == 1
+
+
+def test_frames_keep_their_size_and_colours():
+    (result,) = detect(picture(), Bright())
+    drawn = draw_frame(picture(), result, masks=True)
+    assert drawn.shape == (100, 200, 3) and (drawn != picture()).any()
+    assert np.array_equal(
+        draw_frame(picture(), DetectionResult("a", (100, 200), result.detections[:0], ("a",)), True), picture()
+    )
+
+
+def test_segment_takes_videos(cli, clip, tmp_path, monkeypatch):  # noqa: F811
+    from swiftformer import predict_segmentation
+    from test_segmentation_metrics import Thresholds
+
+    monkeypatch.setattr(predict_segmentation, "open_segmenter", lambda model, *options: Thresholds())
+    code, stdout, _ = cli("segment", clip, "--model", "m", "--output", tmp_path / "out", "--json")
+    [document] = json.loads(stdout)
+    assert code == 0 and document["frames"] == 10
+    lines = [json.loads(line) for line in (tmp_path / "out" / "clip.jsonl").read_text().splitlines()]
+    assert {share["label"] for share in lines[0]["classes"]} <= {"dark", "gray", "bright"} and len(lines) == 10
+    with VideoReader(tmp_path / "out" / "clip.mp4") as reader:
+        assert next(iter(reader)).shape == (100, 200, 3)
+    assert video.is_video(document["overlay"])
