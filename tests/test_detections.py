@@ -6,11 +6,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from conftest import shared
 from swiftformer.detections import Detections, encode_masks, paste_masks, post_process
+from swiftformer.image_processing import Preprocessing
 
 
 def blobs(count: int, side: int = 28, seed: int = 0) -> np.ndarray:
@@ -169,3 +171,16 @@ def test_missing_libraries(monkeypatch, module, run, message):
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ValueError, match=message):
         run()
+
+
+def test_a_picture_that_fills_a_part_of_the_input():
+    """Boxes and masks lie where they would in the picture alone."""
+    wide = Preprocessing((100, 100), "fit")
+    assert wide.extent((50, 200)) == (200, 200) and wide.extent((200, 50)) == (200, 200)
+    pixels = wide.resized(Image.new("RGB", (200, 50), (255, 0, 0)))
+    assert (pixels[:25] == (255, 0, 0)).all() and (pixels[25:] == (124, 116, 104)).all()
+    assert Preprocessing.from_dict(wide.to_dict()) == wide
+    outputs = {"scores": [0.9], "labels": [0], "boxes": [[0.5, 0.1, 0.2, 0.1]], "masks": np.ones((1, 28, 28))}
+    found = post_process(outputs, (50, 200), extent=wide.extent((50, 200)))
+    np.testing.assert_allclose(found.boxes, [[80, 10, 120, 30]])
+    assert found.masks[0, 10:30, 80:120].all() and found.masks.sum() == 20 * 40

@@ -62,7 +62,9 @@ def evaluate(
     window: Annotated[int, typer.Option(min=0, help="To segment: side of sliding windows; 0 for whole pictures.")] = 0,
     max_detections: Annotated[
         Optional[int],
-        typer.Option(min=1, help="To detect: objects of a picture that count, 100.", show_default=False),
+        typer.Option(
+            min=1, help="To detect: objects of a picture that count; by default the model's.", show_default=False
+        ),
     ] = None,
     output: Annotated[Optional[Path], typer.Option(help="To detect: file for COCO's results.")] = None,
     form: Form = None,

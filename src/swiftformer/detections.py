@@ -115,7 +115,12 @@ def encode_masks(masks: np.ndarray) -> list[RLE]:
     return [encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks]
 
 
-def post_process(outputs: Mapping[str, Any], size: tuple[int, int], threshold: float = 0.0) -> Detections:
+def post_process(
+    outputs: Mapping[str, Any],
+    size: tuple[int, int],
+    threshold: float = 0.0,
+    extent: tuple[float, float] | None = None,
+) -> Detections:
     """What a model gives for one picture, in the picture's pixels.
 
     Args:
@@ -124,6 +129,8 @@ def post_process(outputs: Mapping[str, Any], size: tuple[int, int], threshold: f
             the box.
         size: height and width of the picture.
         threshold: objects with a lower score are left out.
+        extent: height and width, in pixels of the picture, of what the input shows, where that is not the picture
+            alone: see `Preprocessing.extent`.
 
     Returns:
         Boxes clipped to the picture, those outside of it left out; masks where the probability is at least 0.5.
@@ -136,7 +143,8 @@ def post_process(outputs: Mapping[str, Any], size: tuple[int, int], threshold: f
     height, width = size
     scores = np.asarray(outputs["scores"], dtype=np.float32)
     centre, sides = np.split(np.asarray(outputs["boxes"], dtype=np.float64), 2, axis=1)
-    boxes = np.concatenate([centre - sides / 2, centre + sides / 2], axis=1) * (width, height, width, height)
+    down, across = size if extent is None else extent
+    boxes = np.concatenate([centre - sides / 2, centre + sides / 2], axis=1) * (across, down, across, down)
     clipped = boxes.clip(0, (width, height, width, height))
     kept = (scores > 0) & (scores >= threshold) & (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
     order = np.flatnonzero(kept)[np.argsort(-scores[kept], kind="stable")]

@@ -366,9 +366,7 @@ class Preprocessing:
             trained = fields.get("crop_size") or {"height": 512, "width": 512}  # the processor's own default
             trained = (trained["height"], trained["width"]) if isinstance(trained, Mapping) else (trained, trained)
             resize_to = size["shortest_edge"] if fields.get("do_resize", True) else None
-            return cls(
-                size=trained, resize="whole", resize_to=resize_to, longest=size.get("longest_edge"), **common
-            )
+            return cls(size=trained, resize="whole", resize_to=resize_to, longest=size.get("longest_edge"), **common)
         if "shortest_edge" not in size:
             if fields.get("do_center_crop") and fields.get("crop_size") not in (None, size):
                 raise ValueError("expected a centre crop after size.shortest_edge, found one after a fixed size")

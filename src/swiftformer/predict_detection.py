@@ -85,7 +85,7 @@ def detect(
         names: what to call the images in results; their paths by default.
         form: numeric form of the checkpoint, where its file cannot tell.
         short_side: pixels that the short side of a picture is resized to, 0 for its own size; by default as the model
-            wants it. A model with a fixed input gets pictures stretched to that.
+            wants it. A model with a fixed input gets pictures filled up to that.
         threshold: lowest score of the objects in results, from 0 to 1.
         engine, device, precision, threads: of `swiftformer.engines.open_engine`; in torch the device is by default CUDA
             if there is one.
@@ -117,11 +117,12 @@ def detect(
             continue
         outputs = {key: rows[0] for key, rows in runner(pixels[None]).items()}
         size = (image.height, image.width)
-        yield DetectionResult(name, size, post_process(outputs, size, threshold), runner.labels)
+        found = post_process(outputs, size, threshold, preprocessing.extent(size))
+        yield DetectionResult(name, size, found, runner.labels)
 
 
 def preprocessing_of(engine: Engine, short_side: int | None = None) -> Preprocessing:
-    """How an engine wants pictures to detect objects in: whole, and stretched where its input is fixed.
+    """How an engine wants pictures to detect objects in: whole, and filled up where its input is fixed.
 
     Raises:
         ValueError: no detector, or another short side than that of a fixed input.
@@ -133,7 +134,7 @@ def preprocessing_of(engine: Engine, short_side: int | None = None) -> Preproces
         return engine.preprocessing.uncropped(short_side)
     if short_side not in (None, min(height, width)):
         raise ValueError(f"short_side: expected {min(height, width)}, as the input is fixed, found {short_side}")
-    return replace(engine.preprocessing, size=(height, width), resize="squash", resize_to=None, longest=None)
+    return replace(engine.preprocessing, size=(height, width), resize="fit", resize_to=None, longest=None)
 
 
 def expect_detector(model: Any) -> None:

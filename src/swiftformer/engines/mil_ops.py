@@ -114,6 +114,41 @@ def lut_to_dense(indices: Array, lut: Array, shape: Array) -> Array:
     return lut[unpacked @ (1 << np.arange(bits))].reshape([int(n) for n in shape])
 
 
+def upsample_bilinear(
+    x: Array, scale_factor_height: float = 1, scale_factor_width: float = 1, align_corners: bool = True
+) -> Array:
+    """`(..., H, W)`, linear between the centres of pixels.
+
+    Raises:
+        NotImplementedError: linear between the corners.
+    """
+    if align_corners:
+        raise NotImplementedError("upsample_bilinear: expected aligned centres, found aligned corners")
+    for axis, factor in ((-2, scale_factor_height), (-1, scale_factor_width)):
+        count, size = x.shape[axis], int(x.shape[axis] * float(factor))
+        spacing = count / size
+        place = np.clip((np.arange(size) + 0.5) * spacing - 0.5, 0, count - 1)
+        before = place.astype(int)
+        share = (place - before).astype(np.float32)
+        share = share[:, None] if axis == -2 else share
+        behind = np.minimum(before + 1, count - 1)
+        x = np.take(x, before, axis=axis) * (1 - share) + np.take(x, behind, axis=axis) * share
+    return x
+
+
+def upsample_nearest_neighbor(x: Array, scale_factor_height: float = 1, scale_factor_width: float = 1) -> Array:
+    """`(..., H, W)`, every value repeated.
+
+    Raises:
+        NotImplementedError: a factor that is no whole number.
+    """
+    for axis, factor in ((-2, float(scale_factor_height)), (-1, float(scale_factor_width))):
+        if not factor.is_integer():
+            raise NotImplementedError(f"upsample_nearest_neighbor: expected a whole factor, found {factor}")
+        x = np.repeat(x, int(factor), axis=axis)
+    return x
+
+
 OPS: dict[str, Callable[..., Any]] = {
     "add": lambda x, y: x + y,
     "cast": lambda x, dtype: x,  # the output's type does it
@@ -140,4 +175,6 @@ OPS: dict[str, Callable[..., Any]] = {
     "split": split,
     "sub": lambda x, y: x - y,
     "tanh": np.tanh,
+    "upsample_bilinear": upsample_bilinear,
+    "upsample_nearest_neighbor": upsample_nearest_neighbor,
 }

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -75,8 +76,12 @@ def measure(
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] = lambda images: None,
     processes: Processes | None = None,
+    extent: Callable[[tuple[int, int]], tuple[float, float]] = lambda size: size,
 ) -> dict[str, float]:
     """Add all pictures to the metrics, in every process those of all; arguments as of `evaluate_detector`.
+
+    Args:
+        extent: of a picture's size, see `Preprocessing.extent`.
 
     Returns:
         `images` and `images_per_second`.
@@ -90,7 +95,7 @@ def measure(
         output = model(pixels.to(processes.device, non_blocking=True))
         arrays = {name: torch.as_tensor(output[name])[0].float().cpu().numpy() for name in names if name in output}
         height, width = (int(side) for side in size)
-        detections = post_process(arrays, (height, width))
+        detections = post_process(arrays, (height, width), extent=extent((height, width)))
         metrics.update(source.image_id(index), (height, width), source.objects(index), detections)
         progress(1)
     metrics.merge(processes)
@@ -107,7 +112,7 @@ def evaluate_reference(
     form: str | None = None,
     classes: str | list[str] | None = None,
     short_side: int | None = None,
-    max_detections: int = 100,
+    max_detections: int | None = None,
     workers: int = 2,
     engine: str = "auto",
     device: str | None = None,
@@ -128,7 +133,7 @@ def evaluate_reference(
         classes: of `swiftformer.data.detection.open_detection`; the model's, where the data have none.
         short_side: pixels that the short side of a picture is resized to, 0 for its own size; by default as the model
             wants it.
-        max_detections: of a class in a picture that count.
+        max_detections: of a class in a picture that count; by default as many as the model gives, and 100 at least.
         engine, device, precision, threads: of `swiftformer.engines.open_engine`. A checkpoint runs in torch as it is,
             unless one of them asks for more: then in its fused form. A model is evaluated as it is.
         output: a file for all detections in COCO's format of results, with the data's own image and category ids.
@@ -150,16 +155,17 @@ def evaluate_reference(
         expect_detector(net)
         names = [net.config.id2label[i] for i in range(net.config.num_labels)]
         preprocessing, masks = net.preprocessing.uncropped(short_side), gives_masks(net)
+        places = net.config.detections_per_image
     else:
         opened = open_detector(model, engine, device, precision, threads, form)
         names, preprocessing, device = list(opened.labels), preprocessing_of(opened, short_side), "cpu"
-        net, masks = partial(_in_engine, opened), "masks" in opened.outputs
+        net, masks, places = partial(_in_engine, opened), "masks" in opened.outputs, _places(opened)
     annotated = open_detection(data, split, classes=classes, default_classes=names, masks=masks)
     source = _Relabelled(annotated, names)
-    metrics = new_metrics(names, masks, max_detections)
+    metrics = new_metrics(names, masks, max_detections or max(places, 100))
     with join_processes(device) as processes:
         loader = DetectionEvaluationLoader(source, preprocessing, workers, processes.rank, processes.world_size)
-        speed = measure(metrics, net, loader, source, processes.device, progress, processes)
+        speed = measure(metrics, net, loader, source, processes.device, progress, processes, preprocessing.extent)
         result = metrics.result()
         if output is not None and processes.main:
             with atomic_file(output) as file:
@@ -175,6 +181,13 @@ def evaluate_reference(
 
 def _numbers(result: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in result.items() if isinstance(value, float)}
+
+
+def _places(engine: Engine) -> int:
+    """How many objects an engine gives at most."""
+    shape = [1 if place == 0 else side or 64 for place, side in enumerate(engine.input_shape)]
+    shape[1] = engine.input_shape[1] or 3
+    return engine(np.zeros(shape, np.float32))["scores"].shape[1]
 
 
 def _in_engine(engine: Engine, pixels: Tensor) -> dict[str, Any]:

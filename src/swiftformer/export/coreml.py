@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FILE = "model.mlpackage"
 PALETTE_BITS = 6
+FACTOR = 32  # of the coarsest map
 
 
 def write(graph: DeployGraph, options: Options, folder: Path) -> str:
@@ -26,10 +27,18 @@ def write(graph: DeployGraph, options: Options, folder: Path) -> str:
 
     if options.batch != 1 and (options.normalize or options.labels):
         raise ExportError(f"coreml takes one picture at a time: expected a batch of 1, found {options.batch}")
+    dense = graph.net.decode_head is not None
+    if dense and options.size is not None and any(side % FACTOR for side in options.size):
+        # Others make factors of upsampling that are no whole numbers, of which Core ML's rounding is not documented.
+        height, width = options.size
+        raise ExportError(
+            f"coreml: expected a height and width of multiples of {FACTOR} to segment, found {height}x{width}"
+        )
     if options.precision != "fp32":
         fit_half(graph, options.example)
     with quiet():
-        model = describe(compress(to_coreml(graph, options), options.precision), options)
+        kind = f"segmentation model, {graph.net.config.num_labels} classes" if dense else None
+        model = describe(compress(to_coreml(graph, options), options.precision), options, kind)
         spec = model.get_spec()
         half = options.precision != "fp32"
         labels = unique(options.labels)
@@ -89,8 +98,12 @@ def compress(model: Any, precision: str) -> Any:
     return coreml.palettize_weights(model, coreml.OptimizationConfig(global_config=config))
 
 
-def describe(model: Any, options: Options) -> Any:
-    """The same model with the names and texts that Xcode shows. Author and licence are the weights' and stay free."""
+def describe(model: Any, options: Options, kind: str | None = None) -> Any:
+    """The same model with the names and texts that Xcode shows. Author and licence are the weights' and stay free.
+
+    Args:
+        kind: what the model is; by default told by the labels of a classifier.
+    """
     import coremltools as ct
 
     assert options.size is not None
@@ -99,7 +112,7 @@ def describe(model: Any, options: Options) -> Any:
     if options.labels:
         ct.utils.rename_feature(spec, "classLabel_probs", "probabilities")
     model = ct.models.MLModel(spec, weights_dir=model.weights_dir, skip_model_load=True)
-    kind = f"classifier, {len(options.labels)} classes" if options.labels else "features"
+    kind = kind or (f"classifier, {len(options.labels)} classes" if options.labels else "features")
     model.short_description = f"SwiftFormer {kind}, {height}x{width} pixels, {options.precision}"
     model.version = swiftformer.__version__
     model.input_description["pixel_values"] = (

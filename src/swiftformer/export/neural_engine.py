@@ -22,8 +22,8 @@ LONGEST = 16384  # of a dimension
 HIGHEST_RANK = 4
 FLOAT32 = 11
 
-# Convolutions, products, sums along axes, element-wise arithmetic and activations, all on maps of four dimensions, are
-# what is known to be taken. No normalisation is among them: layer and instance norms of some axes go to the CPU.
+# Convolutions, products, sums along axes, upsampling, element-wise arithmetic and activations, all on maps of four
+# dimensions, are what is known to be taken. No normalisation is among them: layer and instance norms of some axes go to the CPU.
 TAKEN = frozenset(
     [
         "add",
@@ -51,6 +51,8 @@ TAKEN = frozenset(
         "split",
         "sub",
         "tanh",
+        "upsample_bilinear",
+        "upsample_nearest_neighbor",
     ]
 )
 # Behind everything else; it makes names of numbers, on the CPU.

@@ -203,8 +203,8 @@ def small_instances() -> InstanceRecipe:
 SMALL_DETECTION: dict[str, Any] = {
     "epochs": 60,
     "warmup_epochs": 2,
-    "batch_size": 8,
-    "lr": 1e-3,
+    "batch_size": 4,
+    "lr": 7e-4,
     "min_lr": 1e-5,
     "weight_decay": 0.05,
     "clip_agc": 0.02,
