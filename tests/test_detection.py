@@ -12,7 +12,12 @@ from torchvision.ops import MultiScaleRoIAlign, box_convert
 import swiftformer
 from swiftformer.checkpoints import load, save, stored_task
 from swiftformer.deploy import fuse
-from swiftformer.detection import SwiftFormerForInstanceSegmentation, SwiftFormerForObjectDetection
+from swiftformer.detection import (
+    SwiftFormerDetectionOutput,
+    SwiftFormerForInstanceSegmentation,
+    SwiftFormerForObjectDetection,
+)
+from swiftformer.detection_inference import post_process_instance_segmentation, post_process_object_detection
 from swiftformer.detections import paste_masks
 from swiftformer.engines import EngineError, open_engine
 from swiftformer.engines.torch import TorchEngine
@@ -332,3 +337,26 @@ def test_exports_that_are_refused(tmp_path):
     with pytest.raises(ExportError, match="multiples of 32 for a detector, found 100x128"):
         export(model, tmp_path / "a", "onnx", size=(100, 128))
     assert not (tmp_path / "a").exists()
+
+
+def test_post_processing_as_transformers_does_it():
+    outputs = SwiftFormerDetectionOutput(
+        scores=torch.tensor([[0.9, 0.6, 0.0], [0.3, 0.0, 0.0]]),
+        labels=torch.tensor([[2, 0, 0], [1, 0, 0]]),
+        boxes=torch.tensor([[[0.5, 0.5, 0.2, 0.4], [0.5, 0.5, 1.0, 1.0], [0, 0, 0, 0]]] * 2),
+        masks=torch.ones(2, 3, 28, 28),
+    )
+    first, second = post_process_object_detection(outputs, 0.5, [(100, 200), (50, 50)])
+    np.testing.assert_allclose(first["boxes"], [[80, 30, 120, 70], [0, 0, 200, 100]], atol=1e-4)
+    assert first["labels"].tolist() == [2, 0] and len(second["scores"]) == 0
+    np.testing.assert_allclose(post_process_object_detection(outputs)[0]["boxes"][0], [0.4, 0.3, 0.6, 0.7], atol=1e-6)
+    first, second = post_process_instance_segmentation(outputs, 0.5, torch.tensor([[100, 200], [50, 50]]))
+    assert (first["segmentation"] == 0).sum() == 40 * 40 and 18_300 < (first["segmentation"] == 1).sum() <= 18_400
+    assert [entry["label_id"] for entry in first["segments_info"]] == [2, 0]
+    assert (second["segmentation"] == -1).all() and second["segments_info"] == []
+    maps = post_process_instance_segmentation(outputs, 0.5, [(100, 200), (50, 50)], return_binary_maps=True)
+    assert maps[0]["segmentation"].sum(dim=(1, 2)).tolist() == [1600, (first["segmentation"] == 1).sum() + 1600]
+    with pytest.raises(ValueError, match="expected 2 target sizes, one for each picture, found 1"):
+        post_process_object_detection(outputs, 0.5, [(100, 200)])
+    with pytest.raises(ValueError, match="expected target_sizes, found none"):
+        post_process_instance_segmentation(outputs)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from swiftformer.checkpoints import LoadReport, load, save
     from swiftformer.config import SwiftFormerConfig
     from swiftformer.deploy import DeployModel, fuse
+    from swiftformer.detection import SwiftFormerForInstanceSegmentation, SwiftFormerForObjectDetection
+    from swiftformer.detection_inference import post_process_instance_segmentation, post_process_object_detection
     from swiftformer.hf import (
         SwiftFormerBackbone,
         SwiftFormerForImageClassification,
@@ -38,6 +40,8 @@ _MODULES = {
     "checkpoints": ("LoadReport", "load", "save"),
     "config": ("SwiftFormerConfig",),
     "deploy": ("DeployModel", "fuse"),
+    "detection": ("SwiftFormerForInstanceSegmentation", "SwiftFormerForObjectDetection"),
+    "detection_inference": ("post_process_instance_segmentation", "post_process_object_detection"),
     "hf": (
         "SwiftFormerBackbone",
         "SwiftFormerForImageClassification",
@@ -70,6 +74,8 @@ __all__ = [
     "SwiftFormerConfig",
     "SwiftFormerForImageClassification",
     "SwiftFormerForImageClassificationWithTeacher",
+    "SwiftFormerForInstanceSegmentation",
+    "SwiftFormerForObjectDetection",
     "SwiftFormerForSemanticSegmentation",
     "SwiftFormerModel",
     "SwiftFormerPreTrainedModel",
@@ -80,6 +86,8 @@ __all__ = [
     "fuse",
     "load",
     "open_image",
+    "post_process_instance_segmentation",
+    "post_process_object_detection",
     "post_process_semantic_segmentation",
     "register",
     "save",

@@ -331,13 +331,18 @@ def register() -> None:
         AutoConfig,
         AutoModel,
         AutoModelForImageClassification,
+        AutoModelForInstanceSegmentation,
+        AutoModelForObjectDetection,
         AutoModelForSemanticSegmentation,
     )
 
+    from swiftformer.detection import SwiftFormerForInstanceSegmentation, SwiftFormerForObjectDetection
     from swiftformer.segmentation import SwiftFormerForSemanticSegmentation
 
     AutoConfig.register("swiftformer", SwiftFormerConfig, exist_ok=True)
     AutoModel.register(SwiftFormerConfig, SwiftFormerModel, exist_ok=True)
     AutoModelForImageClassification.register(SwiftFormerConfig, SwiftFormerForImageClassification, exist_ok=True)
     AutoModelForSemanticSegmentation.register(SwiftFormerConfig, SwiftFormerForSemanticSegmentation, exist_ok=True)
+    AutoModelForObjectDetection.register(SwiftFormerConfig, SwiftFormerForObjectDetection, exist_ok=True)
+    AutoModelForInstanceSegmentation.register(SwiftFormerConfig, SwiftFormerForInstanceSegmentation, exist_ok=True)
     AutoBackbone.register(SwiftFormerConfig, SwiftFormerBackbone, exist_ok=True)
