@@ -3,6 +3,7 @@
 import builtins
 import json
 import signal
+import weakref
 
 import numpy as np
 import pytest
@@ -252,6 +253,27 @@ def test_detect_table(cli, engine, tmp_path, clip):  # noqa: F811
     assert code == 0 and "1 dog, 1 cat" in stdout and "0.90" in stdout
     assert f"2 frames are in {out / 'clip.mp4'}" in stderr and f"pictures are in {out}" in stderr
     assert cli("detect", tmp_path / "a.png", "--model", "m", "--output", out, "--no-masks")[0] == 0
+
+
+def test_masks_are_let_go(cli, engine, tmp_path, monkeypatch):  # noqa: F811
+    from swiftformer import predict_detection
+
+    run, given, most = predict_detection.detect, [], []
+
+    def watched(*arguments, **options):
+        most.append(sum(reference() is not None for reference in given))
+        for result in run(*arguments, **options):
+            given.append(weakref.ref(result.detections))
+            yield result
+
+    monkeypatch.setattr(predict_detection, "detect", watched)
+    for number in range(4):
+        Image.fromarray(picture()).save(tmp_path / f"{number}.png")
+    options = ("--model", "m", "--output", tmp_path / "out", "--coco", tmp_path / "coco.json")
+    code, stdout, _ = cli("detect", *(tmp_path / f"{number}.png" for number in range(4)), *options)
+    assert code == 0 and stdout.count("1 dog") == 4 and most == [0, 0, 0, 0]
+    rows = json.loads((tmp_path / "coco.json").read_text())
+    assert [row["image_id"] for row in rows] == [1, 2, 3, 4] and all("segmentation" in row for row in rows)
 
 
 def test_bad_input(cli, engine, tmp_path, clip):  # noqa: F811

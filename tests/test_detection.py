@@ -39,6 +39,8 @@ SMALL = {
     "label2id": {"ring": 0, "disc": 1, "square": 2},
 }
 
+STRIDES = (4, 8, 16, 32)
+
 
 def detector(kind=SwiftFormerForInstanceSegmentation, **fields):
     """With scores that differ, as those of a trained one do."""
@@ -153,10 +155,10 @@ def test_regions_are_looked_at_where_torchvision_does_half_a_pixel_on():
     sides = 10 + torch.rand(2, 60, 1, generator=generator) ** 2 * torch.tensor([390, 400])
     boxes = list(torch.cat([corners, corners + sides], dim=2))
     sizes = [(512, 640)] * 2
-    ours = RegionPooling(7, 4)(maps, boxes, sizes)
+    ours = RegionPooling(7, STRIDES)(maps, boxes, sizes)
     theirs = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
     for level in range(4):
-        places = torch.stack([fitting_levels(box, [1 / 4, 1 / 8, 1 / 16, 1 / 32]) for box in boxes]).flatten() == level
+        places = torch.stack([fitting_levels(box, STRIDES) for box in boxes]).flatten() == level
         assert places.any() or level == 3  # which is for regions of 448 pixels on
         moved = [box - 2 * 2**level for box in boxes]
         np.testing.assert_allclose(ours[places], theirs(maps, moved, sizes)[places], atol=1e-5)
@@ -360,3 +362,30 @@ def test_post_processing_as_transformers_does_it():
         post_process_object_detection(outputs, 0.5, [(100, 200)])
     with pytest.raises(ValueError, match="expected target_sizes, found none"):
         post_process_instance_segmentation(outputs)
+
+
+@pytest.mark.parametrize("size", [(241, 321), (300, 300), (96, 97), (33, 65)])
+def test_anchors_lie_at_the_strides_whatever_the_size(size):
+    model = detector(SwiftFormerForObjectDetection)
+    seen = []
+    model.detection_head.rpn.anchor_generator.register_forward_hook(lambda module, given, output: seen.append(output))
+    with torch.inference_mode():
+        model(pictures(1, size))
+    centres = (seen[0][0][:, :2] + seen[0][0][:, 2:]) / 2
+    expected, (height, width) = [], size
+    for stride in (4, 8, 16, 32, 64):
+        grid = torch.meshgrid(torch.arange(0, height, stride), torch.arange(0, width, stride), indexing="ij")
+        expected.append(torch.stack(grid[::-1], dim=-1).reshape(-1, 1, 2).expand(-1, 3, 2).reshape(-1, 2))
+    np.testing.assert_allclose(centres, torch.cat(expected), atol=0.51)  # sides are whole numbers
+
+
+def test_a_picture_in_a_larger_canvas_is_looked_at_as_in_a_smaller_one():
+    """Where there is nothing but zeros around it, and whatever else is in the batch."""
+    model = detector(SwiftFormerForObjectDetection)
+    canvas, mask = torch.zeros(2, 3, 256, 256), torch.zeros(2, 256, 256)
+    canvas[0, :, :96, :128], mask[0, :96, :128] = pictures(1), 1
+    canvas[1], mask[1] = pictures(1, (256, 256)), 1
+    with torch.inference_mode():
+        alone, together = model(canvas[:1], pixel_mask=mask[:1]), model(canvas, pixel_mask=mask)
+    np.testing.assert_allclose(together.boxes[0], alone.boxes[0], atol=1e-5)
+    np.testing.assert_allclose(together.scores[0], alone.scores[0], atol=1e-5)

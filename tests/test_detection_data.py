@@ -15,7 +15,6 @@ from swiftformer.data.object_masks import check_size, pack, unpack
 from swiftformer.data.objects import decode
 from swiftformer.data.voc import CLASSES
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
 NAMES = ["cat", "dog", "car"]
 WIDTH, HEIGHT = 40, 30
 COUNTS = {"train": 6, "val": 3}
@@ -188,6 +187,33 @@ def test_one_json_file(folder, caplog):
     (folder / "images" / "train").rename(folder / "images" / "default")
     (folder / "annotations" / "instances_val.json").unlink()
     assert len(open_detection(folder)) == 6 and len(open_detection(folder, "train")) == 5
+
+
+@pytest.mark.parametrize("pictures", ["images/held_out", "held_out", "out", "images/instances_held_out"])
+def test_a_split_of_two_words(tmp_path, pictures, caplog):
+    write_coco(tmp_path / "annotations" / "instances_held_out.json", coco(range(3)))
+    for seed in range(3):
+        picture(tmp_path / pictures / f"p{seed}.png", seed)
+    for data, split in ((tmp_path, None), (tmp_path, "held_out"), (tmp_path / "annotations/instances_held_out.json", None)):
+        assert len(open_detection(data, split)) == 3
+    write_coco(tmp_path / "annotations" / "instances_train.json", coco(range(3)))
+    assert len(open_detection(tmp_path, "held_out")) == 3
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+def test_folders_with_unusual_names(tmp_path):
+    root = make(tmp_path / "data", "roboflow coco")
+    (root / "val").rename(root / "heldout")
+    assert len(open_detection(root)) == 6 and len(open_detection(root, "heldout")) == 3  # beside a usual name
+    (root / "train").rename(root / "more")
+    (root / ".hidden").mkdir()
+    write_coco(root / ".hidden" / "_annotations.coco.json", coco(range(3)))
+    source = open_detection(root)
+    assert len(source) == len(open_detection(root, "all")) == 9 and source.classes == NAMES
+    assert [source.image_id(i) for i in range(9)] == [*range(1, 10)]
+    assert np.array_equal(source.objects(0).boxes, objects_of(30)[0])  # heldout comes before more
+    assert len(open_detection(root, "heldout")) == 3
+    assert len(open_detection(root, "train")) == 8 and len(open_detection(root, "val")) == 1
 
 
 def test_splits_with_several_years(tmp_path):

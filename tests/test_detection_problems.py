@@ -16,7 +16,6 @@ from swiftformer.data.masks import AnnotationError
 from swiftformer.image_processing import Preprocessing
 from test_detection_data import HEIGHT, WIDTH, coco, make, objects_of, picture, write_coco
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
 WHOLE = Preprocessing(resize="whole", interpolation="bilinear")
 BOX_REPORT = r"instances_train.json: annotation 1001: expected a box within 40x30 pixels, found "
 FOUND = r"instances_train.json: annotation 1001: expected "
@@ -78,6 +77,19 @@ def test_coco_annotations(tmp_path, kind, caplog):
     assert np.array_equal(source.objects(0).boxes, expected[kept]) and not list(bad_pictures(source))
     if "segmentation" in change:  # masks that nobody asked for are nobody's problem
         assert len(open_detection(root, "train").objects(0)) == 4
+
+
+def test_pictures_with_some_masks(tmp_path, caplog):
+    root = make(tmp_path, "coco")
+    file = root / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    for place in (1, 4, 6):  # of the first and the second picture
+        del content["annotations"][place]["segmentation"]
+    file.write_text(json.dumps(content))
+    source = open_detection(root, "train", masks=True)
+    assert [len(source.objects(index)) for index in range(2)] == [3, 2]
+    expected = [f"p{i}.png: expected a mask for each of 4 objects, found {i + 1} with a box only" for i in range(2)]
+    assert [text in record.getMessage() for text, record in zip(expected, caplog.records, strict=True)] == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ from swiftformer.data.epoch_loader import seed_generators
 from swiftformer.image_processing import Preprocessing
 from test_detection_data import make
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
 COLORS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [0, 255, 255]], dtype=np.uint8)
 MEAN = (0.0, 0.0, 0.0)
 
@@ -277,14 +276,14 @@ def test_crowds_are_not_learned_from(tmp_path):
 def test_evaluation_gives_each_picture_once(tmp_path, short_side, size):
     source = open_detection(make(tmp_path, "coco"), "train")
     preprocessing = Preprocessing(resize="shortest", resize_to=60, size=(50, 50))
+    if short_side is not None:
+        preprocessing = preprocessing.uncropped(short_side)
     found = [
-        sample
-        for rank in range(2)
-        for sample in DetectionEvaluationLoader(source, preprocessing, rank, rank, 2, short_side=short_side)
+        sample for rank in range(2) for sample in DetectionEvaluationLoader(source, preprocessing, rank, rank, 2)
     ]
     assert sorted(index for *_, index in found) == list(range(6))
     assert all(pixels.shape == (1, 3, *size) and whole == (30, 40) for pixels, whole, _ in found)
-    pixels = next(iter(DetectionEvaluationLoader(source, preprocessing, 0, short_side=0)))[0]
+    pixels = next(iter(DetectionEvaluationLoader(source, preprocessing.uncropped(0), 0)))[0]
     assert np.allclose(pixels[0].numpy(), preprocessing.uncropped(0).prepare(source.image(0)))
 
 

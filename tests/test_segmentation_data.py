@@ -436,7 +436,9 @@ def test_a_fault_of_many_masks_does_not_flood_the_log(tmp_path, kind, caplog):
     named = {f"{i:02}.png" for i in range(13) if f"train/{i:02}.png: expected" in caplog.text}
     lines = [record.message for record in caplog.records]
     assert len(named) == (10 if kind == "index" else 13)
-    limit = ["others are skipped for the same reason, and not named: expected class indices from 0 to 2, and 255 for void"]
+    limit = [
+        "others are skipped for the same reason, and not named: expected class indices from 0 to 2, and 255 for void"
+    ]
     limit = limit if kind == "index" else []
     assert [line for line in lines if not line.startswith("skipped")] == limit
     caplog.clear()
@@ -451,7 +453,9 @@ def test_a_fault_of_many_masks_does_not_flood_the_log(tmp_path, kind, caplog):
 def test_data_without_one_usable_mask_are_one_error(folder, workers, caplog):
     source = open_segmentation(folder, "train", classes="a,b", check_masks=False)
     loader = SegmentationTrainingLoader(source, SegmentationAugmentation(16), 4, workers=workers)
-    with pytest.raises(ValueError, match=r"^expected readable images, found none: .*png: .* found 2, nor are 11 others$"):
+    with pytest.raises(
+        ValueError, match=r"^expected readable images, found none: .*png: .* found 2, nor are 11 others$"
+    ):
         next(loader.batches(0))
     assert not caplog.text
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from swiftformer.convert import (
-    DETECTION_KEYS,
     SEGMENTATION_KEYS,
     Naming,
     convert_state_dict,
@@ -23,7 +22,19 @@ from swiftformer.convert import (
 from swiftformer.files import atomic_file, atomic_folder
 from swiftformer.image_processing import AUTHORS, HUB, TIMM, Preprocessing
 from swiftformer.locate import CheckpointError, Located, locate
-from swiftformer.model_kinds import CLASSIFIERS, MASK_KEYS, PARTS, Task, held_task, model_class
+from swiftformer.model_kinds import (
+    CLASSIFIERS,
+    MASK_KEYS,
+    PARTS,
+    RCNN_KEYS,
+    REAL_TIME,
+    REAL_TIME_KEYS,
+    Task,
+    held_detector,
+    held_task,
+    kind_of,
+    model_class,
+)
 from swiftformer.normalization import refuse_folded
 from swiftformer.weights_file import NOTES, read_weights
 
@@ -41,6 +52,18 @@ FORMS: dict[str, dict[str, Any]] = {
     "uniform-unnormalized": {"global_query_weighting": "uniform", "normalize_query_key": False},
     # Never released, but a configuration can ask for it.
     "l2-unnormalized": {"global_query_weighting": "l2", "normalize_query_key": False},
+}
+# Where a checkpoint has them, it holds a head of the kind; and what it may hold besides of other heads.
+DENSE_KEYS = {
+    "segmentation": (SEGMENTATION_KEYS,),
+    "detection": RCNN_KEYS,
+    "instances": RCNN_KEYS,
+    REAL_TIME: (REAL_TIME_KEYS,),
+}
+FOREIGN = {
+    "detection": (MASK_KEYS, REAL_TIME_KEYS),
+    "instances": (REAL_TIME_KEYS,),
+    REAL_TIME: (*RCNN_KEYS, "hidden_states_norms.stage1."),
 }
 # What `load` decides itself, and no override may change.
 DECIDED = ("global_query_weighting", "normalize_query_key", "depths", "embed_dims", "distillation")
@@ -103,7 +126,8 @@ def load(
         num_labels: number of classes wanted; where the checkpoint has another, its heads are replaced.
         labels: class names wanted, in order; the heads are replaced where their number or names differ.
         task: `classification`, `segmentation`, `detection`, `instances` (instance segmentation) or `backbone`; by
-            default what the checkpoint holds.
+            default what the checkpoint holds. What detects is a `detector="rcnn"` or `"d-fine"`, for real time; by
+            default the checkpoint's.
         ema: take the averaged weights of an authors' training checkpoint.
         strict: False allows missing and unexpected keys; `model.load_report` lists them.
         overrides: fields of `SwiftFormerConfig`, such as `drop_path_rate=0.1` or `out_indices=[1, 2, 3, 4]`.
@@ -130,6 +154,11 @@ def load(
         raise ValueError(f"task must be one of {', '.join(PARTS)}, found {task!r}")
     has_norms = any(key.startswith("hidden_states_norms.") for key in state_dict)
     task = task or held_task(state_dict)
+    kind: str = task
+    if task in ("detection", "instances"):
+        held = held_detector(state_dict) if task == "detection" else "rcnn"
+        config["detector"] = overrides.get("detector", held)
+        kind = kind_of(task, config["detector"])
 
     if labels is not None:
         num_labels = len(labels)
@@ -142,14 +171,15 @@ def load(
         model: Any = SwiftFormerBackbone(_checked_config(located, config | overrides))
         replaced = False
     else:
-        _, counted, besides = CLASSIFIERS[task]
+        _, counted, besides = CLASSIFIERS[kind]
         stored = max(len(state_dict.get(counted, ())) - besides, 0)
         if stored == 0 and num_labels is None:
             raise CheckpointError(f"{located.path}: expected a {task} head, found none; pass num_labels")
         replaced, config = _resolve_labels(config, stored, num_labels, labels)
-        model = model_class(task)(_checked_config(located, config | overrides))
+        checked = _checked_config(located, config | overrides)
+        model = model_class(task, checked.detector)(checked)
 
-    missing, unexpected = _fill(model, state_dict, located, task, replaced, strict)
+    missing, unexpected = _fill(model, state_dict, located, kind, replaced, strict)
     model.preprocessing = located.preprocessing or {"transformers": HUB, "authors": AUTHORS, "timm": TIMM}[naming]
     model.load_report = LoadReport(
         path=located.path,
@@ -260,23 +290,22 @@ def _resolve_labels(
 
 
 def _fill(
-    model: nn.Module, state_dict: dict[str, Tensor], located: Located, task: Task, replaced: bool, strict: bool
+    model: nn.Module, state_dict: dict[str, Tensor], located: Located, kind: str, replaced: bool, strict: bool
 ) -> tuple[list[str], list[str]]:
     wanted = model.state_dict()
     # Stray counters of BatchNorm change nothing; older files lack them.
     optional = {key for key in wanted if key.endswith("num_batches_tracked")}
-    own = PARTS[task]
-    new: tuple[str, ...] = own if task == "backbone" else ()
+    own = PARTS["detection" if kind == REAL_TIME else kind]
+    new: tuple[str, ...] = own if kind == "backbone" else ()
     if replaced:
-        classifiers = CLASSIFIERS[task][0]
-        dense = {"segmentation": SEGMENTATION_KEYS, "detection": DETECTION_KEYS, "instances": DETECTION_KEYS}.get(task)
+        classifiers = CLASSIFIERS[kind][0]
+        dense = DENSE_KEYS.get(kind)
         new = classifiers if dense and any(key.startswith(dense) for key in state_dict) else own
         state_dict = {key: value for key, value in state_dict.items() if not key.startswith(classifiers)}
-    if task == "instances" and not any(key.startswith(MASK_KEYS) for key in state_dict):
+    if kind == "instances" and not any(key.startswith(MASK_KEYS) for key in state_dict):
         new = (*new, MASK_KEYS)
-    foreign = tuple(part for parts in PARTS.values() for part in parts if task == "backbone" or part not in own)
-    if task == "detection":
-        foreign = (*foreign, MASK_KEYS)
+    foreign = tuple(part for parts in PARTS.values() for part in parts if kind == "backbone" or part not in own)
+    foreign += FOREIGN.get(kind, ())
     allowed_missing = {key for key in wanted if key.startswith(new)}
     allowed_unexpected = {key for key in state_dict if key.startswith(foreign)}
     missing = sorted(wanted.keys() - state_dict.keys() - optional)

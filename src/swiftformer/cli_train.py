@@ -44,8 +44,8 @@ def train(
         typer.Option(
             help="paper_xs, paper_s, paper_l1, paper_l3, small_images, finetune, smoke; to segment, "
             "paper_ade20k_semantic_fpn, small_segmentation, smoke_segmentation; to detect, small_detection, "
-            "smoke_detection; for instances, paper_coco_mask_rcnn, small_instances, smoke_instances. By default "
-            "finetune, or the task's small one."
+            "small_real_time_detection, smoke_detection; for instances, paper_coco_mask_rcnn, small_instances, "
+            "smoke_instances. By default finetune, or the task's small one."
         ),
     ] = None,
     set_: Annotated[

@@ -28,7 +28,13 @@ AT_LEAST_ONE = (
     "box_channels",
     "mask_channels",
     "detections_per_image",
+    "detr_channels",
+    "detr_ffn_channels",
+    "detr_layers",
+    "detr_queries",
 )
+DETECTORS = ("rcnn", "d-fine")
+DETR_HEADS = 8
 
 
 @strict
@@ -75,6 +81,12 @@ class SwiftFormerConfig(BackboneConfigMixin, PreTrainedConfig):
         mask_channels: width of the layers that draw its mask.
         detection_nms_threshold: overlap from which on the lower score of two boxes of a class is dropped.
         detections_per_image: at most.
+        detector: what boxes come from: `rcnn`, Faster R-CNN, to which the fields above belong, or `d-fine`, a detector
+            for real time, to which `detections_per_image` and the fields below do.
+        detr_channels: its width, a multiple of 8.
+        detr_ffn_channels: width of the hidden layers in its encoder and decoder.
+        detr_layers: of its decoder.
+        detr_queries: objects that it can see at once.
 
     Raises:
         ValueError: lengths or ranges that do not fit together.
@@ -115,6 +127,11 @@ class SwiftFormerConfig(BackboneConfigMixin, PreTrainedConfig):
     mask_channels: int = 256
     detection_nms_threshold: float = 0.5
     detections_per_image: int = 100
+    detector: str = "rcnn"
+    detr_channels: int = 256
+    detr_ffn_channels: int = 1024
+    detr_layers: int = 3
+    detr_queries: int = 300
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -160,6 +177,10 @@ class SwiftFormerConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{name} must be positive numbers, found {getattr(self, name)}")
         if not 0 < self.detection_nms_threshold <= 1:
             raise ValueError(f"detection_nms_threshold must be in (0, 1], found {self.detection_nms_threshold}")
+        if self.detector not in DETECTORS:
+            raise ValueError(f"detector must be one of {', '.join(DETECTORS)}, found {self.detector!r}")
+        if self.detr_channels % DETR_HEADS:
+            raise ValueError(f"detr_channels must be a multiple of {DETR_HEADS}, found {self.detr_channels}")
         if not 0 <= self.frozen_stages <= len(depths):
             raise ValueError(f"frozen_stages must be from 0 to {len(depths)}, found {self.frozen_stages}")
 
@@ -193,6 +214,15 @@ class SwiftFormerConfig(BackboneConfigMixin, PreTrainedConfig):
     def form(self) -> str:
         """The numeric form: `"uniform"`, `"uniform-unnormalized"` or `"l2"`; `"l2-unnormalized"` was never released."""
         return self.global_query_weighting + ("" if self.normalize_query_key else "-unnormalized")
+
+    @property
+    def stage_strides(self) -> tuple[int, ...]:
+        """Pixels of a picture per pixel of each stage's map."""
+        strides = [4]  # of the stem
+        for place in range(1, len(self.depths)):
+            wider = self.embed_dims[place] != self.embed_dims[place - 1]
+            strides.append(strides[-1] * (self.down_stride if wider or self.downsamples[place - 1] else 1))
+        return tuple(strides)
 
     @property
     def is_stock(self) -> bool:

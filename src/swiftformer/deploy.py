@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from swiftformer.image_processing import Preprocessing
 from swiftformer.model import ConvBranch, Downsampling, EncoderBlock, Mlp, Stage
 from swiftformer.normalization import NormalizingConv2d, fold_normalization
 from swiftformer.segmentation import SwiftFormerForSemanticSegmentation
+
+if TYPE_CHECKING:
+    from swiftformer.deploy_d_fine import DeployDFine
 
 # Mean square of a vector that counts as zero; and for graphs that compute it in float16, whose smallest normal number
 # this is: the factor is then 128, and a zero vector stays zero.
@@ -175,9 +178,13 @@ class DeployModel(nn.Module):
         self.norms = nn.ModuleDict()
         self.head: nn.Module = nn.Identity()
         self.decode_head: DeploySemanticFPN | None = None
-        self.detection_head: DeployRCNN | None = None
+        self.detection_head: DeployRCNN | DeployDFine | None = None
         if isinstance(model, SwiftFormerForObjectDetection):
             self.detection_head = deploy_detection(model)
+        elif hasattr(model, "detection_head"):
+            from swiftformer.deploy_d_fine import deploy_d_fine
+
+            self.detection_head = deploy_d_fine(model)  # type: ignore[arg-type]
         elif isinstance(model, SwiftFormerForSemanticSegmentation):
             self.decode_head = DeploySemanticFPN(model.decode_head, list(model.hidden_states_norms.values()))
         elif isinstance(model, SwiftFormerBackbone):
@@ -198,8 +205,9 @@ class DeployModel(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, ...]:
         """`(B, num_channels, H, W)` to logits, to the feature maps of a backbone, or to what a detector finds.
 
-        Logits are `(B, num_labels)`, and of a segmentation model `(B, num_labels, H/4, W/4)`, rounded up. A detector
-        takes one picture, see `swiftformer.deploy_detection.DeployRCNN`.
+        Logits are `(B, num_labels)`, and of a segmentation model `(B, num_labels, H/4, W/4)`, rounded up. For detectors
+        see `swiftformer.deploy_detection.DeployRCNN`, which takes one picture, and
+        `swiftformer.deploy_d_fine.DeployDFine`.
         """
         x = self.stem(pixel_values)
         dense = self.out_features or self.decode_head is not None or self.detection_head is not None

@@ -23,7 +23,6 @@ from swiftformer.heads.rcnn import (
     SCORE_THRESHOLD,
     RCNNHead,
     fitting_levels,
-    level_scales,
 )
 
 RPN_WEIGHTS, BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)  # of the four numbers that shift a box
@@ -48,7 +47,8 @@ class DeployRCNN(nn.Module):
         self.lateral = nn.ModuleList(lateral)
         self.output = nn.ModuleList(copy.deepcopy(block[0]) for block in fpn.layer_blocks)  # type: ignore[index]
         self.rpn_head = copy.deepcopy(head.rpn.head)
-        cells: Any = head.rpn.anchor_generator.cell_anchors
+        generator: Any = head.rpn.anchor_generator
+        self.strides, cells = generator.strides, generator.cell_anchors
         for level, cell in enumerate(cells):
             self.register_buffer(f"cell_{level}", cell.detach().clone().float(), persistent=False)
         self.box_head, self.box_predictor = copy.deepcopy(regions.box_head), copy.deepcopy(regions.box_predictor)
@@ -73,7 +73,7 @@ class DeployRCNN(nn.Module):
         found = (scores > 0).to(boxes.dtype)
         outputs = [scores * found, labels * found.to(labels.dtype), shares * found[:, None]]
         if self.mask_head is not None:
-            outputs.append(self._masks(levels[:-1], boxes, labels, size) * found[:, None, None])
+            outputs.append(self._masks(levels[:-1], boxes, labels) * found[:, None, None])
         return tuple(output[None] for output in outputs)
 
     def _pyramid(self, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -88,7 +88,7 @@ class DeployRCNN(nn.Module):
         objectness, deltas = self.rpn_head(list(levels))
         boxes, scores = [], []
         for level, (of_level, shifts) in enumerate(zip(objectness, deltas, strict=True)):
-            anchors = self._anchors(level, of_level.shape[-2:], size)
+            anchors = self._anchors(level, of_level.shape[-2:])
             chance = of_level[0].permute(1, 2, 0).flatten()  # (h * w * anchors,)
             shifts = shifts[0].permute(1, 2, 0).reshape(-1, 4)
             best, places = chance.topk(min(self.proposals[0], chance.shape[0]))
@@ -100,11 +100,10 @@ class DeployRCNN(nn.Module):
         best, places = all_scores.topk(min(self.proposals[1], all_scores.shape[0]))
         return all_boxes[places], best >= 0
 
-    def _anchors(self, level: int, grid: Sequence[int], size: tuple[int, int]) -> Tensor:
+    def _anchors(self, level: int, grid: Sequence[int]) -> Tensor:
         """`(h * w * anchors, 4)`."""
         cell = getattr(self, f"cell_{level}")
-        rows = torch.arange(grid[0], device=cell.device) * (size[0] // grid[0])
-        columns = torch.arange(grid[1], device=cell.device) * (size[1] // grid[1])
+        rows, columns = (torch.arange(side, device=cell.device) * self.strides[level] for side in grid)
         y, x = torch.meshgrid(rows, columns, indexing="ij")
         corners = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4).to(cell.dtype)
         return (corners + cell[None]).reshape(-1, 4)
@@ -113,7 +112,7 @@ class DeployRCNN(nn.Module):
         self, levels: Sequence[Tensor], regions: Tensor, there: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Scores `(D,)`, -1 where there is nothing, labels `(D,)` from 0 on, and boxes `(D, 4)` in pixels."""
-        logits, deltas = self.box_predictor(self.box_head(pooled(levels, regions, BOX_SIZE, size)))
+        logits, deltas = self.box_predictor(self.box_head(pooled(levels, regions, BOX_SIZE, self.strides)))
         scores = torch.where(there[:, None], logits.softmax(dim=1)[:, 1:], OUT)  # without the background
         classes = scores.shape[1]
         deltas = deltas.view(-1, classes + 1, 4)[:, 1:].reshape(-1, 4)
@@ -127,10 +126,12 @@ class DeployRCNN(nn.Module):
         labels, boxes = labels[order], boxes[order]
         return F.pad(best, (0, free), value=OUT), F.pad(labels, (0, free)), F.pad(boxes, (0, 0, 0, free))
 
-    def _masks(self, levels: Sequence[Tensor], boxes: Tensor, labels: Tensor, size: tuple[int, int]) -> Tensor:
+    def _masks(self, levels: Sequence[Tensor], boxes: Tensor, labels: Tensor) -> Tensor:
         """`(D, 28, 28)` probabilities of the class that each box was given."""
         assert self.mask_head is not None and self.mask_predictor is not None
-        logits = self.mask_predictor(self.mask_head(pooled(levels, boxes, MASK_SIZE, size)))  # (D, classes + 1, ...)
+        logits = self.mask_predictor(
+            self.mask_head(pooled(levels, boxes, MASK_SIZE, self.strides))
+        )  # (D, classes + 1, ...)
         places = (labels + 1).view(-1, 1, 1, 1).expand(-1, 1, *logits.shape[2:])
         return logits.gather(1, places)[:, 0].sigmoid()
 
@@ -162,16 +163,16 @@ def suppressed(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
     return torch.where(kept > 0, scores, OUT)
 
 
-def pooled(levels: Sequence[Tensor], boxes: Tensor, side: int, size: tuple[int, int]) -> Tensor:
+def pooled(levels: Sequence[Tensor], boxes: Tensor, side: int, strides: Sequence[int]) -> Tensor:
     """What the pyramid has in each box, `(n, C, side, side)`, from the level that fits the box (arXiv 1612.03144).
 
     All levels are looked at for all boxes: which one counts is known only when the boxes are.
     """
-    scales = level_scales(levels, size[0])
-    wanted = fitting_levels(boxes, scales)
+    strides = strides[: len(levels)]
+    wanted = fitting_levels(boxes, strides)
     total = None
-    for place, (level, scale) in enumerate(zip(levels, scales, strict=True)):
-        part = roi_align(level, [boxes], side, scale, SAMPLING_RATIO, aligned=True)
+    for place, (level, stride) in enumerate(zip(levels, strides, strict=True)):
+        part = roi_align(level, [boxes], side, 1 / stride, SAMPLING_RATIO, aligned=True)
         part = part * (wanted == place).to(part.dtype).view(-1, 1, 1, 1)
         total = part if total is None else total + part
     assert total is not None

@@ -31,6 +31,8 @@ class SwiftFormerDetectionOutput(ModelOutput):
         labels: `(B, D)` class indices.
         boxes: `(B, D, 4)`: x and y of the centre, width and height, as shares of the input.
         masks: `(B, D, 28, 28)`, of instance segmentation: probabilities at the points of a grid over the box.
+        logits, pred_boxes: `(B, Q, num_labels)` and `(B, Q, 4)`, of a detector with Q queries: what the above are made
+            of, for transformers' `post_process_object_detection`.
         hidden_states: feature maps of the encoder, on request.
     """
 
@@ -40,6 +42,8 @@ class SwiftFormerDetectionOutput(ModelOutput):
     labels: Tensor | None = None
     boxes: Tensor | None = None
     masks: Tensor | None = None
+    logits: Tensor | None = None
+    pred_boxes: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
 
@@ -140,17 +144,10 @@ class SwiftFormerForObjectDetection(SwiftFormerBackbone):
         self, labels: list[dict[str, Tensor]] | None, batch: int, size: tuple[int, int]
     ) -> list[dict[str, Tensor]]:
         """Labels in torchvision's terms: pixels and corners, the background as class 0."""
-        if labels is None or len(labels) != batch:
-            found = "none" if labels is None else str(len(labels))
-            raise ValueError(f"expected labels of {batch} pictures to train on, found {found}")
         height, width = size
         targets = []
-        for of_one in labels:
+        for of_one in check_labels(labels, batch, self.num_labels):
             classes, boxes = of_one["class_labels"], of_one["boxes"].float()
-            if boxes.shape != (len(classes), 4):
-                raise ValueError(f"expected boxes of shape ({len(classes)}, 4), found {tuple(boxes.shape)}")
-            if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < self.num_labels:
-                raise ValueError(f"expected class_labels from 0 to {self.num_labels - 1}, found {classes.tolist()}")
             corners = box_convert(boxes, "cxcywh", "xyxy") * boxes.new_tensor([width, height, width, height])
             target = {"boxes": corners, "labels": classes.long() + 1}
             if self.with_masks:
@@ -183,6 +180,20 @@ class SwiftFormerForInstanceSegmentation(SwiftFormerForObjectDetection):
     """The same with a mask for every object: Mask R-CNN."""
 
     with_masks = True
+
+
+def check_labels(labels: list[dict[str, Tensor]] | None, batch: int, num_labels: int) -> list[dict[str, Tensor]]:
+    """Classes and boxes of `batch` pictures as they are; ValueError where they cannot be learned from."""
+    if labels is None or len(labels) != batch:
+        found = "none" if labels is None else str(len(labels))
+        raise ValueError(f"expected labels of {batch} pictures to train on, found {found}")
+    for of_one in labels:
+        classes, boxes = of_one["class_labels"], of_one["boxes"]
+        if boxes.shape != (len(classes), 4):
+            raise ValueError(f"expected boxes of shape ({len(classes)}, 4), found {tuple(boxes.shape)}")
+        if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_labels:
+            raise ValueError(f"expected class_labels from 0 to {num_labels - 1}, found {classes.tolist()}")
+    return labels
 
 
 def _sizes(pixel_mask: Tensor, shape: tuple[int, ...]) -> list[tuple[int, int]]:

@@ -22,6 +22,7 @@ RUN_FOLDERS = ("best", "last")
 TASKS = {  # by a part of the class's name
     "ForSemanticSegmentation": "segmentation",
     "ForObjectDetection": "detection",
+    "ForRealTimeDetection": "detection",
     "ForInstanceSegmentation": "instances",
     "Backbone": "backbone",
 }

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from swiftformer.image_processing import ImageError, ImageSource, Preprocessing, open_image
 from swiftformer.predict import listed, names_of

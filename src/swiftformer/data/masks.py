@@ -51,7 +51,7 @@ def read_mask(file: str | Path, reduce_zero_label: bool = False) -> np.ndarray:
 
 
 def largest_indices(files: tuple[str, ...]) -> tuple[int, ...]:
-    """In each mask; -1 where it cannot be read, or holds nothing but void. Files that stay as they are are read once."""
+    """In each mask; -1 where it cannot be read, or holds nothing but void. Files that do not change are read once."""
     return _largest_indices(files, tuple(_stamp(file) for file in files))
 
 

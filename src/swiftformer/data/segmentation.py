@@ -288,8 +288,9 @@ def _expect_names_for_all(folders: MaskFolders, names: Sequence[str], reduce_zer
     beyond = [(file, index) for file, index in zip(files, largest, strict=True) if index > last]
     if 2 * len(beyond) > len(files):
         raise AnnotationError(
-            f"{beyond[0][0]}: expected class indices from {first} to {last}, as there are names for, and {VOID} for void, "
-            f"found {beyond[0][1]}; {len(beyond) - 1} others of the first {len(files)} masks have the same problem"
+            f"{beyond[0][0]}: expected class indices from {first} to {last}, as there are names for, and {VOID} for "
+            f"void, found {beyond[0][1]}; "
+            f"{len(beyond) - 1} others of the first {len(files)} masks have the same problem"
         )
 
 

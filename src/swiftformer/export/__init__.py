@@ -101,6 +101,8 @@ def export(
     labels = () if task == "backbone" else tuple(net.config.id2label[i] for i in range(net.num_labels))
     if softmax and task != "classification":
         raise ExportError(f"softmax: expected a classifier, found a model for {task}")
+    if max_drop is not None and task != "classification":
+        raise ExportError(f"max_drop: expected a classifier, found a model for {task}")
     if normalize and channels != 3:
         raise ExportError(f"normalize: expected a model of 3 channels, found {channels}")
     if target.takes_images and labels and task == "classification":

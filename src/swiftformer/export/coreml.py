@@ -27,8 +27,8 @@ def write(graph: DeployGraph, options: Options, folder: Path) -> str:
 
     if options.batch != 1 and (options.normalize or options.labels):
         raise ExportError(f"coreml takes one picture at a time: expected a batch of 1, found {options.batch}")
-    dense = graph.net.decode_head is not None
-    if dense and options.size is not None and any(side % FACTOR for side in options.size):
+    segments = graph.net.decode_head is not None
+    if segments and options.size is not None and any(side % FACTOR for side in options.size):
         # Others make factors of upsampling that are no whole numbers, of which Core ML's rounding is not documented.
         height, width = options.size
         raise ExportError(
@@ -37,8 +37,8 @@ def write(graph: DeployGraph, options: Options, folder: Path) -> str:
     if options.precision != "fp32":
         fit_half(graph, options.example)
     with quiet():
-        kind = f"segmentation model, {graph.net.config.num_labels} classes" if dense else None
-        model = describe(compress(to_coreml(graph, options), options.precision), options, kind)
+        classes = graph.net.config.num_labels if segments else None
+        model = describe(compress(to_coreml(graph, options), options.precision), options, classes)
         spec = model.get_spec()
         half = options.precision != "fp32"
         labels = unique(options.labels)
@@ -98,11 +98,11 @@ def compress(model: Any, precision: str) -> Any:
     return coreml.palettize_weights(model, coreml.OptimizationConfig(global_config=config))
 
 
-def describe(model: Any, options: Options, kind: str | None = None) -> Any:
+def describe(model: Any, options: Options, segmented: int | None = None) -> Any:
     """The same model with the names and texts that Xcode shows. Author and licence are the weights' and stay free.
 
     Args:
-        kind: what the model is; by default told by the labels of a classifier.
+        segmented: number of a segmentation model's classes.
     """
     import coremltools as ct
 
@@ -112,7 +112,9 @@ def describe(model: Any, options: Options, kind: str | None = None) -> Any:
     if options.labels:
         ct.utils.rename_feature(spec, "classLabel_probs", "probabilities")
     model = ct.models.MLModel(spec, weights_dir=model.weights_dir, skip_model_load=True)
-    kind = kind or (f"classifier, {len(options.labels)} classes" if options.labels else "features")
+    kind = f"classifier, {len(options.labels)} classes" if options.labels else "features"
+    if segmented is not None:
+        kind = f"segmentation model, {segmented} classes"
     model.short_description = f"SwiftFormer {kind}, {height}x{width} pixels, {options.precision}"
     model.version = swiftformer.__version__
     model.input_description["pixel_values"] = (
@@ -121,4 +123,6 @@ def describe(model: Any, options: Options, kind: str | None = None) -> Any:
     if options.labels:
         model.output_description["classLabel"] = "Most probable class"
         model.output_description["probabilities"] = "Probability of each class"
+    if segmented is not None:
+        model.output_description["logits"] = "Score of each class at every fourth pixel, NCHW"
     return model

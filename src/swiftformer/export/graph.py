@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from swiftformer.deploy import DeployModel
 
 if TYPE_CHECKING:
     from swiftformer.export.formats import Options
+
+UNCHECKED = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 
 
 class DeployGraph(nn.Module):
@@ -63,9 +66,14 @@ def example_for(options: Options) -> Tensor:
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Without what converters print, log and warn of, and without the handlers that some give the root logger."""
+    """Without what converters print, log and warn of, and without the handlers that some give the root logger.
+
+    Nor with transformers' checks of shapes in the graph, which ONNX has no operators for.
+    """
     root, disabled = logging.getLogger(), logging.root.manager.disable
     handlers, level = list(root.handlers), root.level
+    checked = os.environ.get(UNCHECKED)
+    os.environ[UNCHECKED] = "1"
     logging.disable(logging.WARNING)
     try:
         with (
@@ -79,3 +87,6 @@ def silent() -> Iterator[None]:
         logging.disable(disabled)
         root.handlers[:] = handlers
         root.setLevel(level)
+        os.environ.pop(UNCHECKED)
+        if checked is not None:
+            os.environ[UNCHECKED] = checked

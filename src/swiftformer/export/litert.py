@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from swiftformer.deploy import DeploySemanticFPN
 from swiftformer.export.graph import DeployGraph, silent
 from swiftformer.export.half import fit_half
+from swiftformer.heads.semantic_fpn import merged, nearest, pyramid
 
 if TYPE_CHECKING:
     from swiftformer.export import Options
@@ -35,10 +38,30 @@ class NamedOutputs(nn.Module):
         return dict(zip(self.names, found if isinstance(found, tuple) else (found,), strict=True))
 
 
+class RepeatingHead(nn.Module):
+    """A Semantic FPN head that enlarges by whole factors: others give litert-torch other nearest values than torch."""
+
+    def __init__(self, head: DeploySemanticFPN) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        levels = pyramid(self.head.lateral, self.head.output, maps, repeated)
+        return self.head.classifier(merged(self.head.scale_heads, levels))
+
+
+def repeated(x: Tensor, size: Sequence[int]) -> Tensor:
+    """`nearest`, to a size of which `x` is half, rounded up, or to its own."""
+    height, width = (side * -(-wanted // side) for side, wanted in zip(x.shape[2:], size, strict=True))
+    return nearest(x, (height, width))[:, :, : size[0], : size[1]]
+
+
 def write(graph: DeployGraph, options: Options, folder: Path) -> str:
     """See `swiftformer.export.Format`. fp16 is how weights are stored; the device decides what it computes in."""
     check_torch()
     graph = copy.deepcopy(graph).to(memory_format=torch.contiguous_format)
+    if graph.net.decode_head is not None:
+        graph.net.decode_head = RepeatingHead(graph.net.decode_head)  # type: ignore[assignment]
     if options.precision == "fp16":
         fit_half(graph, options.example)
     with silent():

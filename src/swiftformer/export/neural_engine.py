@@ -23,7 +23,8 @@ HIGHEST_RANK = 4
 FLOAT32 = 11
 
 # Convolutions, products, sums along axes, upsampling, element-wise arithmetic and activations, all on maps of four
-# dimensions, are what is known to be taken. No normalisation is among them: layer and instance norms of some axes go to the CPU.
+# dimensions, are what is known to be taken. No normalisation is among them: layer and instance norms of some axes go to
+# the CPU.
 TAKEN = frozenset(
     [
         "add",

@@ -41,6 +41,30 @@ class BoxPredictor(faster_rcnn.FastRCNNPredictor):
         return scores.float(), deltas.float()
 
 
+class LevelAnchors(AnchorGenerator):
+    """torchvision's, at known distances: its own are a picture's side over a map's, rounded down, and too short where
+    the map's was rounded up.
+
+    Args:
+        sizes: sides of the anchors of each level, in pixels.
+        ratios: their heights as shares of their widths.
+        strides: pixels of a picture per pixel of each level.
+    """
+
+    def __init__(self, sizes: Sequence[int], ratios: Sequence[float], strides: Sequence[int]) -> None:
+        super().__init__(tuple((size,) for size in sizes), (tuple(ratios),) * len(sizes))
+        self.strides = tuple(strides)
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        """Maps `(B, C, H_i, W_i)` to the anchors `(n, 4)` of each picture, x0 y0 x1 y1 in pixels."""
+        device = feature_maps[0].device
+        grids: Any = [x.shape[-2:] for x in feature_maps]
+        strides = [[torch.tensor(stride, device=device)] * 2 for stride in self.strides]
+        self.set_cell_anchors(feature_maps[0].dtype, device)
+        anchors = torch.cat(self.grid_anchors(grids, strides))
+        return [anchors] * len(image_list.image_sizes)
+
+
 class RegionPooling(nn.Module):
     """What a pyramid has in each region, from the level that fits the region's size (arXiv 1612.03144, equation 1).
 
@@ -49,38 +73,31 @@ class RegionPooling(nn.Module):
 
     Args:
         side: of the result, in pixels.
-        levels: how many of the pyramid's are looked at.
+        strides: pixels of a picture per pixel of each level that is looked at.
     """
 
-    def __init__(self, side: int, levels: int) -> None:
+    def __init__(self, side: int, strides: Sequence[int]) -> None:
         super().__init__()
-        self.side, self.levels = side, levels
+        self.side, self.strides = side, tuple(strides)
 
     def forward(self, pyramid: Mapping[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> Tensor:
         """Maps `(B, C, H_i, W_i)`, the finest first, and boxes `(n, 4)` of each picture in pixels to the boxes of all,
         `(N, C, side, side)`."""
-        maps = list(pyramid.values())[: self.levels]
-        height = max(size[0] for size in sizes)
-        scales = level_scales(maps, height)
-        places = fitting_levels(torch.cat(boxes), scales)
+        maps = list(pyramid.values())[: len(self.strides)]
+        places = fitting_levels(torch.cat(boxes), self.strides)
         pictures = torch.cat([box.new_full((len(box), 1), index) for index, box in enumerate(boxes)])
         regions = torch.cat([pictures, torch.cat(boxes)], dim=1)  # (N, 5)
         pooled = maps[0].new_zeros(len(regions), maps[0].shape[1], self.side, self.side)
-        for level, (x, scale) in enumerate(zip(maps, scales, strict=True)):
+        for level, (x, stride) in enumerate(zip(maps, self.strides, strict=True)):
             [chosen] = torch.where(places == level)
-            part = roi_align(x, regions[chosen], self.side, scale, SAMPLING_RATIO, aligned=True)
+            part = roi_align(x, regions[chosen], self.side, 1 / stride, SAMPLING_RATIO, aligned=True)
             pooled = pooled.index_copy(0, chosen, part.to(pooled.dtype))
         return pooled
 
 
-def level_scales(maps: Sequence[Tensor], height: int) -> list[float]:
-    """Pixels of each map per pixel of a picture: powers of two, whatever was rounded on the way."""
-    return [2.0 ** round(math.log2(x.shape[-2] / height)) for x in maps]
-
-
-def fitting_levels(boxes: Tensor, scales: Sequence[float]) -> Tensor:
-    """The place in `scales` of the level on which each box `(n, 4)` is looked at, `(n,)`."""
-    first, last = (-int(math.log2(scale)) for scale in (scales[0], scales[-1]))
+def fitting_levels(boxes: Tensor, strides: Sequence[int]) -> Tensor:
+    """The place in `strides` of the level on which each box `(n, 4)` is looked at, `(n,)`."""
+    first, last = (round(math.log2(stride)) for stride in (strides[0], strides[-1]))
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     levels = torch.floor(CANONICAL_LEVEL + torch.log2(area.sqrt() / CANONICAL_SIZE) + 1e-6)
     return levels.clamp(first, last) - first
@@ -147,12 +164,14 @@ class RegionHeads(RoIHeads):
             return logits.sum()
         drawn = []
         for target, match, some, box in zip(targets, matched, shown, boxes, strict=True):
-            masks = target["masks"].to(box.dtype)[:, None]  # (n, 1, H, W)
-            regions = torch.cat([match[some].to(box.dtype)[:, None], box], dim=1)
+            # Of hundreds of objects only those that were matched become floating point.
+            places, own = match[some].unique(return_inverse=True)
+            masks = target["masks"][places].to(box.dtype)[:, None]  # (n, 1, H, W)
+            regions = torch.cat([own.to(box.dtype)[:, None], box], dim=1)
             drawn.append(roi_align(masks, regions, logits.shape[-1], spatial_scale=1.0, aligned=True)[:, 0])
         classes = torch.cat([label[some] for label, some in zip(labels, shown, strict=True)])
-        own = logits[torch.arange(len(classes), device=classes.device), classes]  # (N, 28, 28)
-        return F.binary_cross_entropy_with_logits(own.float(), torch.cat(drawn))
+        chosen = logits[torch.arange(len(classes), device=classes.device), classes]  # (N, 28, 28)
+        return F.binary_cross_entropy_with_logits(chosen.float(), torch.cat(drawn))
 
 
 class RCNNHead(nn.Module):
@@ -169,13 +188,10 @@ class RCNNHead(nn.Module):
 
     def __init__(self, in_channels: Sequence[int], num_labels: int, masks: bool, config: SwiftFormerConfig) -> None:
         super().__init__()
-        width, levels = config.fpn_channels, len(in_channels)
-        proposals = config.detection_proposals
+        width, proposals, strides = config.fpn_channels, config.detection_proposals, config.stage_strides
         self.fpn = FeaturePyramidNetwork(list(in_channels), width, extra_blocks=LastLevelMaxPool())
         with torch.device("cpu"):  # its anchors are neither parameters nor buffers: no later load would fill them
-            anchors = AnchorGenerator(
-                tuple((size,) for size in config.anchor_sizes), (tuple(config.anchor_ratios),) * (levels + 1)
-            )
+            anchors = LevelAnchors(config.anchor_sizes, config.anchor_ratios, (*strides, 2 * strides[-1]))
         self.rpn = rpn.RegionProposalNetwork(
             anchors,
             RPNHead(width, anchors.num_anchors_per_location()[0]),
@@ -191,12 +207,12 @@ class RCNNHead(nn.Module):
         if masks:
             channels = config.mask_channels
             mask_branch = {
-                "mask_roi_pool": RegionPooling(MASK_SIZE, levels),
+                "mask_roi_pool": RegionPooling(MASK_SIZE, strides),
                 "mask_head": MaskRCNNHeads(width, (channels,) * 4, dilation=1),
                 "mask_predictor": MaskRCNNPredictor(channels, channels, num_labels + 1),
             }
         self.roi_heads = RegionHeads(
-            RegionPooling(BOX_SIZE, levels),
+            RegionPooling(BOX_SIZE, strides),
             faster_rcnn.TwoMLPHead(width * BOX_SIZE**2, config.box_channels),
             BoxPredictor(config.box_channels, num_labels + 1),
             fg_iou_thresh=0.5,

@@ -8,7 +8,7 @@ Every upsampling goes to the size of the next finer map, not by a factor of two,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -77,11 +77,25 @@ class SemanticFPNHead(nn.Module):
         return self.classifier(self.dropout(merged(self.scale_heads, self.fpn(maps))))
 
 
-def pyramid(lateral: Iterable[nn.Module], output: Iterable[nn.Module], maps: Sequence[Tensor]) -> list[Tensor]:
-    """Apply the convolutions of a `FeaturePyramid`, with the top-down sums between them."""
+def nearest(x: Tensor, size: Sequence[int]) -> Tensor:
+    """`(B, C, h, w)` to `(B, C, *size)`, the nearest value."""
+    return F.interpolate(x, size=tuple(size), mode="nearest")
+
+
+def pyramid(
+    lateral: Iterable[nn.Module],
+    output: Iterable[nn.Module],
+    maps: Sequence[Tensor],
+    enlarge: Callable[[Tensor, Sequence[int]], Tensor] = nearest,
+) -> list[Tensor]:
+    """Apply the convolutions of a `FeaturePyramid`, with the top-down sums between them.
+
+    Args:
+        enlarge: brings a coarse map to the size of a finer one.
+    """
     levels = [conv(x) for conv, x in zip(lateral, maps, strict=True)]
     for fine in range(len(levels) - 2, -1, -1):
-        levels[fine] = levels[fine] + F.interpolate(levels[fine + 1], size=levels[fine].shape[2:], mode="nearest")
+        levels[fine] = levels[fine] + enlarge(levels[fine + 1], levels[fine].shape[2:])
     return [conv(x) for conv, x in zip(output, levels, strict=True)]
 
 

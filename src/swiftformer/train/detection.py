@@ -43,11 +43,11 @@ class Detection(Task):
             return load(model, form=form, task=self.model_task, labels=classes, **self.recipe.network_fields)
         id2label = dict(enumerate(classes))
         label2id = {name: i for i, name in id2label.items()}
-        kind = model_class(self.model_task)
+        kind = model_class(self.model_task, self.recipe.detector)
         return kind.from_variant(variant, id2label=id2label, label2id=label2id, **self.recipe.network_fields)
 
     def network_of(self, config: dict[str, Any]) -> Any:
-        return model_class(self.model_task)(SwiftFormerConfig.from_dict(config))
+        return model_class(self.model_task, self.recipe.detector)(SwiftFormerConfig.from_dict(config))
 
     def prepare(self, net: Any, source: DetectionSource) -> None:
         net.preprocessing = self.recipe.preprocessing

@@ -220,7 +220,7 @@ class Recipe(TrainingRecipe):
 
 @dataclass(frozen=True)
 class DetectionRecipe(TrainingRecipe):
-    """Object detection with Faster R-CNN.
+    """Object detection with Faster R-CNN, or in real time with D-FINE.
 
     Attributes:
         short_side: that pictures are resized to, in training before `scale`; 0 leaves them as they are.
@@ -238,6 +238,9 @@ class DetectionRecipe(TrainingRecipe):
         samples: of these that are learned from, per picture.
         nms_threshold: overlap from which on the lower score of two boxes of a class is dropped.
         detections_per_image: at most.
+        detector: `rcnn`, which the fields from `fpn_channels` to `nms_threshold` belong to, or `d-fine`, which do
+        detr_channels, detr_ffn_channels: width, and that of its hidden layers,
+        detr_layers, detr_queries: of its decoder.
     """
 
     task = "detect"
@@ -259,6 +262,11 @@ class DetectionRecipe(TrainingRecipe):
     samples: int = 512
     nms_threshold: float = 0.5
     detections_per_image: int = 100
+    detector: Literal["rcnn", "d-fine"] = "rcnn"
+    detr_channels: int = 256
+    detr_ffn_channels: int = 1024
+    detr_layers: int = 3
+    detr_queries: int = 300
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -273,6 +281,13 @@ class DetectionRecipe(TrainingRecipe):
             raise ValueError(f"expected short_sides of at least 32, found {self.short_sides}")
         if len(self.anchor_sizes) != 5:
             raise ValueError(f"expected five anchor_sizes, one for each level, found {self.anchor_sizes}")
+        if self.detector != "rcnn" and self.task == "instances":
+            raise ValueError(f"expected detector rcnn for instances, found {self.detector}")
+        if self.detr_channels % 8 or min(self.detr_channels, self.detr_layers, self.detr_queries) < 1:
+            raise ValueError(
+                f"expected detr_channels as a multiple of 8, and detr_layers and detr_queries of at least 1, "
+                f"found {self.detr_channels}, {self.detr_layers}, {self.detr_queries}"
+            )
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -303,6 +318,11 @@ class DetectionRecipe(TrainingRecipe):
             "detection_samples": self.samples,
             "detection_nms_threshold": self.nms_threshold,
             "detections_per_image": self.detections_per_image,
+            "detector": self.detector,
+            "detr_channels": self.detr_channels,
+            "detr_ffn_channels": self.detr_ffn_channels,
+            "detr_layers": self.detr_layers,
+            "detr_queries": self.detr_queries,
         }
 
 

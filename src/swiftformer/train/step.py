@@ -14,7 +14,10 @@ from swiftformer.train.objectives import Objective, autocast
 from swiftformer.train.recipe import TrainingRecipe
 
 POWER = 0.9  # of the schedule `poly`
-CLASSIFIERS = ("head.", "dist_head.", "decode_head.classifier.", "detection_head.roi_heads.box_predictor.")
+CLASSIFIERS = (
+    *("head.", "dist_head.", "decode_head.classifier.", "detection_head.roi_heads.box_predictor."),
+    *("detection_head.model.enc_score_head.", "detection_head.model.decoder.class_embed."),
+)
 
 
 class TrainingStep:
