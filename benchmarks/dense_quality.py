@@ -136,7 +136,7 @@ def main() -> None:
         file = arguments.output / f"{arguments.recipe}-{backbone}.jsonl"
         if not file.exists():
             options = {"classes": arguments.classes, "reduce_zero_label": None}
-            sources = open_splits(recipe.task, arguments.data, "name", options)
+            sources = open_splits(recipe.task, arguments.data, "name", options, "skip")
             lines = train(recipe, backbone, sources, select_device(arguments.device), arguments.workers)
             with atomic_file(file) as target:
                 target.write_text("".join(json.dumps(line) + "\n" for line in lines))

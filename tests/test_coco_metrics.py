@@ -253,8 +253,9 @@ def test_what_does_not_fit():
 
 def test_results_for_a_file():
     pictures = random_pictures(4)
-    results = measured(pictures).coco_results({0: 7, 2: 9})
+    results = measured(pictures).coco_results({0: 7, 2: 9}, {i: f"{i}.png" for i in pictures})
     assert {r["category_id"] for r in results} == {7, 9} and {r["image_id"] for r in results} <= {*pictures}
+    assert all(r.pop("file_name") == f"{r['image_id']}.png" for r in results)
     expected = [r for i in sorted(pictures) for r in pictures[i][2].coco_results(i, [7, 0, 9, 0]) if r["category_id"]]
     assert results == expected and json.loads(json.dumps(results)) == results
 
@@ -380,3 +381,12 @@ def test_models_that_are_not_evaluated(coco_folder):
         evaluate_reference(tiny_detector(names=("dog", "bird")), str(coco_folder), device="cpu")
     with pytest.raises(ValueError, match="together with a reference, found a model"):
         evaluate_reference(tiny_detector(), str(coco_folder), precision="fp32")
+
+
+def test_more_objects_than_pycocotools_measures_at_once():
+    """Its `area` fails on more than 255 masks."""
+    rng, size = np.random.default_rng(0), (80, 100)
+    objects = random_objects(rng, 300, size)
+    metrics = CocoMetrics(NAMES[:3], with_masks=True, max_detections=(1, 10, 300))
+    metrics.update(1, size, objects, exact(objects, size))
+    assert metrics.result()["mask_AP"] == pytest.approx(100)

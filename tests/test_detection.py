@@ -1,6 +1,8 @@
 """Detectors: against torchvision's own models, labels and outputs, checkpoints, the deployed form."""
 
 import copy
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from swiftformer.detections import paste_masks
 from swiftformer.engines import EngineError, open_engine
 from swiftformer.engines.torch import TorchEngine
 from swiftformer.export import ExportError, export
+from swiftformer.export.compare import found_again
 from swiftformer.heads import rcnn
 from swiftformer.heads.rcnn import RegionPooling, fitting_levels
 
@@ -327,7 +330,16 @@ def test_exports(format, tmp_path):
     engine = open_engine(tmp_path / "artifact")
     with torch.inference_mode():
         expected = model(pictures())
-    assert_same_objects({k: torch.from_numpy(v) for k, v in engine(pictures().numpy()).items()}, expected)
+    found = engine(pictures().numpy())
+    assert_same_objects({k: torch.from_numpy(v) for k, v in found.items()}, expected)
+    expected = {name: expected[name].numpy() for name in found}
+    objects, hits = found_again(found, expected)
+    assert objects == hits > 0
+    assert found_again(found | {"masks": 0 * found["masks"]}, expected)[1] < hits
+    assert found_again(found | {"boxes": found["boxes"] + 0.01}, expected)[1] == 0
+    if format == "torch-export":  # whose operators are torchvision's, which nothing has imported yet
+        code = f"from swiftformer.engines import open_engine; open_engine({str(tmp_path / 'artifact')!r})"
+        subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_exports_that_are_refused(tmp_path):
@@ -339,6 +351,21 @@ def test_exports_that_are_refused(tmp_path):
     with pytest.raises(ExportError, match="multiples of 32 for a detector, found 100x128"):
         export(model, tmp_path / "a", "onnx", size=(100, 128))
     assert not (tmp_path / "a").exists()
+
+
+def test_output_for_transformers_own_post_processing():
+    """DETR's image processor finds the same in `logits` and `pred_boxes`."""
+    from transformers import DetrImageProcessor
+
+    with torch.inference_mode():
+        found = detector()(pictures())
+    theirs = DetrImageProcessor().post_process_object_detection(found, threshold=0.2, target_sizes=[(96, 128)] * 2)
+    ours = post_process_object_detection(found, 0.2, [(96, 128)] * 2)
+    for one, other in zip(theirs, ours, strict=True):
+        assert len(other["scores"]) > 0
+        np.testing.assert_allclose(one["scores"], other["scores"], atol=1e-5)
+        np.testing.assert_allclose(one["boxes"], other["boxes"], atol=1e-3)
+        assert torch.equal(one["labels"], other["labels"])
 
 
 def test_post_processing_as_transformers_does_it():

@@ -194,7 +194,11 @@ def test_a_split_of_two_words(tmp_path, pictures, caplog):
     write_coco(tmp_path / "annotations" / "instances_held_out.json", coco(range(3)))
     for seed in range(3):
         picture(tmp_path / pictures / f"p{seed}.png", seed)
-    for data, split in ((tmp_path, None), (tmp_path, "held_out"), (tmp_path / "annotations/instances_held_out.json", None)):
+    for data, split in (
+        (tmp_path, None),
+        (tmp_path, "held_out"),
+        (tmp_path / "annotations/instances_held_out.json", None),
+    ):
         assert len(open_detection(data, split)) == 3
     write_coco(tmp_path / "annotations" / "instances_train.json", coco(range(3)))
     assert len(open_detection(tmp_path, "held_out")) == 3

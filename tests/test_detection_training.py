@@ -1,6 +1,7 @@
 """Training, evaluating, exporting and using a detector, on pictures of coloured squares and discs."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -156,11 +157,27 @@ def test_the_paper_s_recipe():
     np.testing.assert_allclose(rates, [2e-4, 2e-4, 2e-5, 2e-5, 2e-6, 2e-6], rtol=1e-6)
 
 
+def test_data_that_cannot_be_validated_on(shapes, tmp_path):
+    file = shapes / "annotations" / "instances_val.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
+    with pytest.raises(ValueError, match="expected objects in the pictures to validate on, found none"):
+        run(shapes, tmp_path / "run", recipe="smoke_detection")
+
+
+def test_without_pycocotools(shapes, tmp_path, monkeypatch):
+    """It is said before the training, not at its first evaluation."""
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(ValueError, match=r"pip install 'swiftformer\[dense\]'"):
+        run(shapes, tmp_path / "run", recipe="smoke_detection")
+
+
 def test_bad_recipes(shapes, tmp_path, cli):  # noqa: F811
     with pytest.raises(ValueError, match="expected five anchor_sizes"):
         get_recipe("small_detection", ["anchor_sizes=8,16"])
     with pytest.raises(ValueError, match="expected scale as two positive factors"):
         DetectionRecipe(scale=(2.0, 1.0))
+    with pytest.raises(ValueError, match="expected longest of 0 or at least short_side and short_sides"):
+        get_recipe("small_detection", ["short_side=1600"])
     code, _, err = cli("train", "--task", "detect", "--recipe", "small_instances", "--data", shapes)
     assert code == 2 and "expected a recipe for it, found small_instances, which is to instances" in err
     code, _, err = cli("train", "--task", "detect", "--data", shapes, "--level", "genus")

@@ -278,9 +278,7 @@ def test_evaluation_gives_each_picture_once(tmp_path, short_side, size):
     preprocessing = Preprocessing(resize="shortest", resize_to=60, size=(50, 50))
     if short_side is not None:
         preprocessing = preprocessing.uncropped(short_side)
-    found = [
-        sample for rank in range(2) for sample in DetectionEvaluationLoader(source, preprocessing, rank, rank, 2)
-    ]
+    found = [sample for rank in range(2) for sample in DetectionEvaluationLoader(source, preprocessing, rank, rank, 2)]
     assert sorted(index for *_, index in found) == list(range(6))
     assert all(pixels.shape == (1, 3, *size) and whole == (30, 40) for pixels, whole, _ in found)
     pixels = next(iter(DetectionEvaluationLoader(source, preprocessing.uncropped(0), 0)))[0]

@@ -11,7 +11,7 @@ from transformers import RTDetrImageProcessor
 from transformers.models.d_fine.modeling_d_fine import DFineForObjectDetection
 
 import swiftformer
-from swiftformer import SwiftFormerConfig
+from swiftformer import SwiftFormerConfig, SwiftFormerForRealTimeDetection
 from swiftformer.checkpoints import load, save, stored_task
 from swiftformer.deploy import fuse
 from swiftformer.detection import SwiftFormerForObjectDetection
@@ -20,7 +20,6 @@ from swiftformer.evaluate.detection import evaluate_reference
 from swiftformer.export import export
 from swiftformer.heads import d_fine
 from swiftformer.locate import CheckpointError
-from swiftformer.real_time_detection import SwiftFormerForRealTimeDetection
 from swiftformer.train.recipes import RECIPES, get_recipe
 from test_cli import cli  # noqa: F401
 from test_detection import assert_same_objects, detector, labels, pictures
@@ -225,6 +224,8 @@ def test_one_detector_s_backbone_for_the_other(tmp_path):
         assert torch.equal(model.state_dict()[key], load(tmp_path / source).state_dict()[key])
         with pytest.raises(CheckpointError, match="expected a detection head, found none; pass num_labels"):
             load(tmp_path / source, detector=kind)
+    with pytest.raises(ValueError, match="expected the detector rcnn, found 'd-fine'; SwiftFormerForRealTime"):
+        SwiftFormerForObjectDetection.from_pretrained(tmp_path / "quick")
     with pytest.raises(ValueError, match="expected rcnn for instances, found 'd-fine'"):
         load(tmp_path / "rcnn", task="instances", detector="d-fine", labels=["cell"])
     assert load(tmp_path / "quick", task="instances", labels=["cell"]).config.detector == "rcnn"

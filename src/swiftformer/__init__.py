@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from swiftformer.predict import classify
     from swiftformer.predict_detection import detect
     from swiftformer.predict_segmentation import segment
+    from swiftformer.real_time_detection import SwiftFormerForRealTimeDetection
     from swiftformer.segmentation import SwiftFormerForSemanticSegmentation
     from swiftformer.segmentation_inference import post_process_semantic_segmentation, segment_logits
     from swiftformer.variants import VARIANTS
@@ -56,6 +57,7 @@ _MODULES = {
     "predict": ("classify",),
     "predict_detection": ("detect",),
     "predict_segmentation": ("segment",),
+    "real_time_detection": ("SwiftFormerForRealTimeDetection",),
     "segmentation": ("SwiftFormerForSemanticSegmentation",),
     "segmentation_inference": ("post_process_semantic_segmentation", "segment_logits"),
     "variants": ("VARIANTS",),
@@ -76,6 +78,7 @@ __all__ = [
     "SwiftFormerForImageClassificationWithTeacher",
     "SwiftFormerForInstanceSegmentation",
     "SwiftFormerForObjectDetection",
+    "SwiftFormerForRealTimeDetection",
     "SwiftFormerForSemanticSegmentation",
     "SwiftFormerModel",
     "SwiftFormerPreTrainedModel",

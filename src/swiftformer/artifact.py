@@ -39,8 +39,8 @@ class Artifact:
         device: that the graph was compiled for; `cpu` also where it is compiled later.
         source: the model that was exported, `sha256` of its weights included.
         versions: of the packages that wrote the artifact.
-        comparison: with the model in PyTorch: `images`, `top1_agreement` (of a segmentation model, of its pixels) and
-            `max_relative_difference`.
+        comparison: with the model in PyTorch: `images`, `top1_agreement` (of a segmentation model, of its pixels; of a
+            detector, of its `objects`) and `max_relative_difference`.
         checksums: sha256 of every file of the graph.
     """
 

@@ -157,7 +157,8 @@ def export(
     ] = None,
     validation: Annotated[Optional[str], typer.Option(help=f"To measure that on. {DATA_HELP}")] = None,
     images: Annotated[
-        Optional[list[str]], typer.Option(help="Pictures to compare on; photographs of the package by default.")
+        Optional[list[str]],
+        typer.Option(help="Pictures to compare on (of a detector: that show its objects); else the package's own."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda, to compile for; of aoti only.")] = "cpu",
     form: Form = None,

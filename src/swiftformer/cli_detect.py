@@ -61,14 +61,16 @@ def detect(
     clips += [] if camera is None else [(f"camera-{camera}", camera)]
     runner = open_detector(model, engine, device, precision, threads, form)
     targets = free_targets([name for name, _ in pictures + clips], output)
-    results, documents = [], []
+    documents, rows = [], []
     with progress_bar("detect", len(pictures)) as advance:
-        for (name, source), target in zip(pictures, targets, strict=False):
+        for number, ((name, source), target) in enumerate(zip(pictures, targets, strict=False), start=1):
             [result] = run([source], runner, names=[name], short_side=short_side, threshold=threshold)
             document = result.to_dict()
             if result.detections is not None:
                 document["overlay"] = write_picture(source, result, target, masks)
-            results.append(result)
+            if coco is not None:
+                rows += coco_rows(result, number)
+            del result  # its masks are as large as the picture
             documents.append(document)
             advance(1)
 
@@ -79,12 +81,12 @@ def detect(
     for (_, source), target in zip(clips, targets[len(pictures) :], strict=True):
         documents.append(record(source, target, step, frames))
     if coco is not None:
-        write_coco(coco, results)
+        write_json(coco, rows)
     if as_json:
         print_json(documents)
     else:
-        if results:
-            detection_table(results)
+        if pictures:
+            detection_table(documents[: len(pictures)])
         tell(documents, output)
     exit_with_errors(documents)
 
@@ -116,15 +118,16 @@ def draw_frame(frame: np.ndarray, result: DetectionResult, masks: bool) -> np.nd
     )
 
 
-def write_coco(file: Path, results: list[DetectionResult]) -> None:
-    """COCO results of all pictures, each with the `file_name` of its picture."""
+def coco_rows(result: DetectionResult, number: int) -> list[dict[str, Any]]:
+    """COCO results of the picture with this number, each with the picture's `file_name`."""
+    if result.detections is None:
+        return []
+    rows = result.detections.coco_results(number, range(1, len(result.labels) + 1))
+    return [row | {"file_name": result.image} for row in rows]
+
+
+def write_json(file: Path, rows: list[dict[str, Any]]) -> None:
     from swiftformer.files import atomic_file
 
-    rows = []
-    for number, result in enumerate(results, start=1):
-        if result.detections is not None:
-            categories = range(1, len(result.labels) + 1)
-            of_one = result.detections.coco_results(number, categories)
-            rows += [row | {"file_name": result.image} for row in of_one]
     with atomic_file(file) as temporary:
         temporary.write_text(json.dumps(rows), encoding="utf-8")

@@ -19,6 +19,7 @@ from swiftformer.cli_options import (
     Engine,
     Form,
     Level,
+    OnError,
     Precision,
     ReduceZeroLabel,
     Threads,
@@ -29,8 +30,8 @@ from swiftformer.cli_options import (
 
 # What only models of some tasks are evaluated with.
 CLASSIFY = ("level", "batch_size")
-SEGMENT = ("classes", "reduce_zero_label", "short_side", "window")
-DETECT = ("classes", "short_side", "max_detections", "output")
+SEGMENT = ("classes", "reduce_zero_label", "short_side", "window", "on_error")
+DETECT = ("classes", "short_side", "max_detections", "output", "on_error")
 OWN_OPTIONS = {
     "segmentation": ("segment", SEGMENT),
     "detection": ("detect", DETECT),
@@ -63,10 +64,14 @@ def evaluate(
     max_detections: Annotated[
         Optional[int],
         typer.Option(
-            min=1, help="To detect: objects of a picture that count; by default the model's.", show_default=False
+            min=1,
+            help="To detect: objects of each class and picture that count (COCO's maxDets, there 100); by default as "
+            "many as the model gives, and 100 at least.",
+            show_default=False,
         ),
     ] = None,
     output: Annotated[Optional[Path], typer.Option(help="To detect: file for COCO's results.")] = None,
+    on_error: OnError = "skip",
     form: Form = None,
     engine: Engine = "auto",
     device: Device = None,
@@ -90,6 +95,7 @@ def evaluate(
         "window": window or None,
         "max_detections": max_detections,
         "output": output,
+        "on_error": None if on_error == "skip" else on_error,
     }
     verb, own = OWN_OPTIONS[stored_task(reference)]
     refuse_for(verb, {f"--{name.replace('_', '-')}": value for name, value in special.items() if name not in own})

@@ -31,6 +31,10 @@ OBJECTS_HELP = "To detect: COCO's JSON, Pascal VOC's XML or YOLO's text files wi
 ReduceZeroLabel = Annotated[
     Optional[bool], typer.Option(help="To segment: index 0 belongs to no class; else as the layout or the model says.")
 ]
+OnError = Annotated[
+    Literal["skip", "raise"],
+    typer.Option(help="To segment or detect: leave out wrong annotations and pictures, or refuse the data for one."),
+]
 DEFAULT_MODEL = "swiftformer-xs-cifar10"
 MODEL_HELP = "Bundled name, hub id, timm name, folder or file."
 RUNNABLE_HELP = "Bundled name, hub id, timm name, folder, file, or exported artifact."

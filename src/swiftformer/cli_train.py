@@ -19,6 +19,7 @@ from swiftformer.cli_options import (
     Device,
     Form,
     Level,
+    OnError,
     ReduceZeroLabel,
     print_json,
     refuse_for,
@@ -62,6 +63,7 @@ def train(
     level: Level = "name",
     classes: Classes = None,
     reduce_zero_label: ReduceZeroLabel = None,
+    on_error: OnError = "skip",
     as_json: AsJson = False,
 ) -> None:
     """Train or fine-tune a model; weights, metrics and the state to resume from go to the run folder.
@@ -81,7 +83,7 @@ def train(
             "or another --recipe to train from scratch"
         )
     options: dict[str, Any] = {"classes": classes, "reduce_zero_label": reduce_zero_label}
-    train_source, val_source = open_splits(chosen.task, data, level, options)
+    train_source, val_source = open_splits(chosen.task, data, level, options, on_error)
     metrics = run(
         chosen,
         train_source,
@@ -102,13 +104,16 @@ def train(
         print_json(metrics)
 
 
-def open_splits(task: str, data: str, level: str, options: dict[str, Any]) -> tuple[Any, Any]:
+def open_splits(
+    task: str, data: str, level: str, options: dict[str, Any], on_error: Literal["skip", "raise"]
+) -> tuple[Any, Any]:
     """The pictures to train and to validate on, as the task needs them."""
     told_level = {"--level": None if level == "name" else level}
     if task == "classify":
         from swiftformer.data.sources import open_source
 
-        refuse_for("classify", {f"--{name.replace('_', '-')}": value for name, value in options.items()})
+        own = options | {"on_error": None if on_error == "skip" else on_error}
+        refuse_for("classify", {f"--{name.replace('_', '-')}": value for name, value in own.items()})
         return open_source(data, "train", level=level), open_source(data, "val", level=level)
     if task == "segment":
         from swiftformer.data.segmentation import open_segmentation as opened
@@ -119,6 +124,7 @@ def open_splits(task: str, data: str, level: str, options: dict[str, Any]) -> tu
 
         refuse_for(task, told_level | {"--reduce-zero-label": options["reduce_zero_label"]})
         options = {"classes": options["classes"], "masks": task == "instances"}
+    options["on_error"] = on_error
     train_source = opened(data, "train", **options)
     return train_source, opened(data, "val", **options, default_classes=train_source.classes)
 

@@ -31,8 +31,8 @@ class SwiftFormerDetectionOutput(ModelOutput):
         labels: `(B, D)` class indices.
         boxes: `(B, D, 4)`: x and y of the centre, width and height, as shares of the input.
         masks: `(B, D, 28, 28)`, of instance segmentation: probabilities at the points of a grid over the box.
-        logits, pred_boxes: `(B, Q, num_labels)` and `(B, Q, 4)`, of a detector with Q queries: what the above are made
-            of, for transformers' `post_process_object_detection`.
+        logits, pred_boxes: the same for transformers' `post_process_object_detection`: `(B, D, num_labels + 1)`, the
+            last for no object, and `(B, D, 4)`; of D-FINE `(B, Q, num_labels)` and `(B, Q, 4)` of its Q queries.
         hidden_states: feature maps of the encoder, on request.
     """
 
@@ -54,7 +54,8 @@ class SwiftFormerForObjectDetection(SwiftFormerBackbone):
     every stage, whatever it was.
 
     Raises:
-        ValueError: no class, or not one size of anchors for each of the pyramid's levels, one more than stages.
+        ValueError: no class, another detector, or not one size of anchors for each of the pyramid's levels, one more
+            than stages.
     """
 
     with_masks: ClassVar[bool] = False
@@ -63,6 +64,11 @@ class SwiftFormerForObjectDetection(SwiftFormerBackbone):
         num_labels = config.num_labels or 0
         if num_labels < 1:
             raise ValueError(f"expected at least 1 class, without the background, found {num_labels}")
+        if config.detector != "rcnn":
+            raise ValueError(
+                f"expected the detector rcnn, found {config.detector!r}; SwiftFormerForRealTimeDetection and "
+                f"swiftformer.load take it"
+            )
         if len(config.anchor_sizes) != len(config.depths) + 1:
             raise ValueError(
                 f"expected {len(config.depths) + 1} anchor_sizes, one for each stage and one more, "
@@ -173,7 +179,13 @@ class SwiftFormerForObjectDetection(SwiftFormerBackbone):
             if self.with_masks:
                 masks = of_one["masks"].reshape(-1, 2 * MASK_SIZE, 2 * MASK_SIZE)
                 filled["masks"].append(F.pad(masks, (0, 0, 0, 0, 0, free)))
-        return {name: torch.stack(values) for name, values in filled.items()}
+        outputs = {name: torch.stack(values) for name, values in filled.items()}
+        # The same as chances of each class and of no object, whose softmax DETR's post-processing takes.
+        scores, classes = outputs["scores"][..., None], outputs["labels"][..., None]
+        chances = torch.cat([scores.new_zeros(*scores.shape[:2], self.num_labels), 1 - scores], dim=2)
+        outputs["logits"] = chances.scatter(2, classes, scores).clamp_min(1e-12).log()
+        outputs["pred_boxes"] = outputs["boxes"]
+        return outputs
 
 
 class SwiftFormerForInstanceSegmentation(SwiftFormerForObjectDetection):

@@ -168,6 +168,7 @@ def open_detector(
 
     from swiftformer.checkpoints import load
     from swiftformer.deploy import fuse
+    from swiftformer.engines.base import EngineError
     from swiftformer.engines.torch import TorchEngine
 
     class InOrder(nn.Module):
@@ -184,16 +185,11 @@ def open_detector(
 
     net: Any = load(model, form=form) if isinstance(model, (str, Path)) else model
     expect_detector(net)
+    options: Any = {"mode": "torch" if engine == "auto" else engine, "device": device, "threads": threads}
+    if isinstance(model, (str, Path)):
+        return TorchEngine.fused(fuse(net), precision=precision, **options)
+    if precision not in (None, "fp32"):
+        raise EngineError(f"precision: expected fp32 for a detector, found {precision}")
     labels = tuple(net.config.id2label[i] for i in range(net.config.num_labels))
     outputs = (*OUTPUTS, "masks") if gives_masks(net) else OUTPUTS
-    if isinstance(model, (str, Path)):
-        net = fuse(net)
-    return TorchEngine(
-        InOrder(net.eval(), outputs),
-        labels,
-        mode="torch" if engine == "auto" else engine,
-        device=device,
-        precision=precision,
-        threads=threads,
-        outputs=outputs,
-    )
+    return TorchEngine(InOrder(net.eval(), outputs), labels, outputs=outputs, **options)

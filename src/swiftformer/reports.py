@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from swiftformer.artifact import Artifact
     from swiftformer.predict import Classified
-    from swiftformer.predict_detection import DetectionResult
     from swiftformer.predict_segmentation import SegmentationResult
 
 MOST_CLASSES = 6  # of a picture, in a table
@@ -56,14 +55,24 @@ def artifact_table(folder: Path, artifact: Artifact) -> None:
     }
     if found := artifact.comparison:
         rows["against PyTorch"] = (
-            f"largest relative difference {found['max_relative_difference']:.1e}, "
-            f"same first class for {100 * found['top1_agreement']:.0f}% of {found['images']:.0f} pictures"
+            f"largest relative difference {found['max_relative_difference']:.1e}, {_agreement(artifact)}"
         )
     else:
         rows["against PyTorch"] = "not compared: this format does not run here"
     for name, value in rows.items():
         table.add_row(Text(name), Text(value))
     console().print(table)
+
+
+def _agreement(artifact: Artifact) -> str:
+    found = artifact.comparison
+    percent, pictures = f"{100 * found['top1_agreement']:.0f}%", f"{found['images']:.0f} pictures"
+    if "boxes" not in artifact.outputs:
+        return f"same first class for {percent} of {pictures}"
+    count = found.get("objects")
+    if count == 0:
+        return f"no objects to find again in {pictures}"
+    return f"{percent} of {'the' if count is None else f'{count:.0f}'} objects in {pictures} found again"
 
 
 def classification_table(results: list[Classified]) -> None:
@@ -96,27 +105,32 @@ def segmentation_table(results: list[SegmentationResult]) -> None:
     console().print(table)
 
 
-def detection_table(results: list[DetectionResult]) -> None:
-    """A row for each picture with the number of objects of each class, the commonest first, and the best score."""
+def detection_table(documents: list[dict[str, Any]]) -> None:
+    """A row for each picture with the number of objects of each class, the commonest first, and the best score.
+
+    Args:
+        documents: of `DetectionResult.to_dict`.
+    """
     table = Table(box=None, pad_edge=False)
     for name in ("image", "objects"):
         table.add_column(name, overflow="fold")
     table.add_column("best score", justify="right")
-    for result in results:
-        found = result.objects()
+    for document in documents:
+        found = document["objects"]
         counts = Counter(entry["label"] for entry in found).most_common()
         names = [f"{count} {label}" for label, count in counts[:MOST_CLASSES]]
         rest = len(counts) - MOST_CLASSES
         text = ", ".join(names) + (f" and {rest} more classes" if rest > 0 else "")
-        table.add_row(Text(result.image), Text(text or "none"), f"{found[0]['score']:.2f}" if found else "")
+        table.add_row(Text(document["image"]), Text(text or "none"), f"{found[0]['score']:.2f}" if found else "")
     console().print(table)
 
 
 def metrics_table(metrics: dict[str, Any]) -> None:
-    """A line for each metric."""
+    """A line for each metric, with - for one that there is nothing to tell of."""
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in metrics.items():
-        table.add_row(Text(name), f"{value:.2f}" if isinstance(value, float) else str(value))
+        text = "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+        table.add_row(Text(name), text)
     console().print(table)
 
 

@@ -87,7 +87,7 @@ def draw_detections(
     texts = _texts(detections, labels, areas, style, image, plates)
     if outlines is not None:
         image = _with_masks(image, outlines, areas, tints, opacity, style.line, factor)
-    if outlines is None or texts is None or texts == _full(detections, labels):
+    if outlines is None or texts == _full(detections, labels):
         _draw_boxes(image, areas, tints, style.line if outlines is None else max(style.line // 2, 1))
     if texts:
         _draw_plates(image, texts, areas, tints, style, keep_all=plates is True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from swiftformer.data.detection_checks import Problems, fit, upright_size
 from swiftformer.data.detection_splits import Openers, by_split, split_of
-from swiftformer.data.detection_table import Table, TableBuilder
+from swiftformer.data.detection_table import Table, TableBuilder, join
 from swiftformer.data.object_masks import check_size, pack
 from swiftformer.data.splits import ALL
 from swiftformer.image_processing import ImageError
@@ -35,7 +35,7 @@ def find(root: Path, names: set[str], masks: bool, problems: Problems) -> Opener
         if root.suffix.lower() != ".json":
             return {}
         base = root.parent.parent if root.parent.name in FOLDERS else root.parent
-        return {ALL: partial(read, root, base, [_word(root.stem, names) or root.stem.split("_")[-1]], masks, problems)}
+        return {ALL: partial(read, root, base, _words(root.stem), masks, problems)}
     for folder in (root / name for name in FOLDERS):
         files = [file for file in sorted(folder.glob("*.json")) if file.name[0] != "."]
         chosen = [file for file in files if file.stem.startswith("instances")] or [
@@ -46,10 +46,9 @@ def find(root: Path, names: set[str], masks: bool, problems: Problems) -> Opener
             chosen = [file for file in chosen if file in words or file.stem.startswith("instances_")]
         if words:
             found = by_split(words, folder)
-            return {n: partial(read, file, root, [words[file]], masks, problems) for n, file in found.items()}
+            return {n: partial(read, file, root, _words(file.stem), masks, problems) for n, file in found.items()}
         if len(chosen) == 1:
-            last = chosen[0].stem.split("_")[-1]
-            return {ALL: partial(read, chosen[0], root, [last], masks, problems)}
+            return {ALL: partial(read, chosen[0], root, _words(chosen[0].stem), masks, problems)}
         if chosen:
             found_names = ", ".join(file.name for file in chosen[:5])
             raise ValueError(f"{folder}: expected files named instances_SPLIT.json, found {found_names}")
@@ -58,13 +57,27 @@ def find(root: Path, names: set[str], masks: bool, problems: Problems) -> Opener
         found = by_split({f: name for f, name in inside.items() if split_of(name) in names}, root)
         return {n: partial(read, file, root, [inside[file]], masks, problems) for n, file in found.items()}
     alone = next((root / name for name in INSIDE if (root / name).is_file()), None)
-    return {} if alone is None else {ALL: partial(read, alone, root, [], masks, problems)}
+    if alone is not None:
+        return {ALL: partial(read, alone, root, [], masks, problems)}
+    unusual = {f: name for f, name in inside.items() if f.name == INSIDE[0] and name[0] != "."}
+    return {ALL: partial(_together, unusual, root, masks, problems)} if unusual else {}
+
+
+def _words(stem: str) -> list[str]:
+    """The ends of a file's name, the longest first: `held_out` and `out` of `instances_held_out`; then all of it."""
+    bare = stem.removeprefix("instances_")
+    ends = [bare[place:] for place in (0, *(match.end() for match in re.finditer(r"[_.]", bare)))]
+    return [word for word in dict.fromkeys([*ends, stem]) if word]
 
 
 def _word(stem: str, names: set[str]) -> str | None:
-    """What a file's name says of the split: its end, as in `instances_train2017`."""
-    words = (re.split(r"[_.]", stem)[-1], stem)
-    return next((word for word in words if word in names or split_of(word) in names), None)
+    """What a file's name says of the split, as in `instances_train2017`."""
+    return next((word for word in _words(stem) if word in names or split_of(word) in names), None)
+
+
+def _together(files: dict[Path, str], root: Path, masks: bool, problems: Problems) -> Table:
+    """The pictures of several files, each in a folder of this name."""
+    return join([read(file, root, [name], masks, problems) for file, name in files.items()], str(root))
 
 
 def read(file: Path, root: Path, split: list[str], masks: bool, problems: Problems) -> Table:
@@ -72,7 +85,7 @@ def read(file: Path, root: Path, split: list[str], masks: bool, problems: Proble
 
     Args:
         root: folder of the data set.
-        split: name of the folder that the pictures may be in, if there is one.
+        split: names of the folders that the pictures may be in, if there are any.
         masks: keep the masks.
 
     Raises:

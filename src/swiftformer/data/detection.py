@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -31,12 +33,10 @@ class DetectionSource(Protocol):
     Attributes:
         classes: their names, in the order of the labels.
         has_masks: whether `objects` gives masks.
-        category_ids: of each class the number in the data, for results in COCO's form.
     """
 
     classes: list[str]
     has_masks: bool
-    category_ids: list[int]
 
     def __len__(self) -> int: ...
 
@@ -79,7 +79,7 @@ def open_detection(
     *,
     classes: str | Sequence[str] | None = None,
     default_classes: Sequence[str] | None = None,
-    masks: bool = False,
+    masks: bool | Literal["auto"] = False,
     on_error: Literal["skip", "raise"] = "skip",
 ) -> DetectionFiles:
     """Find the annotated pictures of a split.
@@ -93,8 +93,9 @@ def open_detection(
             background). Annotations of others are left out, with a warning that counts them. By default the classes
             of the data: in the order of COCO's category ids, of YOLO's indices, of the alphabet for Pascal VOC.
         default_classes: names where the data have none (YOLO without `data.yaml`), such as those of a model; by
-            default `class_0` and so on.
-        masks: give the masks of the objects, which all must have one. Otherwise they are left out.
+            default `class_0` and so on. Also those of Pascal VOC's files in which no others occur.
+        masks: give the masks of the objects, which all must have one; `auto` does where any has one. Otherwise they
+            are left out.
         on_error: `skip` leaves out what is wrong, with warnings for the first problems and a count of the others;
             pictures that cannot be read are told when they are to be, and the loaders skip them. `raise` reads
             everything and refuses the first that is wrong.
@@ -111,8 +112,8 @@ def open_detection(
     problems = Problems(on_error)
     names = {name for aliases in SPLIT_ALIASES.values() for name in aliases}
     names |= {split, split_of(split)} - {ALL} if split else set()
-    for layout in (coco, voc, yolo):
-        if splits := layout.find(root, names, masks, problems):
+    for find in (coco.find, partial(voc.find, classes=default_classes), yolo.find):
+        if splits := find(root, names, bool(masks), problems):
             break
     else:
         found = "another file" if root.is_file() else _content(root)
@@ -122,7 +123,7 @@ def open_detection(
         )
     table = chosen_table(splits, split, str(data))
     if masks:
-        table = _with_masks(table, str(data), problems)
+        table = _with_masks(table, str(data), problems, required=masks is True)
     if not table.files:
         problems.finish(str(data))
         raise ValueError(
@@ -140,17 +141,20 @@ def _content(root: Path) -> str:
     return ", ".join(found[:5]) + (", ..." if len(found) > 5 else "") if found else "an empty folder"
 
 
-def _with_masks(table: Table, where: str, problems: Problems) -> Table:
+def _with_masks(table: Table, where: str, problems: Problems, required: bool) -> Table:
+    """Without the objects that have no mask; where none has one, all of them without masks, or a ValueError."""
     has_mask = np.array([len(segment) > 0 for segment in table.segments or ()], dtype=bool)
     if has_mask.all():
         return table
     if not has_mask.any():
+        if not required:
+            return replace(table, segments=None)
         raise ValueError(f"{where}: expected objects with masks, found {len(has_mask)} with boxes only")
-    for picture in np.unique(table.pictures[~has_mask]):
-        of_it = table.pictures == picture
+    counts, without = np.bincount(table.pictures), np.bincount(table.pictures[~has_mask])
+    for picture in np.flatnonzero(without):
         problems.report(
-            f"{table.files[picture]}: expected a mask for each of {of_it.sum()} objects, "
-            f"found {(of_it & ~has_mask).sum()} with a box only"
+            f"{table.files[picture]}: expected a mask for each of {counts[picture]} objects, "
+            f"found {without[picture]} with a box only"
         )
     return table.keep(has_mask)
 

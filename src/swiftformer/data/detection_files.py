@@ -11,7 +11,7 @@ from PIL import Image
 from swiftformer.data.detection_checks import UNDO, stored_size
 from swiftformer.data.detection_table import Table
 from swiftformer.data.masks import AnnotationError
-from swiftformer.data.object_masks import coco_mask, unpack
+from swiftformer.data.object_masks import mask_areas, unpack
 from swiftformer.data.objects import Objects
 from swiftformer.image_processing import open_image
 
@@ -23,7 +23,7 @@ class DetectionFiles:
 
     Args:
         table: whose labels are indices of `classes`.
-        category_ids: of the classes.
+        category_ids: of each class the number in the data, for results in COCO's form.
     """
 
     def __init__(self, table: Table, classes: Sequence[str], category_ids: Sequence[int]) -> None:
@@ -48,6 +48,10 @@ class DetectionFiles:
 
     def image_id(self, index: int) -> int:
         return index + 1 if self._image_ids is None else self._image_ids[index]
+
+    def counts(self) -> list[int]:
+        """How many objects there are of each class."""
+        return np.bincount(self._labels, minlength=len(self.classes)).tolist()
 
     def size(self, index: int) -> tuple[int, int]:
         """Width and height that the annotations are for."""
@@ -84,7 +88,7 @@ class DetectionFiles:
                 packed = [self._segments[places[i] : places[i + 1]] for i in range(len(boxes))]
                 masks = [unpack(segment, *self.size(index)) for segment in packed]
                 if not said.all():
-                    areas[~said] = coco_mask().area([masks[i] for i in np.flatnonzero(~said)])
+                    areas[~said] = mask_areas([masks[i] for i in np.flatnonzero(~said)])
             except ValueError as error:
                 raise AnnotationError(f"{self._files[index]}: {error}") from None
         else:

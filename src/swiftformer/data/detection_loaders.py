@@ -182,8 +182,7 @@ class DetectionEvaluationLoader:
         Pixels `(1, 3, H, W)` float32, height and width of the picture itself, and the index.
 
     Args:
-        short_side: pixels that the short side is resized to, 0 for the picture's own size; by default as
-            `preprocessing` has it. Nothing is cropped.
+        preprocessing: is made to crop nothing.
         workers: processes that load.
     """
 
@@ -194,11 +193,9 @@ class DetectionEvaluationLoader:
         workers: int,
         rank: int = 0,
         world_size: int = 1,
-        *,
-        short_side: int | None = None,
     ) -> None:
         self._loader: DataLoader[tuple[Tensor, tuple[int, int], int] | None] = DataLoader(
-            DetectionEvaluationDataset(source, preprocessing.uncropped(short_side)),
+            DetectionEvaluationDataset(source, preprocessing.uncropped()),
             batch_size=None,
             sampler=Share(len(source), rank, world_size),
             num_workers=workers,

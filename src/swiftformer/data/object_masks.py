@@ -29,6 +29,12 @@ def coco_mask() -> Any:
     return mask
 
 
+def mask_areas(masks: Sequence[RLE]) -> np.ndarray:
+    """Pixels of each, `(n,)` float64. pycocotools itself fails on more than 255 at once."""
+    area = coco_mask().area
+    return np.array([float(area(mask)) for mask in masks])
+
+
 def pack(segmentation: Any) -> bytes:
     """COCO's `segmentation` as bytes; none where it is missing or empty.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,8 +34,12 @@ class Annotated:
     error: str | None = None
 
 
-def find(root: Path, names: set[str], masks: bool, problems: Problems) -> Openers:
-    """The splits of a folder, as `coco.find`."""
+def find(root: Path, names: set[str], masks: bool, problems: Problems, classes: Sequence[str] | None = None) -> Openers:
+    """The splits of a folder, as `coco.find`.
+
+    Args:
+        classes: those that the data have, where no others occur; then VOC's own; otherwise those that occur.
+    """
     if root.is_file():
         return {}
     bases = [root, *sorted(root.glob("VOC*")), *sorted(root.glob("VOCdevkit/VOC*"))]
@@ -47,8 +51,8 @@ def find(root: Path, names: set[str], masks: bool, problems: Problems) -> Opener
     if not files:
         return {}
     parsed = {xml: parse(xml) for pairs in files.values() for _, xml in pairs if xml is not None and xml.is_file()}
-    classes = {name for annotated in parsed.values() for name, _, _ in annotated.objects}
-    ordered = list(CLASSES) if classes <= {*CLASSES} else sorted(classes)
+    there = {name for annotated in parsed.values() for name, _, _ in annotated.objects}
+    ordered = next((list(known) for known in (classes or (), CLASSES) if known and there <= {*known}), sorted(there))
     read = partial(_table, base=base, parsed=parsed, classes=ordered, masks=masks, problems=problems)
     return {name: partial(read, pairs) for name, pairs in files.items()}
 

@@ -138,6 +138,8 @@ def open_artifact(
         if artifact.format == "aoti":
             net: Any = torch._inductor.aoti_load_package(str(file))
         else:
+            if artifact.task in ("detection", "instances"):
+                import torchvision  # noqa: F401  whose operators the program calls
             net = torch.export.load(file).module().to(where)
     except Exception as error:  # of many classes, by what is broken
         raise EngineError(f"{file}: torch refuses it ({str(error).strip().splitlines()[0]})") from None

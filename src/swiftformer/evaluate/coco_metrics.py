@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from swiftformer.data.object_masks import RLE, coco_mask
+from swiftformer.data.object_masks import RLE, coco_mask, mask_areas
 from swiftformer.data.objects import Objects
 from swiftformer.detections import Detections, corners_to_sides, encode_masks
 
@@ -110,11 +110,12 @@ class CocoMetrics:
             result |= {f"mask_{name}": value for name, value in masks.items()}
         return result
 
-    def coco_results(self, category_ids: Mapping[int, int]) -> list[dict[str, Any]]:
-        """All detections as entries of a COCO results file, see `Detections.coco_results`.
+    def coco_results(self, category_ids: Mapping[int, int], names: Mapping[int, str]) -> list[dict[str, Any]]:
+        """All detections as entries of a COCO results file, see `Detections.coco_results`, each with a `file_name`.
 
         Args:
             category_ids: by class index; detections of other classes are left out.
+            names: of the pictures, by image id.
         """
         results = []
         for image_id, picture in sorted(self._pictures.items()):
@@ -125,6 +126,7 @@ class CocoMetrics:
                 if picture.masks is not None:
                     run_lengths = picture.masks[place]
                     row["segmentation"] = run_lengths | {"counts": run_lengths["counts"].decode("ascii")}
+                row["file_name"] = names[image_id]
             results += rows
         return results
 
@@ -194,7 +196,7 @@ def _detections(picture: _Picture, kind: str) -> list[dict[str, Any]]:
     boxes = corners_to_sides(found.boxes)
     areas = boxes[:, 2] * boxes[:, 3]
     if kind == "segm":
-        areas = np.asarray(coco_mask().area(picture.masks)) if picture.masks else np.zeros(0)
+        areas = mask_areas(picture.masks or [])
     entries: list[dict[str, Any]] = [
         {"category_id": label, "bbox": box, "area": area, "iscrowd": 0, "score": score}
         for label, box, area, score in zip(

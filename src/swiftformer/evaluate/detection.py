@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from swiftformer.artifact import is_artifact
 from swiftformer.checkpoints import load
 from swiftformer.data.detection import DetectionSource, open_detection
+from swiftformer.data.detection_files import DetectionFiles
 from swiftformer.data.detection_loaders import DetectionEvaluationLoader
 from swiftformer.data.objects import Objects
 from swiftformer.detections import post_process
@@ -28,6 +30,10 @@ from swiftformer.files import atomic_file
 from swiftformer.predict_detection import expect_detector, gives_masks, open_detector, preprocessing_of
 from swiftformer.train.distributed import Processes, join_processes
 
+logger = logging.getLogger(__name__)
+
+USUAL = 100  # detections of a class in a picture that count for COCO
+
 
 def evaluate_detector(
     model: Callable[[Tensor], Any],
@@ -37,7 +43,7 @@ def evaluate_detector(
     progress: Callable[[int], None] = lambda images: None,
     processes: Processes | None = None,
     with_masks: bool = False,
-    max_detections: int = 100,
+    max_detections: int = USUAL,
 ) -> tuple[dict[str, float], None]:
     """Evaluate a detector on pictures `(pixels (1, 3, H, W), (height, width), index)`.
 
@@ -113,6 +119,7 @@ def evaluate_reference(
     classes: str | list[str] | None = None,
     short_side: int | None = None,
     max_detections: int | None = None,
+    on_error: Literal["skip", "raise"] = "skip",
     workers: int = 2,
     engine: str = "auto",
     device: str | None = None,
@@ -124,26 +131,28 @@ def evaluate_reference(
 ) -> dict[str, Any]:
     """Evaluate a checkpoint or an artifact on a split of a data set, with the preprocessing that belongs to it.
 
-    Classes are matched by name; where the names are the same in order, or none is common, by position. A
-    model that gives masks needs data with masks.
+    Classes are matched by name; where the names are the same in order, or none is common, by position. Those of which
+    the data show no object need not be known. Of data with boxes only, the boxes of a model that gives masks count.
 
     Args:
         model: what `swiftformer.load` takes, the folder of an artifact, or a model with `preprocessing`.
         split: `train`, `val`, `test` or `all`; by default the validation images where they lie apart, otherwise all.
         classes: of `swiftformer.data.detection.open_detection`; the model's, where the data have none.
+        on_error: of `open_detection`.
         short_side: pixels that the short side of a picture is resized to, 0 for its own size; by default as the model
             wants it.
         max_detections: of a class in a picture that count; by default as many as the model gives, and 100 at least.
         engine, device, precision, threads: of `swiftformer.engines.open_engine`. A checkpoint runs in torch as it is,
             unless one of them asks for more: then in its fused form. A model is evaluated as it is.
-        output: a file for all detections in COCO's format of results, with the data's own image and category ids.
+        output: a file for all detections in COCO's format of results, with the data's own category ids, `file_name`,
+            and the data's own image ids where all are numbers that occur once; otherwise 1, 2, ... in order.
 
     Returns:
         The metrics of `evaluate_detector`, and `unreadable`, the number of pictures that were skipped. With
         `per_class`, also `AP/CLASS`, and `mask_AP/CLASS`, for every class, None where it does not occur.
 
     Raises:
-        ValueError: no detector, or the data set has classes that it does not know.
+        ValueError: no detector, or the data set has objects of classes that it does not know.
         CheckpointError: the model cannot be loaded.
     """
     net: Any
@@ -160,16 +169,24 @@ def evaluate_reference(
         opened = open_detector(model, engine, device, precision, threads, form)
         names, preprocessing, device = list(opened.labels), preprocessing_of(opened, short_side), "cpu"
         net, masks, places = partial(_in_engine, opened), "masks" in opened.outputs, _places(opened)
-    annotated = open_detection(data, split, classes=classes, default_classes=names, masks=masks)
+    annotated = open_detection(
+        data, split, classes=classes, default_classes=names, masks="auto" if masks else False, on_error=on_error
+    )
+    if masks and not annotated.has_masks:
+        logger.warning("%s: boxes only, so the masks that the model gives are not evaluated", data)
     source = _Relabelled(annotated, names)
-    metrics = new_metrics(names, masks, max_detections or max(places, 100))
+    limit = max_detections or max(places, USUAL)
+    if limit != USUAL:
+        logger.info("AP counts up to %d objects per class and picture, where COCO counts %d", limit, USUAL)
+    metrics = new_metrics(names, annotated.has_masks, limit)
     with join_processes(device) as processes:
         loader = DetectionEvaluationLoader(source, preprocessing, workers, processes.rank, processes.world_size)
         speed = measure(metrics, net, loader, source, processes.device, progress, processes, preprocessing.extent)
         result = metrics.result()
         if output is not None and processes.main:
             with atomic_file(output) as file:
-                file.write_text(json.dumps(metrics.coco_results(source.categories)))
+                called = {source.image_id(index): source.name(index) for index in range(len(source))}
+                file.write_text(json.dumps(metrics.coco_results(source.categories, called)))
     found: dict[str, Any] = _numbers(result) | speed
     found["unreadable"] = len(source) - len(metrics)
     if per_class:
@@ -194,6 +211,31 @@ def _in_engine(engine: Engine, pixels: Tensor) -> dict[str, Any]:
     return engine(pixels.numpy())
 
 
+def _matched(names: list[str], classes: list[str], counts: list[int]) -> np.ndarray:
+    """Of each class of the data its index among those of a model, -1 for one without objects that it does not know."""
+    known = {*names} & {*classes}
+    if not known and len(names) == len(classes):
+        logger.warning(
+            "no class of the data (%s) is called like one of the model's (%s): they are matched by position",
+            _some(classes),
+            _some(names),
+        )
+        return np.arange(len(classes))
+    if unknown := [name for name, count in zip(classes, counts, strict=True) if count and name not in known]:
+        raise ValueError(
+            f"expected objects of classes that the model knows ({len(names)}: {_some(names)}), "
+            f"found {len(unknown)} others ({_some(unknown)}); --classes chooses among those of the data"
+        )
+    places = np.full(len(classes), -1)
+    kept = [place for place, name in enumerate(classes) if name in known]
+    places[kept] = match_classes(names, [classes[place] for place in kept], list(range(len(kept))))
+    return places
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
 class _Relabelled:
     """A data set with the classes of a model.
 
@@ -201,12 +243,11 @@ class _Relabelled:
         categories: the data's category id of each class that they have.
     """
 
-    def __init__(self, source: DetectionSource, names: list[str]) -> None:
+    def __init__(self, source: DetectionFiles, names: list[str]) -> None:
         self.source, self.classes, self.has_masks = source, names, source.has_masks
-        places = match_classes(names, source.classes, list(range(len(source.classes))))
-        self.places = torch.tensor(places).numpy()
-        self.categories = dict(zip(places, source.category_ids, strict=True))
-        self.category_ids = [self.categories.get(i, 0) for i in range(len(names))]
+        self.places = _matched(names, source.classes, source.counts())
+        ids = zip(self.places.tolist(), source.category_ids, strict=True)
+        self.categories = {place: category for place, category in ids if place >= 0}
 
     def __len__(self) -> int:
         return len(self.source)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -167,6 +167,7 @@ def evaluate_reference(
     reduce_zero_label: bool | None = None,
     short_side: int | None = None,
     window: int = 0,
+    on_error: Literal["skip", "raise"] = "skip",
     workers: int = 2,
     engine: str = "auto",
     device: str | None = None,
@@ -189,6 +190,7 @@ def evaluate_reference(
             wants it.
         window: side of the windows that slide over a picture; 0 takes the whole picture at once. For an engine as in
             `swiftformer.predict_segmentation.segment`.
+        on_error: of `open_segmentation`.
         engine, device, precision, threads: of `swiftformer.engines.open_engine`. A checkpoint runs in torch as it is,
             unless one of them asks for more: then in its fused form. A model is evaluated as it is.
 
@@ -218,7 +220,12 @@ def evaluate_reference(
     if reduce_zero_label is None:
         reduce_zero_label = preprocessing.reduce_labels
     annotated = open_segmentation(
-        data, split, classes=classes, default_classes=names, reduce_zero_label=reduce_zero_label
+        data,
+        split,
+        classes=classes,
+        default_classes=names,
+        reduce_zero_label=reduce_zero_label,
+        on_error=on_error,
     )
     source = _matched(annotated, names)
     with join_processes(device) as processes:

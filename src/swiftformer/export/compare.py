@@ -42,8 +42,8 @@ def compare(folder: Path, model: Any, options: Options) -> dict[str, float]:
 
     Returns:
         `images`; `top1_agreement`, the share of images, of a segmentation model of pixels, with the same best class,
-        of a detector of objects with a counterpart; `max_relative_difference`, the largest difference of an output
-        over its largest value.
+        of a detector of its objects that are found again; `max_relative_difference`, the largest difference of an
+        output, of a detector of the scores, over its largest value; and `objects`, as many as a detector finds.
 
     Raises:
         ExportError: the difference is above the precision's tolerance, or not a number.
@@ -51,7 +51,12 @@ def compare(folder: Path, model: Any, options: Options) -> dict[str, float]:
     """
     engine = open_engine(folder, FORMATS[options.format].compared_in)
     images = options.example
-    worst, agreement = _difference(engine, model, images, options)
+    if "boxes" in engine.outputs:
+        agreement = _compare_objects(engine, model, images)
+    else:
+        worst, share = _difference(engine, model, images, options)
+        agreement = {"top1_agreement": share, "max_relative_difference": worst}
+    worst = agreement["max_relative_difference"]
     if options.size is None:
         wider = np.pad(images[:2], ((0, 0), (0, 0), (0, 0), (16, 24)), mode="reflect")
         worst = max(worst, _difference(engine, model, wider, options)[0])
@@ -60,20 +65,17 @@ def compare(folder: Path, model: Any, options: Options) -> dict[str, float]:
             f"{options.format} {options.precision}: expected a relative difference from PyTorch of at most "
             f"{TOLERANCES[options.precision]:g}, found {worst:.2g} in {engine.name}"
         )
-    return {"images": len(images), "top1_agreement": agreement, "max_relative_difference": worst}
+    return {"images": len(images), **agreement, "max_relative_difference": worst}
 
 
 def _difference(engine: Engine, model: Any, images: np.ndarray, options: Options) -> tuple[float, float]:
     """Largest relative difference of an output, and the share of images or pixels whose largest value is the same."""
-    outputs = engine(images)
-    found = list(outputs.values())
+    found = list(engine(images).values())
     if options.normalize:
         pixels = images.transpose(0, 2, 3, 1).astype(np.uint8)  # (B, H, W, C)
         images = np.stack([model.preprocessing.normalized(image) for image in pixels])
     with torch.inference_mode():
         output: Any = model(torch.from_numpy(images))
-        if "boxes" in outputs:
-            return detection_difference(outputs, {name: output[name].numpy() for name in outputs})
         maps = list(output.feature_maps) if hasattr(output, "feature_maps") else [output.logits]
         if options.softmax:
             maps = [maps[0].softmax(dim=1)]
@@ -86,22 +88,35 @@ def _difference(engine: Engine, model: Any, images: np.ndarray, options: Options
     return worst, float((found[-1].argmax(axis=1) == expected[-1].argmax(axis=1)).mean())
 
 
-def detection_difference(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> tuple[float, float]:
-    """Largest difference of the scores in falling order, and the share of objects that have a counterpart.
+def _compare_objects(engine: Engine, model: Any, images: np.ndarray) -> dict[str, float]:
+    """As `compare` returns it; a difference of infinity where fewer than 95 % of the objects are found again."""
+    with torch.inference_mode():
+        output = model(torch.from_numpy(images))
+    expected = {name: output[name].numpy() for name in engine.outputs}
+    found = engine(images)
+    objects, hits = found_again(found, expected)
+    worst = float(np.abs(np.sort(found["scores"]) - np.sort(expected["scores"])).max())
+    agreement = hits / objects if objects else 1.0
+    worst = worst if agreement >= 0.95 else float("inf")
+    return {"objects": objects, "top1_agreement": agreement, "max_relative_difference": worst}
 
-    Objects of nearly the same score may change places, so boxes are not compared in order: a counterpart has the same
-    label, a score within 0.01 and corners within 0.005 of the picture's sides. A share below 0.95 counts as broken.
+
+def found_again(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> tuple[int, int]:
+    """Number of objects that are expected, and how many of them have a counterpart.
+
+    Objects of nearly the same score may change places, so they are not compared in order: a counterpart has the same
+    label, a score within 0.01, corners within 0.005 of the picture's sides, and a mask within 0.02 on average.
     """
-    hits = total = 0
+    objects = hits = 0
     for place, scores in enumerate(expected["scores"]):
         for index in np.flatnonzero(scores > 0):
             near = np.abs(found["boxes"][place] - expected["boxes"][place, index]).max(axis=1) < 0.005
             near &= np.abs(found["scores"][place] - scores[index]) < 0.01
-            hits += bool((near & (found["labels"][place] == expected["labels"][place, index])).any())
-            total += 1
-    agreement = hits / total if total else 1.0
-    worst = float(np.abs(np.sort(found["scores"]) - np.sort(expected["scores"])).max())
-    return (worst if agreement >= 0.95 else float("inf")), agreement
+            near &= found["labels"][place] == expected["labels"][place, index]
+            if "masks" in expected:
+                near &= np.abs(found["masks"][place] - expected["masks"][place, index]).mean(axis=(1, 2)) < 0.02
+            objects, hits = objects + 1, hits + bool(near.any())
+    return objects, hits
 
 
 def raw_pixels(images: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:

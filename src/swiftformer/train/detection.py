@@ -14,6 +14,7 @@ from swiftformer.config import SwiftFormerConfig
 from swiftformer.data.detection import DetectionSource
 from swiftformer.data.detection_loaders import DetectionEvaluationLoader, DetectionTrainingLoader
 from swiftformer.data.detection_transforms import DetectionAugmentation, MultiScaleAugmentation
+from swiftformer.data.object_masks import coco_mask
 from swiftformer.evaluate.detection import evaluate_detector
 from swiftformer.model_kinds import Task as ModelTask
 from swiftformer.model_kinds import model_class
@@ -30,6 +31,7 @@ class Detection(Task):
     counts_hits = False
 
     def __init__(self, recipe: DetectionRecipe) -> None:
+        coco_mask()  # before anything else: the first evaluation may be hours away
         self.recipe = recipe
         self.with_masks = recipe.task == "instances"
         self.model_task: ModelTask = "instances" if self.with_masks else "detection"
@@ -89,6 +91,8 @@ class Detection(Task):
     def validation_batches(
         self, source: DetectionSource, batch_size: int, workers: int, processes: Processes
     ) -> DetectionEvaluationLoader:
+        if not any((~source.objects(index).crowd).any() for index in range(len(source))):
+            raise ValueError("expected objects in the pictures to validate on, found none")
         return DetectionEvaluationLoader(
             source, self.recipe.preprocessing, workers, processes.rank, processes.world_size
         )

@@ -58,8 +58,8 @@ def train(
     averages; then `raw/` holds the last epoch's others), which `swiftformer.load` reads.
 
     Args:
-        recipe: a `Recipe` for classification, or a `SegmentationRecipe`.
-        train_source, val_source: pictures of the task, from `open_source` or `open_segmentation`.
+        recipe: of one of the tasks, see `swiftformer.train.recipe`.
+        train_source, val_source: pictures of the task, from `open_source`, `open_segmentation` or `open_detection`.
         variant: `xs`, `s`, `l1` or `l3`, with random weights in the July 2023 form; ignored where `model` is given.
         model: a checkpoint reference to start from; its head is replaced where the classes differ.
         form: numeric form of `model`, where its file cannot tell.
@@ -71,7 +71,7 @@ def train(
         data_name, command: for the model card.
 
     Returns:
-        The metrics of the last epoch: `loss`, `images_per_second`, ..., and in percent `top1` and `top5`, or `miou`.
+        The metrics of the last epoch: `loss`, `images_per_second`, ..., and in percent the task's measures.
 
     Raises:
         ValueError: train and val have different classes, or are the same images; `output` holds a run and `resume` is

@@ -58,7 +58,7 @@ class Wording:
 
 DETECT = (
     'for picture in swiftformer.detect("picture.jpg", model="best"):',
-    "    print(picture.objects)",
+    "    print(picture.objects())",
 )
 WORDINGS = {
     "classify": Wording(

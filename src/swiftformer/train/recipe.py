@@ -224,7 +224,7 @@ class DetectionRecipe(TrainingRecipe):
 
     Attributes:
         short_side: that pictures are resized to, in training before `scale`; 0 leaves them as they are.
-        longest: limit of the long side where a picture is resized whole; 0 for none.
+        longest: limit of the long side where a picture is resized whole, as in evaluation; 0 for none.
         scale: range of the factor by which a picture is resized before a square of `image_size` is cut out of it.
         short_sides: instead of squares, train on whole pictures with one of these short sides, none for squares.
         vertical_flip: probability.
@@ -272,6 +272,11 @@ class DetectionRecipe(TrainingRecipe):
         super().__post_init__()
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"expected scale as two positive factors, the smaller first, found {self.scale}")
+        if 0 < self.longest < max(self.short_side, *self.short_sides, 0):
+            raise ValueError(
+                f"expected longest of 0 or at least short_side and short_sides, found longest {self.longest}, "
+                f"short_side {self.short_side} and short_sides {self.short_sides}"
+            )
         if not 0 <= self.frozen_stages <= 4 or min(self.short_side, self.longest) < 0:
             raise ValueError(
                 f"expected frozen_stages from 0 to 4, and short_side and longest of at least 0, "

@@ -219,7 +219,7 @@ SMALL_DETECTION: dict[str, Any] = {
     "ema_decay": 0.995,
     "image_size": 256,
     "short_side": 240,
-    "longest": 640,
+    "longest": 1333,
     "scale": (0.7, 1.4),
     "color_distortion": 0.5,
     "fpn_channels": 96,
