@@ -4,7 +4,8 @@
         --epochs 20 --backbone xs --backbone mobilenetv3_large_100 --output dense
 
 A backbone is a variant of SwiftFormer or a network of timm, with random weights. Each run leaves a line of JSON per
-epoch in `OUTPUT/RECIPE-BACKBONE.jsonl`; runs that are there already are not repeated. The table is made of what is there.
+epoch in `OUTPUT/RECIPE-BACKBONE.jsonl`; runs that are there already are not repeated. The table is made of what is
+there.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ def test_size_and_content():
     assert model.config.id2label[9] == "truck"
 
 
+@pytest.mark.timeout(900)
 def test_accuracy_is_that_of_the_card(tmp_path):
     """Where OpenVINO is installed in it, in float32: it is quicker, and differs from torch by a few millionths."""
     card = re.search(r"top-1 \| (\d+\.\d+)", (FOLDER / "README.md").read_text())

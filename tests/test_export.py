@@ -462,9 +462,9 @@ def test_another_format_in_the_same_folder(artifacts, tmp_path):
 
 def test_pictures_fill_other_shapes():
     """The crop of another size lies within the picture, and keeps the margin."""
-    assert exports._resized(Preprocessing((224, 224), "shortest", 256), (480, 640)).resize_to == 731
-    assert exports._resized(Preprocessing((64, 64), "shortest", 64), (64, 96)).resize_to == 96
-    assert exports._resized(Preprocessing((64, 64)), (64, 96)).resize_to is None
+    assert exports._resized(Preprocessing((224, 224), "shortest", 256), (480, 640), "classification").resize_to == 731
+    assert exports._resized(Preprocessing((64, 64), "shortest", 64), (64, 96), "classification").resize_to == 96
+    assert exports._resized(Preprocessing((64, 64)), (64, 96), "classification").resize_to is None
 
 
 def test_fixed_size_with_any_batch(artifacts, tmp_path):

@@ -99,7 +99,7 @@ def test_transformers_reads_our_preprocessor_config(tmp_path, preprocessing):
     ("fields", "message"),
     [
         ({"size": (0, 5)}, "two positive numbers"),
-        ({"resize": "stretch"}, "'squash', 'shortest' or 'whole', found 'stretch'"),
+        ({"resize": "stretch"}, "'squash', 'shortest', 'whole' or 'fit', found 'stretch'"),
         ({"interpolation": "magic"}, "interpolation must be one of"),
         ({"std": (1.0, 0.0, 1.0)}, "positive std"),
     ],

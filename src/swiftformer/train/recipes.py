@@ -232,7 +232,6 @@ SMALL_DETECTION: dict[str, Any] = {
 REAL_TIME: dict[str, Any] = {
     "epochs": 150,
     "warmup_epochs": 5,
-    "lr": 5e-4,
     "detector": "d-fine",
     "detr_channels": 128,
     "detr_ffn_channels": 512,
