@@ -4,32 +4,40 @@
         --epochs 20 --backbone xs --backbone mobilenetv3_large_100 --output dense
 
 A backbone is a variant of SwiftFormer or a network of timm, with random weights. Each run leaves a line of JSON per
-epoch in `OUTPUT/RECIPE-BACKBONE.jsonl`; runs that are there already are not repeated. The table is made of what is
-there.
+epoch in `OUTPUT/RECIPE-BACKBONE.jsonl`, and the averaged weights of a SwiftFormer in `OUTPUT/RECIPE-BACKBONE`, which
+`swiftformer evaluate` takes; runs that are there already are not repeated. Segmenters are also evaluated in windows of
+the crops' size. The table is made of what is there, with times that are measured in turn.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
 
-from swiftformer import SwiftFormerConfig
+from swiftformer import SwiftFormerConfig, fuse, save
+from swiftformer.benchmark.latency import time_calls
+from swiftformer.benchmark.runtimes import Run, open_file
 from swiftformer.cli_train import open_splits
 from swiftformer.data.epoch_loader import seed_generators
 from swiftformer.data.loaders import Normalization
 from swiftformer.detection import SwiftFormerForInstanceSegmentation, SwiftFormerForObjectDetection
 from swiftformer.device import select_device
+from swiftformer.evaluate.segmentation import evaluate_segmenter
+from swiftformer.export.graph import silent
 from swiftformer.files import atomic_file
 from swiftformer.segmentation import SwiftFormerForSemanticSegmentation
+from swiftformer.segmentation_inference import segment_logits
 from swiftformer.train.distributed import Processes
 from swiftformer.train.recipes import get_recipe
 from swiftformer.train.step import TrainingStep, seed_batch
@@ -71,7 +79,9 @@ def build(recipe: Any, backbone: str, classes: list[str]) -> Any:
     return net
 
 
-def train(recipe: Any, backbone: str, sources: tuple[Any, Any], device: torch.device, workers: int) -> list[dict]:
+def train(
+    recipe: Any, backbone: str, sources: tuple[Any, Any], device: torch.device, workers: int, output: Path
+) -> list[dict]:
     train_source, val_source = sources
     processes, task = Processes(0, 1, device), task_of(recipe)
     torch.manual_seed(recipe.seed)
@@ -98,25 +108,72 @@ def train(recipe: Any, backbone: str, sources: tuple[Any, Any], device: torch.de
             line |= {name: result[name] for name in task.measures}
         lines.append(line)
         print(backbone, json.dumps(line), flush=True)
-    image = next(iter(val_batches))[0].to(device)
+    image = next(iter(val_batches))[0]
     lines[-1] |= {
         "parameters": sum(p.numel() for p in net.parameters()),
         "backbone_parameters": sum(p.numel() for p in net.swiftformer.parameters()),
-        "milliseconds": milliseconds(step.evaluated.eval(), image),
-        "size": f"{image.shape[2]}x{image.shape[3]}",
+        "size": [image.shape[2], image.shape[3]],
     }
+    best = step.evaluated.eval()
+    if recipe.task == "segment":
+        side = recipe.image_size
+        with torch.compiler.set_stance("force_eager"):
+            slid = partial(segment_logits, best, mode="slide", window=(side, side))
+            result, _ = evaluate_segmenter(slid, val_batches, device)
+        lines[-1] |= {f"windows_{name}": result[name] for name in task.measures}
+    if backbone in VARIANTS:
+        task.prepare(best, train_source)
+        save(best, output)
+    print(backbone, json.dumps(lines[-1]), flush=True)
     return lines
 
 
+class Scores(nn.Module):
+    """A segmenter's logits at a fourth of the picture's size, as exports have them."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.net(pixels).logits
+
+
+def runs_of(recipe: Any, backbone: str, classes: list[str], pixels: Tensor, folder: Path) -> dict[str, Run]:
+    """How a network is called, with random weights: in torch as it is, and a segmenter in OpenVINO, which merges what
+    can be merged; a SwiftFormer is fused before."""
+    net = build(recipe, backbone, classes).eval()
+    net_nhwc = net.to(memory_format=torch.channels_last)
+    runs: dict[str, Run] = {"torch": lambda images: net_nhwc(torch.from_numpy(images))}
+    if recipe.task == "segment":
+        import openvino
+
+        graph = fuse(net) if backbone in VARIANTS else Scores(net)
+        with silent(), torch.no_grad():
+            graph = graph.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            model = openvino.convert_model(graph, example_input=pixels, input=[tuple(pixels.shape)])
+        file = folder / f"{recipe.task}-{backbone}.xml"
+        openvino.save_model(model, file, compress_to_fp16=False)
+        for precision in ("fp32", "bf16"):
+            runs[f"OpenVINO {precision}"] = open_file(file, "openvino", precision, None)
+    return runs
+
+
 @torch.inference_mode()
-def milliseconds(net: nn.Module, image: Tensor, repeats: int = 20) -> float:
-    """The median time of a picture, not fused, in torch."""
-    times = []
-    for _ in range(repeats + 3):
-        start = time.perf_counter()
-        net(image)
-        times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times[3:])
+def milliseconds(recipe: Any, backbones: list[str], classes: list[str], size: list[int], rounds: int) -> dict:
+    """Median times of a picture, `{backbone: {how: ms}}`; every network is called in every round."""
+    pixels = torch.randn(1, 3, *size)
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {
+            (backbone, how): run
+            for backbone in backbones
+            for how, run in runs_of(recipe, backbone, classes, pixels, Path(folder)).items()
+        }
+        times: dict[tuple[str, str], list[float]] = {name: [] for name in runs}
+        for _ in range(rounds):
+            for name, run in runs.items():
+                times[name].append(float(np.median(time_calls(lambda run=run: run(pixels.numpy()), 0.3))))  # type: ignore[misc]
+    return {b: {how: 1000 * float(np.median(times[b, how])) for other, how in runs if other == b} for b in backbones}
 
 
 def main() -> None:
@@ -129,28 +186,35 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--device")
+    parser.add_argument("--rounds", type=int, default=10, help="of the measured times")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
     arguments = parser.parse_args()
     recipe = get_recipe(arguments.recipe, [f"epochs={arguments.epochs}", *arguments.set])
-    found = {}
+    found: dict[str, list[dict]] = {}
+    options = {"classes": arguments.classes, "reduce_zero_label": None}
+    sources = open_splits(recipe.task, arguments.data, "name", options, "skip")
     for backbone in arguments.backbone:
         file = arguments.output / f"{arguments.recipe}-{backbone}.jsonl"
         if not file.exists():
-            options = {"classes": arguments.classes, "reduce_zero_label": None}
-            sources = open_splits(recipe.task, arguments.data, "name", options, "skip")
-            lines = train(recipe, backbone, sources, select_device(arguments.device), arguments.workers)
+            folder = file.with_suffix("")
+            lines = train(recipe, backbone, sources, select_device(arguments.device), arguments.workers, folder)
             with atomic_file(file) as target:
                 target.write_text("".join(json.dumps(line) + "\n" for line in lines))
         found[backbone] = [json.loads(line) for line in file.read_text().splitlines()]
-    measures = task_of(recipe).measures
-    print(f"\n| backbone | {' | '.join(measures)} | parameters (backbone) | ms | minutes |")
-    print("|---" * (len(measures) + 4) + "|")
+    size = found[arguments.backbone[0]][-1]["size"]
+    times = milliseconds(recipe, arguments.backbone, sources[0].classes, size, arguments.rounds)
+    measures = [name for name in found[arguments.backbone[0]][-1] if name.endswith(task_of(recipe).measures)]
+    hows = list(times[arguments.backbone[0]])
+    print(f"\nmilliseconds of a picture of {size[0]}x{size[1]} pixels\n")
+    print(f"| backbone | {' | '.join(measures)} | parameters (backbone) | {' | '.join(hows)} | minutes |")
+    print("|---" * (len(measures) + len(hows) + 3) + "|")
     for backbone, lines in found.items():
         last = lines[-1]
         values = " | ".join(f"{last[name]:.2f}" for name in measures)
-        size = f"{last['parameters']:,} ({last['backbone_parameters']:,})"
+        parameters = f"{last['parameters']:,} ({last['backbone_parameters']:,})"
         minutes = sum(line["seconds"] for line in lines) / 60
-        print(f"| {backbone} | {values} | {size} | {last['milliseconds']:.1f} at {last['size']} | {minutes:.0f} |")
+        spent = " | ".join(f"{times[backbone][how]:.1f}" for how in hows)
+        print(f"| {backbone} | {values} | {parameters} | {spent} | {minutes:.0f} |")
 
 
 if __name__ == "__main__":

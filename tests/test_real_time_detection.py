@@ -19,6 +19,7 @@ from swiftformer.engines import open_engine
 from swiftformer.evaluate.detection import evaluate_reference
 from swiftformer.export import export
 from swiftformer.heads import d_fine
+from swiftformer.image_processing import Preprocessing
 from swiftformer.locate import CheckpointError
 from swiftformer.train.recipes import RECIPES, get_recipe
 from test_cli import cli  # noqa: F401
@@ -348,3 +349,14 @@ def test_recipes(shapes, tmp_path, cli):  # noqa: F811
         get_recipe("small_real_time_detection", ["detr_channels=20"])
     code, _, err = cli("train", "--task", "detect", "--set", "detector=yolo", "--data", shapes)
     assert code == 2 and "detector: expected" in err and "found 'yolo'" in err
+
+
+def test_evaluating_in_an_engine(shapes, tmp_path):  # noqa: F811
+    """However many queries there are: no smaller picture than those of the data is shown to the model."""
+    net = quick(detr_queries=100, detections_per_image=100, id2label={0: "square", 1: "disc"}, label2id=None)
+    net.preprocessing = Preprocessing((64, 96), "whole", 64)
+    save(net, tmp_path / "model")
+    plain, fused = (
+        evaluate_reference(tmp_path / "model", str(shapes), "val", workers=0, threads=threads) for threads in (None, 1)
+    )
+    assert fused["images"] == 3 and fused["AP"] == pytest.approx(plain["AP"], abs=0.5)

@@ -639,7 +639,7 @@ def test_a_dead_loader_process_is_replaced(folder, tmp_path, caplog):
 @pytest.mark.parametrize(("short_side", "shape"), [(None, (20, 30)), (0, (20, 30)), (40, (40, 60)), (10, (10, 15))])
 def test_evaluation_takes_pictures_whole_and_masks_as_they_are(folder, short_side, shape):
     source = open_segmentation(folder)
-    loader = SegmentationEvaluationLoader(source, WHOLE, workers=0, short_side=short_side)
+    loader = SegmentationEvaluationLoader(source, WHOLE.uncropped(short_side), workers=0)
     samples = list(loader)
     assert len(samples) == len(loader) == 4
     for i, (pixels, mask, index) in enumerate(samples):

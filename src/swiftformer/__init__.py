@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from swiftformer.attention import EfficientAdditiveAttention
-    from swiftformer.checkpoints import LoadReport, load, save
+    from swiftformer.checkpoints import load, save
     from swiftformer.config import SwiftFormerConfig
     from swiftformer.deploy import DeployModel, fuse
     from swiftformer.detection import SwiftFormerForInstanceSegmentation, SwiftFormerForObjectDetection
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         register,
     )
     from swiftformer.image_processing import ImageError, Preprocessing, open_image
+    from swiftformer.load_report import LoadReport
     from swiftformer.locate import CheckpointError
     from swiftformer.normalization import fold_normalization
     from swiftformer.predict import classify
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "attention": ("EfficientAdditiveAttention",),
-    "checkpoints": ("LoadReport", "load", "save"),
+    "checkpoints": ("load", "save"),
     "config": ("SwiftFormerConfig",),
     "deploy": ("DeployModel", "fuse"),
     "detection": ("SwiftFormerForInstanceSegmentation", "SwiftFormerForObjectDetection"),
@@ -52,6 +53,7 @@ _MODULES = {
         "register",
     ),
     "image_processing": ("ImageError", "Preprocessing", "open_image"),
+    "load_report": ("LoadReport",),
     "locate": ("CheckpointError",),
     "normalization": ("fold_normalization",),
     "predict": ("classify",),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +20,7 @@ from swiftformer.convert import (
 )
 from swiftformer.files import atomic_file, atomic_folder
 from swiftformer.image_processing import AUTHORS, HUB, TIMM, Preprocessing
+from swiftformer.load_report import LoadReport
 from swiftformer.locate import CheckpointError, Located, locate
 from swiftformer.model_kinds import (
     CLASSIFIERS,
@@ -71,39 +71,6 @@ ASK_FOR_FORM = (
     "the file does not tell its numeric form, and the wrong one gives wrong predictions without an error: pass form="
     "'uniform' (weights of March 2023), 'l2' (July 2023) or 'uniform-unnormalized' (March 2023, Core ML build)"
 )
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What `load` found.
-
-    Attributes:
-        path: the file or folder that was read.
-        naming: whose key names it uses.
-        form: the numeric form that was resolved.
-        num_labels: classes of the model as returned; None for a backbone.
-        head_replaced: the class counts differed, and the heads are new and untrained.
-        missing, unexpected: keys, after `strict=False` or where a head or the backbone's norms were added or dropped.
-    """
-
-    path: Path
-    naming: Naming
-    form: str
-    task: Task
-    num_labels: int | None
-    head_replaced: bool = False
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        text = f"loaded {self.path}: {self.naming} names, form {self.form}"
-        text += f", {self.num_labels} classes" if self.num_labels is not None else ", backbone"
-        if self.head_replaced:
-            text += ", heads replaced by untrained ones"
-        for name, keys in (("missing", self.missing), ("unexpected", self.unexpected)):
-            if keys:
-                text += f", {len(keys)} {name} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-        return text
 
 
 def load(

@@ -315,18 +315,15 @@ class Preprocessing:
             fields["do_reduce_labels"] = self.reduce_labels
         if self.resize == "squash":
             return fields | {"image_processor_type": "ViTImageProcessor", "size": {"height": height, "width": width}}
+        trained = {"height": height, "width": width}
         if self.resize == "fit":
-            pad = {"do_pad": True, "pad_size": {"height": height, "width": width}}
-            fields |= {"image_processor_type": "DetrImageProcessor", **pad}
+            fields |= {"image_processor_type": "DetrImageProcessor", "do_pad": True, "pad_size": trained}
             return fields | {"size": {"max_height": height, "max_width": width}}
         if self.resize == "whole" and self.longest is not None:
-            fields |= {"image_processor_type": "DetrImageProcessor", "crop_size": {"height": height, "width": width}}
+            fields |= {"image_processor_type": "DetrImageProcessor", "crop_size": trained}
             return fields | {"size": {"shortest_edge": self.short_side, "longest_edge": self.longest}}
         if self.resize == "whole":
-            fields |= {
-                "image_processor_type": "SegformerImageProcessor",
-                "crop_size": {"height": height, "width": width},
-            }
+            fields |= {"image_processor_type": "SegformerImageProcessor", "crop_size": trained}
             if self.resize_to is None:
                 return fields | {"do_resize": False}
             return fields | {"size": {"shortest_edge": self.resize_to}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import io
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from swiftformer.data.sources import is_image
-from swiftformer.image_processing import ImageError, ImageSource
+from swiftformer.image_processing import ImageError, ImageSource, Preprocessing, open_image
 from swiftformer.locate import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -76,6 +76,23 @@ def find_images(references: Iterable[str]) -> list[tuple[str, ImageSource]]:
         else:
             found.append((reference, path))
     return found
+
+
+def prepared(
+    sources: Sequence[ImageSource], names: Sequence[str], preprocessing: Preprocessing, skip_broken: bool
+) -> Iterator[tuple[str, Image.Image | None, np.ndarray, str]]:
+    """Of each picture its name, the RGB image, its pixels `(3, H, W)`, and an empty text; where it cannot be read no
+    image, no pixels, and why, or ImageError where `skip_broken` is False."""
+    for source, name in zip(sources, names, strict=True):
+        try:
+            image = open_image(source, name)
+            pixels = preprocessing.prepare(image, name)
+        except ImageError as error:
+            if not skip_broken:
+                raise
+            yield name, None, np.empty(0, np.float32), str(error)
+        else:
+            yield name, image, pixels, ""
 
 
 def classify(

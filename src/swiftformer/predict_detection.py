@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swiftformer.detections import Detections, post_process
-from swiftformer.image_processing import ImageError, ImageSource, Preprocessing, open_image
-from swiftformer.predict import listed, names_of
+from swiftformer.image_processing import ImageSource, Preprocessing
+from swiftformer.predict import listed, names_of, prepared
 
 if TYPE_CHECKING:
     from swiftformer.detection import SwiftFormerForObjectDetection
@@ -106,14 +106,9 @@ def detect(
     preprocessing = preprocessing_of(runner, short_side)
     sources = listed(images)
     called = list(names) if names is not None else names_of(sources)
-    for source, name in zip(sources, called, strict=True):
-        try:
-            image = open_image(source, name)
-            pixels = preprocessing.prepare(image, name)
-        except ImageError as error:
-            if not skip_broken:
-                raise
-            yield DetectionResult(name, labels=runner.labels, error=str(error))
+    for name, image, pixels, error in prepared(sources, called, preprocessing, skip_broken):
+        if image is None:
+            yield DetectionResult(name, labels=runner.labels, error=error)
             continue
         outputs = {key: rows[0] for key, rows in runner(pixels[None]).items()}
         size = (image.height, image.width)

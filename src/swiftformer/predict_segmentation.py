@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from swiftformer.image_processing import ImageError, ImageSource, Preprocessing, open_image
-from swiftformer.predict import listed, names_of
+from swiftformer.image_processing import ImageSource, Preprocessing
+from swiftformer.predict import listed, names_of, prepared
 from swiftformer.sliding_windows import filled, resized_scores, slid
 
 if TYPE_CHECKING:
@@ -94,14 +94,9 @@ def segment(
     preprocessing = preprocessing_of(runner, short_side, slide=size is not None)
     sources = listed(images)
     called = list(names) if names is not None else names_of(sources)
-    for source, name in zip(sources, called, strict=True):
-        try:
-            image = open_image(source, name)
-            pixels = preprocessing.prepare(image, name)
-        except ImageError as error:
-            if not skip_broken:
-                raise
-            yield SegmentationResult(name, error=str(error))
+    for name, image, pixels, error in prepared(sources, called, preprocessing, skip_broken):
+        if image is None:
+            yield SegmentationResult(name, error=error)
             continue
         mask = resized_classes(scores_of(runner, pixels, size), (image.height, image.width))
         yield SegmentationResult(name, mask, _shares(mask, runner.labels))

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DistributedSampler
 
 from swiftformer.data.epoch_loader import DrawnDataset, EpochLoader, expect_images
-from swiftformer.data.processes import ignore_signals, quietly_started
-from swiftformer.data.samplers import Draws, Share
+from swiftformer.data.samplers import Draws
 from swiftformer.data.segmentation import SegmentationSource, read_pair
-from swiftformer.data.skipped import Skipped
-from swiftformer.image_processing import ImageError, Preprocessing
+from swiftformer.data.single_loader import SingleLoader
+from swiftformer.image_processing import Preprocessing
 
 
 class SegmentationSample(NamedTuple):
@@ -103,36 +103,14 @@ class SegmentationTrainingLoader(EpochLoader[SegmentationBatch]):
         )
 
 
-class SegmentationEvaluationDataset(Dataset):
-    """Preprocessed pixels `(1, 3, H, W)`, the mask as it is, and the index; None where they cannot be read."""
-
-    def __init__(self, source: SegmentationSource, preprocessing: Preprocessing) -> None:
-        self.source = source
-        self.preprocessing = preprocessing
-        self.skipped = Skipped()
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int] | None:
-        try:
-            image, mask = read_pair(self.source, index)
-            pixels = self.preprocessing.prepare(image, self.source.name(index))
-        except ImageError as error:
-            self.skipped.tell([error])
-            return None
-        return torch.from_numpy(pixels)[None], torch.from_numpy(mask), index
-
-
-class SegmentationEvaluationLoader:
-    """Pictures one at a time, in order, each readable one once: all for one process, for several their shares.
+class SegmentationEvaluationLoader(SingleLoader[tuple[Tensor, Tensor, int]]):
+    """See `SingleLoader`.
 
     Yields:
         Pixels `(1, 3, H, W)` float32, the mask `(height, width)` at its own size, and the index.
 
     Args:
-        short_side: pixels that the short side is resized to, 0 for the picture's own size; by default as
-            `preprocessing` has it. Nothing is cropped.
+        preprocessing: is made to crop nothing.
         workers: processes that load.
     """
 
@@ -143,29 +121,12 @@ class SegmentationEvaluationLoader:
         workers: int,
         rank: int = 0,
         world_size: int = 1,
-        *,
-        short_side: int | None = None,
     ) -> None:
-        self._loader: DataLoader[tuple[Tensor, Tensor, int] | None] = DataLoader(
-            SegmentationEvaluationDataset(source, preprocessing.uncropped(short_side)),
-            batch_size=None,
-            sampler=Share(len(source), rank, world_size),
-            num_workers=workers,
-            worker_init_fn=ignore_signals,
-            collate_fn=_as_it_is,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=workers > 0,
-        )
-
-    def __len__(self) -> int:
-        """Pictures of this process, readable or not."""
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
-        for sample in quietly_started(self._loader):
-            if sample is not None:
-                yield sample
+        read = partial(_read_with_mask, source, preprocessing.uncropped())
+        super().__init__(source, read, workers, rank, world_size)
 
 
-def _as_it_is(sample: Any) -> Any:
-    return sample
+def _read_with_mask(source: SegmentationSource, preprocessing: Preprocessing, index: int) -> tuple[Tensor, Tensor, int]:
+    image, mask = read_pair(source, index)
+    pixels = preprocessing.prepare(image, source.name(index))
+    return torch.from_numpy(pixels)[None], torch.from_numpy(mask), index

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,16 +10,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DistributedSampler
 
 from swiftformer.data.detection import DetectionSource
 from swiftformer.data.detection_transforms import PADDING, Target
 from swiftformer.data.epoch_loader import DrawnDataset, EpochLoader, expect_images
 from swiftformer.data.objects import Objects
-from swiftformer.data.processes import ignore_signals, quietly_started
-from swiftformer.data.samplers import Draws, Share
-from swiftformer.data.skipped import Skipped
-from swiftformer.image_processing import IMAGENET_MEAN, ImageError, Preprocessing
+from swiftformer.data.samplers import Draws
+from swiftformer.data.single_loader import SingleLoader
+from swiftformer.image_processing import IMAGENET_MEAN, Preprocessing
 
 # Pixels and objects of a picture, its boxes `(n, 4)` in pixels, labels `(n,)` and masks `(n, height, width)` or None.
 Transform = Callable[[Image.Image, np.ndarray, np.ndarray, np.ndarray | None], tuple[Tensor, Target]]
@@ -152,31 +151,8 @@ class DetectionTrainingLoader(EpochLoader[DetectionBatch]):
         )
 
 
-class DetectionEvaluationDataset(Dataset):
-    """Preprocessed pixels `(1, 3, H, W)`, the picture's own height and width, and the index; None where it or its
-    objects cannot be read."""
-
-    def __init__(self, source: DetectionSource, preprocessing: Preprocessing) -> None:
-        self.source = source
-        self.preprocessing = preprocessing
-        self.skipped = Skipped()
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, tuple[int, int], int] | None:
-        try:
-            self.source.objects(index)
-            image = self.source.image(index)
-            pixels = self.preprocessing.prepare(image, self.source.name(index))
-        except ImageError as error:
-            self.skipped.tell([error])
-            return None
-        return torch.from_numpy(pixels)[None], (image.height, image.width), index
-
-
-class DetectionEvaluationLoader:
-    """Pictures one at a time, in order, each readable one once: all for one process, for several their shares.
+class DetectionEvaluationLoader(SingleLoader[tuple[Tensor, tuple[int, int], int]]):
+    """See `SingleLoader`; pictures whose objects cannot be read are left out as well.
 
     Yields:
         Pixels `(1, 3, H, W)` float32, height and width of the picture itself, and the index.
@@ -194,26 +170,14 @@ class DetectionEvaluationLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self._loader: DataLoader[tuple[Tensor, tuple[int, int], int] | None] = DataLoader(
-            DetectionEvaluationDataset(source, preprocessing.uncropped()),
-            batch_size=None,
-            sampler=Share(len(source), rank, world_size),
-            num_workers=workers,
-            worker_init_fn=ignore_signals,
-            collate_fn=_as_it_is,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=workers > 0,
-        )
-
-    def __len__(self) -> int:
-        """Pictures of this process, readable or not."""
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, tuple[int, int], int]]:
-        for sample in quietly_started(self._loader):
-            if sample is not None:
-                yield sample
+        read = partial(_read_with_size, source, preprocessing.uncropped())
+        super().__init__(source, read, workers, rank, world_size)
 
 
-def _as_it_is(sample: Any) -> Any:
-    return sample
+def _read_with_size(
+    source: DetectionSource, preprocessing: Preprocessing, index: int
+) -> tuple[Tensor, tuple[int, int], int]:
+    source.objects(index)
+    image = source.image(index)
+    pixels = preprocessing.prepare(image, source.name(index))
+    return torch.from_numpy(pixels)[None], (image.height, image.width), index

@@ -201,9 +201,11 @@ def _numbers(result: dict[str, Any]) -> dict[str, float]:
 
 
 def _places(engine: Engine) -> int:
-    """How many objects an engine gives at most."""
-    shape = [1 if place == 0 else side or 64 for place, side in enumerate(engine.input_shape)]
-    shape[1] = engine.input_shape[1] or 3
+    """How many objects an engine gives at most. An artifact, whose input is fixed, is asked with an empty picture."""
+    config = getattr(getattr(engine, "net", None), "config", None)
+    if config is not None:
+        return config.detections_per_image
+    shape = [side or 1 for side in engine.input_shape]
     return engine(np.zeros(shape, np.float32))["scores"].shape[1]
 
 

@@ -16,6 +16,7 @@ from swiftformer.data.detection_loaders import DetectionEvaluationLoader, Detect
 from swiftformer.data.detection_transforms import DetectionAugmentation, MultiScaleAugmentation
 from swiftformer.data.object_masks import coco_mask
 from swiftformer.evaluate.detection import evaluate_detector
+from swiftformer.image_processing import ImageError
 from swiftformer.model_kinds import Task as ModelTask
 from swiftformer.model_kinds import model_class
 from swiftformer.train.distributed import Processes
@@ -91,7 +92,7 @@ class Detection(Task):
     def validation_batches(
         self, source: DetectionSource, batch_size: int, workers: int, processes: Processes
     ) -> DetectionEvaluationLoader:
-        if not any((~source.objects(index).crowd).any() for index in range(len(source))):
+        if not any(_shows_objects(source, index) for index in range(len(source))):
             raise ValueError("expected objects in the pictures to validate on, found none")
         return DetectionEvaluationLoader(
             source, self.recipe.preprocessing, workers, processes.rank, processes.world_size
@@ -109,3 +110,10 @@ class Detection(Task):
         return evaluate_detector(
             net, batches, source, processes.device, progress, processes, self.with_masks, max_detections
         )
+
+
+def _shows_objects(source: DetectionSource, index: int) -> bool:
+    try:
+        return not source.objects(index).crowd.all()
+    except ImageError:  # the loader names it
+        return False
