@@ -340,7 +340,7 @@ def test_broken_artifacts(artifacts, tmp_path, change, message):
 @pytest.mark.parametrize(
     ("format_", "options", "message"),
     [
-        ("onnx", {"engine": "nonsense"}, "unknown engine 'nonsense': expected auto, openvino"),
+        ("onnx", {"engine": "nonsense"}, "unknown engine 'nonsense': expected auto, native, openvino"),
         ("openvino", {"engine": "onnxruntime"}, "expected an artifact that onnxruntime runs .*, found openvino"),
         ("onnx", {"engine": "onnxruntime", "device": "npu"}, "device: expected one of cpu, cuda"),
         ("onnx", {"engine": "onnxruntime", "device": "cuda"}, "expected an onnxruntime with CUDAExecutionProvider"),

@@ -135,7 +135,8 @@ def export(
     format_: Annotated[
         str,
         typer.Option(
-            "--format", help="onnx, openvino, coreml, executorch, litert, torch-export, aoti, tensorrt, qnn, ..."
+            "--format",
+            help="onnx, openvino, native, coreml, executorch, litert, torch-export, aoti, tensorrt, qnn, ...",
         ),
     ] = "onnx",
     output: Annotated[Optional[Path], typer.Option(help="Folder; exports/MODEL-FORMAT-PRECISION by default.")] = None,

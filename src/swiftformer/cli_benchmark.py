@@ -23,7 +23,7 @@ def benchmark(
     batch: Annotated[str, typer.Option(help="Images per call, with commas.")] = "1,16",
     size: Size = "224",
     implementations: Annotated[str, typer.Option(help="swiftformer, timm, transformers; all by default.")] = "",
-    engines: Annotated[str, typer.Option(help="Such as openvino,onnxruntime; all by default.")] = "",
+    engines: Annotated[str, typer.Option(help="Such as native,openvino; all by default.")] = "",
     precisions: Annotated[str, typer.Option(help="fp32, bf16, int8; all by default.")] = "",
     threads: Threads = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",

@@ -15,7 +15,9 @@ Form = Annotated[
 Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, ...; CUDA if there is one.")]
 Engine = Annotated[
     str,
-    typer.Option(help="torch, torch-compile, openvino, onnxruntime, executorch, litert, coreml; auto: the fastest."),
+    typer.Option(
+        help="torch, torch-compile, native, openvino, onnxruntime, executorch, litert, coreml; auto: the fastest."
+    ),
 ]
 Precision = Annotated[Optional[str], typer.Option(help="fp32, bf16 or fp16, where the engine can choose.")]
 Threads = Annotated[Optional[int], typer.Option(min=1, help="On the CPU; the engine's own choice by default.")]

@@ -226,6 +226,7 @@ class WithLogits(nn.Module):
 F32, BF16 = torch.float32, torch.bfloat16
 CPU = ("cpu",)
 ONNX = ("onnxscript", "onnxruntime")
+NATIVE = ("swiftformer_native",)
 OPENVINO = ("openvino",)
 NNCF = ("openvino", "nncf")
 
@@ -247,6 +248,8 @@ CANDIDATES = [
     in_torch("swiftformer", "torch-compile", "fp32", ours_in_torch("default", F32)),
     in_torch("swiftformer", "torch-compile", "bf16", ours_in_torch("default", BF16)),
     in_torch("swiftformer", "torch-cudagraphs", "bf16", ours_in_torch("reduce-overhead", BF16), "cuda"),
+    in_runtime("swiftformer", "native", "fp32", ours_in_file("native", "fp32"), NATIVE),
+    in_runtime("swiftformer", "native", "bf16", ours_in_file("native", "fp32"), NATIVE),
     in_runtime("swiftformer", "onnxruntime", "fp32", ours_in_file("onnx", "fp32"), ONNX),
     in_runtime("swiftformer", "openvino", "fp32", ours_in_file("openvino", "fp32"), OPENVINO),
     in_runtime("swiftformer", "openvino", "bf16", ours_in_file("openvino", "fp32"), OPENVINO),

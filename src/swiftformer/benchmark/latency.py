@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 # Largest difference of the logits over their largest value, by precision: a peer beyond it computes something else.
 AGREEMENT = {"fp32": 1e-3, "bf16": 0.15, "fp16": 0.05, "int8": 0.6}
-PACKAGES = ("torch", "timm", "transformers", "openvino", "onnxruntime", "nncf")
+PACKAGES = ("torch", "timm", "transformers", "swiftformer-native", "openvino", "onnxruntime", "nncf")
 
 
 def run_benchmark(

@@ -1,4 +1,4 @@
-"""Run a checkpoint or an exported artifact. Those of openvino, onnxruntime and litert do not import torch."""
+"""Run a checkpoint or an exported artifact. Those of native, openvino, onnxruntime and litert import no torch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 # Engine: the module that it needs, the extra that installs it, and the formats that it runs.
 ENGINES: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "native": ("swiftformer_native", "native", ("native",)),
     "openvino": ("openvino", "openvino", ("openvino", "onnx", "tensorrt", "qnn")),
     "onnxruntime": ("onnxruntime", "onnx", ("onnx", "tensorrt", "qnn")),
     "executorch": ("executorch", "executorch", ("executorch", "executorch-coreml", "executorch-vulkan")),
@@ -23,7 +24,7 @@ ENGINES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "torch": ("torch", "", ("torch-export", "aoti")),
 }
 
-# Engines for checkpoints, besides `torch`.
+# Engines for checkpoints alone.
 TORCH_MODES = ("torch-compile", "torch-cudagraphs")
 
 
@@ -39,7 +40,8 @@ def open_engine(
     """Load a model into an engine.
 
     Args:
-        reference: the folder of an exported artifact, or anything that `swiftformer.load` takes, which runs in torch.
+        reference: the folder of an exported artifact, or anything that `swiftformer.load` takes, which runs in torch,
+            and classifiers also in `native`.
         engine: a key of `ENGINES`, for checkpoints also one of `TORCH_MODES`; `auto` takes the fastest that
             is installed and runs the artifact, in the order of `ENGINES`, and says which in the log.
         device: `cpu`, `cuda`, ...; by default the engine's own choice.
@@ -57,6 +59,11 @@ def open_engine(
     if engine not in ("auto", *ENGINES, *TORCH_MODES):
         raise EngineError(f"unknown engine {engine!r}: expected auto, {', '.join([*ENGINES, *TORCH_MODES])}")
     if not is_artifact(reference):
+        if engine == "native":
+            _expect_installed(engine)
+            from swiftformer.engines.native import from_reference
+
+            return from_reference(reference, device, precision, threads, form)
         if engine not in ("auto", "torch", *TORCH_MODES):
             raise EngineError(f"{reference}: expected an exported artifact for the engine {engine}, found none there")
         from swiftformer.engines.torch import TorchEngine
@@ -67,18 +74,23 @@ def open_engine(
         raise EngineError(f"{reference}: expected a checkpoint for the engine {engine}, found an exported artifact")
     artifact = read_artifact(reference)
     name = _fastest(artifact, device) if engine == "auto" else engine
-    module, extra, formats = ENGINES[name]
+    formats = ENGINES[name][2]
     if artifact.format not in formats:
         raise EngineError(
             f"{reference}: expected an artifact that {name} runs ({', '.join(formats)}), found {artifact.format}"
         )
-    if util.find_spec(module) is None:
-        raise EngineError(f"the engine {name} needs {module}: pip install 'swiftformer[{extra}]'")
+    _expect_installed(name)
     module_of_engine = import_module(f"swiftformer.engines.{name}")
     opened: Engine = module_of_engine.open_artifact(Path(reference), artifact, device, precision, threads)
     if engine == "auto":
         logger.info("%s: running in %s", reference, opened.name)
     return opened
+
+
+def _expect_installed(name: str) -> None:
+    module, extra, _ = ENGINES[name]
+    if util.find_spec(module) is None:
+        raise EngineError(f"the engine {name} needs {module}: pip install 'swiftformer[{extra}]'")
 
 
 def _fastest(artifact: Artifact, device: str | None) -> str:

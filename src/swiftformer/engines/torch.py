@@ -74,12 +74,8 @@ class TorchEngine(Engine):
         form: str | None = None,
     ) -> TorchEngine:
         """A checkpoint of a model with a head, fused. See `swiftformer.engines.open_engine`."""
-        from swiftformer.checkpoints import load, stored_task
-        from swiftformer.deploy import fuse
-
-        task: Any = stored_task(reference)
-        model: Any = load(reference, form=form, task="classification" if task == "backbone" else task)
-        return cls.fused(fuse(model), mode=mode, device=device, precision=precision, threads=threads)
+        net = load_fused(reference, form)
+        return cls.fused(net, mode=mode, device=device, precision=precision, threads=threads)
 
     @classmethod
     def fused(cls, net: DeployModel, **options: Any) -> TorchEngine:
@@ -88,8 +84,7 @@ class TorchEngine(Engine):
         Raises:
             EngineError: a detector in another precision than float32, in which its boxes would be too coarse.
         """
-        names: dict[Any, str] = net.config.id2label or {}
-        labels = tuple(names[i] for i in sorted(names))
+        labels = labels_of(net)
         if net.detection_head is None:
             return cls(net, labels, outputs=net.outputs, **options)
         if options.get("precision") not in (None, "fp32"):
@@ -102,6 +97,22 @@ class TorchEngine(Engine):
         found = self.net(pixels.contiguous(memory_format=torch.channels_last))
         found = getattr(found, "logits", found)
         return [output.float().cpu().numpy() for output in (found if isinstance(found, (tuple, list)) else (found,))]
+
+
+def load_fused(reference: str | Path, form: str | None = None) -> DeployModel:
+    """A checkpoint in the form in which it is run; a backbone's as a classifier."""
+    from swiftformer.checkpoints import load, stored_task
+    from swiftformer.deploy import fuse
+
+    task: Any = stored_task(reference)
+    model: Any = load(reference, form=form, task="classification" if task == "backbone" else task)
+    return fuse(model)
+
+
+def labels_of(net: DeployModel) -> tuple[str, ...]:
+    """Names of the classes in order."""
+    names: dict[Any, str] = net.config.id2label or {}
+    return tuple(names[i] for i in sorted(names))
 
 
 def refuse_pickles(file: Path) -> None:

@@ -1,0 +1,20 @@
+// Which kernels this processor runs.
+
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace swiftformer {
+
+// Names of the instruction sets, the best last; `avx512_bf16` stands for bfloat16 in AVX-512, `avx512_vnni`
+// for int8.
+std::vector<std::string> supported();
+
+// The kernels of an instruction set, or `auto` for the best one, in precision `fp32`, `bf16` or `int8`. Throws
+// std::invalid_argument where this processor or this build lacks them.
+const Kernels& kernels_for(const std::string& isa, const std::string& precision);
+
+}  // namespace swiftformer

@@ -1,0 +1,87 @@
+// What the engine computes on one tile of pixels. There is a table of these functions for every instruction set and
+// precision; everything else is written once, on top of them.
+//
+// Maps are float32, pixels one behind the other, each with its channels, filled up with zeros to a multiple of `lanes`.
+// Operands, the left sides of matrix products, are rows of 32-bit words: a float32, two bfloat16, or four uint8. A row of
+// uint8 ends with a word that holds its step, a float32: the level u stands for step * (u - 128), and behind GELU, which
+// is never below -0.17, for step * u - 0.17.
+
+#pragma once
+
+#include <cstdint>
+
+namespace swiftformer {
+
+constexpr int lanes = 16;
+
+constexpr int filled(int channels) { return (channels + lanes - 1) / lanes * lanes; }
+
+// What becomes of a product: stored as float32, the same behind ReLU, stored as an operand behind GELU, or stored as
+// float32 after a residual was added.
+enum class Then { store, relu, gelu, add };
+
+constexpr float gelu_floor = -0.17f;
+
+// A matrix and a bias. Columns lie in panels of up to `Kernels::widest` vectors; in a panel, the words of a row of
+// columns one behind the other. Of int8 each column has a step, and its sums begin at `start`; the levels' offset is
+// taken off there or in the bias.
+struct Matrix {
+  const uint32_t* words;
+  const float* bias;
+  const float* step;
+  const int32_t* start;
+  int depth;    // words of a column
+  int columns;  // a multiple of `lanes`
+};
+
+// Vectors of the next panel, of `left` ones: no panel is left with one vector if that can be avoided, as wide panels
+// need fewer loads for each product.
+constexpr int panel_of(int left, int widest) {
+  return left <= widest ? left : left == widest + 1 && widest > 2 ? 2 : widest;
+}
+
+struct Kernels {
+  const char* name;
+  int values_per_word;
+  int widest;   // vectors of `lanes` columns in a panel
+  bool levels;  // operands are uint8: rows are made as float32, and `quantize` makes an operand of them
+
+  // `rows` rows of an operand, `operand_stride` words apart, times a matrix. `out` has a stride in values.
+  void (*product)(const Matrix& matrix, const uint32_t* operand, int operand_stride, int rows, Then then, void* out,
+                  int out_stride, const float* residual, int residual_stride);
+
+  // `rows` rows of float32, `stride` apart, of `count` values each, to rows of levels. Null without levels.
+  void (*quantize)(const float* values, int stride, int rows, int count, bool behind_gelu, uint32_t* operand,
+                   int operand_stride);
+
+  // What follows writes rows of float32 where operands are levels.
+
+  // float32 to operand: `count` values, a multiple of `lanes`, to the place `at` (in values) of a row.
+  void (*convert)(const float* values, int count, uint32_t* row, int at);
+
+  // 3x3 depth-wise convolution of `count` neighbouring pixels of one row of a map, beginning at column `x`, into rows
+  // of an operand. `lines` are the rows above, at and below; a missing one points to zeros. Weights are
+  // `(9, channels)`, then the bias; `channels` is filled up.
+  void (*depth_wise)(const float* const lines[3], int width, int x, int count, int channels, const float* weights,
+                     uint32_t* operand, int operand_stride);
+
+  // Divides keys and queries, rows of `2 * channels`, by their root mean square over `dim` values, in place, and adds
+  // to `sums`: `channels` sums of the queries times their scores, then the sum of the squared scores. No `score`: 1.
+  void (*pool)(float* key_query, int rows, int channels, int dim, bool normalize, const float* score, float* sums);
+
+  // The operand `[global * key, query]`, `2 * dim` values a row.
+  void (*modulate)(const float* key_query, int rows, int channels, int dim, const float* global, uint32_t* operand,
+                   int operand_stride);
+
+  // GELU alone, of `count` values, a multiple of `lanes`: for tests.
+  void (*gelu)(const float* values, int count, uint32_t* row);
+};
+
+extern const Kernels plain_fp32, plain_bf16, plain_int8;
+#if defined(SWIFTFORMER_X86)
+extern const Kernels avx2_fp32, avx512_fp32, avx512_bf16, avx512_int8;
+#elif defined(SWIFTFORMER_ARM)
+extern const Kernels neon_fp32;
+#endif
+
+}  // namespace swiftformer

@@ -1,0 +1,339 @@
+// The kernels of kernels.h, written on top of the sixteen-lane `Vec` of an instruction set. Included once in a file for
+// each set, which is compiled with the flags of that set: hence no inline function with a name that other files see, and
+// nothing of the standard library that would leave code of this set in functions that all share.
+
+#pragma once
+
+#include <cstring>
+
+#include "kernels.h"
+
+namespace {
+
+using swiftformer::filled;
+using swiftformer::Kernels;
+using swiftformer::lanes;
+using swiftformer::Matrix;
+using swiftformer::Then;
+
+// 2^x by `terms` coefficients behind the leading one on [-0.5, 0.5], and exp(a^2/2) times the normal distribution's
+// upper tail, as a polynomial in t = 1/(1 + p a), a >= 0. Both are best in the relative error, see fit_gelu.py.
+struct Exact {  // 2e-6
+  static constexpr float power_of_2[] = {1.000000071682656f,   0.6931469670112522f,   0.24022119581986207f,
+                                         0.05550713286759223f, 0.009675549138522347f, 0.001327649202597638f};
+  static constexpr float p = 0.3f;
+  static constexpr float tail[] = {-7.97496382138651e-05f, 0.1212741919180049f,  0.10670713035384473f,
+                                   0.16475769439057508f,   -0.04863487383090894f, 0.2405659000273549f,
+                                   -0.08459123208344367f};
+  static Vec inverse(Vec x) { return reciprocal(x); }
+};
+struct Rough {  // 7e-4: a third of half a unit in the last place of bfloat16
+  static constexpr float power_of_2[] = {0.9999280441610983f, 0.6932610334359981f, 0.2426116363602045f,
+                                         0.05517161484108248f};
+  static constexpr float p = 0.36f;
+  static constexpr float tail[] = {-0.0011597667179404389f, 0.15982840106129287f, 0.06572417160876806f,
+                                   0.2759075485527577f};
+  static Vec inverse(Vec x) { return rough_reciprocal(x); }
+};
+
+template <int count>
+inline Vec polynomial(const float (&coefficients)[count], Vec x) {
+  Vec result = all(coefficients[count - 1]);
+#pragma GCC unroll 8
+  for (int i = count - 2; i >= 0; --i) result = multiply_add(result, x, all(coefficients[i]));
+  return result;
+}
+
+// x * Phi(x) = max(x, 0) - |x| * Phi(-|x|): no cancellation where the result is small.
+template <class Precision>
+inline Vec gelu(Vec x) {
+  const Vec size = abs(x);
+  const Vec power = x * x * all(-0.72134752f);  // -x^2 / 2 / ln 2
+  const Vec whole = nearest(power);
+  const Vec fraction = polynomial(Precision::power_of_2, power - whole);
+  const Vec t = Precision::inverse(multiply_add(all(Precision::p), size, all(1.0f)));
+  const Vec tail = times_power_of_2(fraction * polynomial(Precision::tail, t), whole);
+  return max(x, all(0.0f)) - size * tail;
+}
+
+// A precision says of what type the sums of products are, how they start, and what becomes of them in the end.
+struct Floats {
+  using Sum = Vec;
+  static constexpr bool levels = false;
+  static constexpr decltype(Kernels::quantize) quantize = nullptr;
+  static Sum start(const Matrix& matrix, int column) { return load(matrix.bias + column); }
+  static Vec finish(Sum sum, const uint32_t*, int, const Matrix&, int) { return sum; }
+};
+
+struct Fp32 : Floats {
+  using Precision = Exact;
+  using Input = Vec;
+  static constexpr int values_per_word = 1;
+  static Vec weights(const uint32_t* words) { return load(reinterpret_cast<const float*>(words)); }
+  static Input input(const uint32_t* word) {
+    float value;
+    std::memcpy(&value, word, sizeof value);
+    return all(value);
+  }
+  static Vec dot(Input input, Vec weights, Vec sum) { return multiply_add(input, weights, sum); }
+  static void put(void* row, int at, Vec v) { store(static_cast<float*>(row) + at, v); }
+};
+
+#if defined(SWIFTFORMER_BF16)
+struct Bf16 : Floats {
+  using Precision = Rough;
+  static constexpr int values_per_word = 2;
+#if defined(__AVX512BF16__)
+  using Input = __m512bh;
+  static __m512bh weights(const uint32_t* words) { return (__m512bh)_mm512_loadu_si512(words); }
+  static Input input(const uint32_t* word) { return (__m512bh)_mm512_set1_epi32(static_cast<int>(*word)); }
+  static Vec dot(Input input, __m512bh weights, Vec sum) { return {_mm512_dpbf16_ps(sum.all, input, weights)}; }
+#else
+  using Input = uint32_t;
+  static const uint32_t* weights(const uint32_t* words) { return words; }
+  static Input input(const uint32_t* word) { return *word; }
+  static Vec dot(Input input, const uint32_t* weights, Vec sum) { return dot_bf16(input, weights, sum); }
+#endif
+  static void put(void* row, int at, Vec v) { store_bf16(static_cast<uint16_t*>(row) + at, v); }
+};
+#endif
+
+#if defined(SWIFTFORMER_INT8)
+inline void quantize_rows(const float* values, int stride, int rows, int count, bool behind_gelu, uint32_t* operand,
+                     int operand_stride) {
+  for (int r = 0; r < rows; ++r, values += stride, operand += operand_stride) {
+    Vec most = all(0.0f);
+    if (behind_gelu) {
+      for (int c = 0; c < count; c += lanes) most = max(most, load(values + c));
+    } else {
+      for (int c = 0; c < count; c += lanes) most = max(most, abs(load(values + c)));
+    }
+    const float range = behind_gelu ? (largest(most) - swiftformer::gelu_floor) / 255.0f : largest(most) / 127.0f;
+    const float step = range > 1e-30f ? range : 1e-30f;
+    const Vec factor = all(1.0f / step), offset = all(behind_gelu ? -swiftformer::gelu_floor / step : 128.0f);
+    uint8_t* levels = reinterpret_cast<uint8_t*>(operand);
+    for (int c = 0; c < count; c += lanes) {
+      store_levels(levels + c, max(multiply_add(load(values + c), factor, offset), all(0.0f)));
+    }
+    std::memcpy(operand + operand_stride - 1, &step, sizeof step);
+  }
+}
+
+struct Int8 {
+  using Precision = Rough;
+  using Sum = Levels;
+  static constexpr int values_per_word = 4;
+  static constexpr bool levels = true;
+  static constexpr decltype(Kernels::quantize) quantize = quantize_rows;
+#if defined(__AVX512VNNI__)
+  using Input = __m512i;
+  static __m512i weights(const uint32_t* words) { return _mm512_loadu_si512(words); }
+  static Input input(const uint32_t* word) { return _mm512_set1_epi32(static_cast<int>(*word)); }
+  static Sum dot(Input input, __m512i weights, Sum sum) {
+    // Around the intrinsic, GCC 12 copies every sum in every step.
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum.all) : "v"(input), "v"(weights));
+    return sum;
+  }
+#else
+  using Input = uint32_t;
+  static const uint32_t* weights(const uint32_t* words) { return words; }
+  static Input input(const uint32_t* word) { return *word; }
+  static Sum dot(Input input, const uint32_t* weights, Sum sum) { return dot_int8(input, weights, sum); }
+#endif
+  static Sum start(const Matrix& matrix, int column) { return load(matrix.start + column); }
+  static Vec finish(Sum sum, const uint32_t* operand, int operand_stride, const Matrix& matrix, int column) {
+    const Vec scaled = to_float(sum) * Fp32::input(operand + operand_stride - 1);
+    return multiply_add(scaled, load(matrix.step + column), load(matrix.bias + column));
+  }
+  static void put(void* row, int at, Vec v) { store(static_cast<float*>(row) + at, v); }
+};
+#endif
+
+// Rows of a block by vectors of its panel: as many sums as there are registers for, besides weights and an input.
+template <int vectors>
+constexpr int block_rows = ROWS_OF_A_BLOCK(vectors);
+
+struct Block {
+  const Matrix& matrix;
+  const uint32_t *words, *operand;
+  const float* residual;
+  void* out;
+  int operand_stride, out_stride, residual_stride, column;
+};
+
+template <class Op, int rows, int vectors>
+void product_of_block(const Block& block, Then then) {
+  typename Op::Sum sums[rows][vectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) sums[r][v] = Op::start(block.matrix, block.column + v * lanes);
+  const uint32_t* words = block.words;
+  const uint32_t* operand = block.operand;
+  const int depth = block.matrix.depth;
+  for (int k = 0; k < depth; ++k, ++operand, words += vectors * lanes) {
+    decltype(Op::weights(words)) weights[vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) weights[v] = Op::weights(words + v * lanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) {
+      const typename Op::Input input = Op::input(operand + r * block.operand_stride);
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) sums[r][v] = Op::dot(input, weights[v], sums[r][v]);
+    }
+  }
+  const auto finished = [&](int r, int v) {
+    return Op::finish(sums[r][v], block.operand + r * block.operand_stride, block.operand_stride, block.matrix,
+                      block.column + v * lanes);
+  };
+  constexpr int value_bytes = Op::levels ? sizeof(float) : sizeof(uint32_t) / Op::values_per_word;
+  if (then == Then::gelu) {
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) {
+      char* row = static_cast<char*>(block.out) + value_bytes * r * block.out_stride;
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) {
+        Op::put(row, block.column + v * lanes, gelu<typename Op::Precision>(finished(r, v)));
+      }
+    }
+    return;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+    float* row = static_cast<float*>(block.out) + r * block.out_stride + block.column;
+    const float* residual = block.residual + r * block.residual_stride + block.column;
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) {
+      Vec value = finished(r, v);
+      if (then == Then::relu) value = max(value, all(0.0f));
+      if (then == Then::add) value = value + load(residual + v * lanes);
+      store(row + v * lanes, value);
+    }
+  }
+}
+
+template <class Op, int vectors, int rows = block_rows<vectors>>
+void product_of_rows(int count, const Block& block, Then then) {
+  if constexpr (rows > 0) {
+    if (count == rows) return product_of_block<Op, rows, vectors>(block, then);
+    return product_of_rows<Op, vectors, rows - 1>(count, block, then);
+  }
+}
+
+template <class Op, int vectors>
+void product_of_panel(Block block, int rows, Then then) {
+  const int blocks = (rows + block_rows<vectors> - 1) / block_rows<vectors>;
+  const int out_bytes = then == Then::gelu && !Op::levels ? sizeof(uint32_t) / Op::values_per_word : sizeof(float);
+  for (int i = 0; i < blocks; ++i) {
+    const int count = (rows + blocks - 1 - i) / blocks;  // as equal as they can be
+    product_of_rows<Op, vectors>(count, block, then);
+    block.operand += count * block.operand_stride;
+    block.out = static_cast<char*>(block.out) + out_bytes * count * block.out_stride;
+    if (then == Then::add) block.residual += count * block.residual_stride;
+  }
+}
+
+template <class Op>
+void product(const Matrix& matrix, const uint32_t* operand, int operand_stride, int rows, Then then, void* out,
+             int out_stride, const float* residual, int residual_stride) {
+  Block block{matrix, matrix.words, operand, residual, out, operand_stride, out_stride, residual_stride, 0};
+  int left = matrix.columns / lanes;
+  while (left > 0) {
+    const int vectors = swiftformer::panel_of(left, WIDEST_PANEL);
+    if (vectors == 1) product_of_panel<Op, 1>(block, rows, then);
+#if WIDEST_PANEL > 1
+    if (vectors == 2) product_of_panel<Op, 2>(block, rows, then);
+    if (vectors == 3) product_of_panel<Op, 3>(block, rows, then);
+#endif
+    block.words += matrix.depth * vectors * lanes;
+    block.column += vectors * lanes;
+    left -= vectors;
+  }
+}
+
+template <class Op>
+void convert(const float* values, int count, uint32_t* row, int at) {
+  for (int c = 0; c < count; c += lanes) Op::put(row, at + c, load(values + c));
+}
+
+template <class Op>
+void depth_wise(const float* const lines[3], int width, int x, int count, int channels, const float* weights,
+                uint32_t* operand, int operand_stride) {
+  for (int c = 0; c < channels; c += lanes) {
+    Vec weight[9];
+#pragma GCC unroll 9
+    for (int tap = 0; tap < 9; ++tap) weight[tap] = load(weights + tap * channels + c);
+    const Vec bias = load(weights + 9 * channels + c);
+    for (int i = 0; i < count; ++i) {
+      const int at = (x + i) * channels + c;
+      Vec sum = bias;
+      if (x + i > 0) {
+#pragma GCC unroll 3
+        for (int line = 0; line < 3; ++line) {
+          sum = multiply_add(load(lines[line] + at - channels), weight[3 * line], sum);
+        }
+      }
+#pragma GCC unroll 3
+      for (int line = 0; line < 3; ++line) sum = multiply_add(load(lines[line] + at), weight[3 * line + 1], sum);
+      if (x + i + 1 < width) {
+#pragma GCC unroll 3
+        for (int line = 0; line < 3; ++line) {
+          sum = multiply_add(load(lines[line] + at + channels), weight[3 * line + 2], sum);
+        }
+      }
+      Op::put(operand + i * operand_stride, c, sum);
+    }
+  }
+}
+
+// Divides by the root mean square; what counts as zero stays zero.
+inline void normalize_row(float* row, int channels, int dim) {
+  Vec squares = all(0.0f);
+  for (int c = 0; c < channels; c += lanes) squares = multiply_add(load(row + c), load(row + c), squares);
+  const float mean = sum(squares) / static_cast<float>(dim);
+  const Vec factor = all(1.0f / __builtin_sqrtf(mean > 1e-24f ? mean : 1e-24f));
+  for (int c = 0; c < channels; c += lanes) store(row + c, load(row + c) * factor);
+}
+
+inline void pool(float* key_query, int rows, int channels, int dim, bool normalize, const float* score, float* sums) {
+  for (int r = 0; r < rows; ++r) {
+    float* key = key_query + r * 2 * channels;
+    float* query = key + channels;
+    if (normalize) {
+      normalize_row(key, channels, dim);
+      normalize_row(query, channels, dim);
+    }
+    float s = 1.0f;
+    if (score) {
+      Vec products = all(0.0f);
+      for (int c = 0; c < channels; c += lanes) products = multiply_add(load(query + c), load(score + c), products);
+      s = sum(products);
+    }
+    const Vec factor = all(s);
+    for (int c = 0; c < channels; c += lanes) store(sums + c, multiply_add(load(query + c), factor, load(sums + c)));
+    sums[channels] += s * s;
+  }
+}
+
+template <class Op>
+void modulate(const float* key_query, int rows, int channels, int dim, const float* global, uint32_t* operand,
+              int operand_stride) {
+  for (int r = 0; r < rows; ++r, key_query += 2 * channels, operand += operand_stride) {
+    for (int c = 0; c < channels; c += lanes) Op::put(operand, c, load(key_query + c) * load(global + c));
+    // Behind it, over the zeros that fill the keys up: the filling of the queries is zero in turn.
+    for (int c = 0; c < channels; c += lanes) Op::put(operand, dim + c, load(key_query + channels + c));
+  }
+}
+
+template <class Op>
+void gelu_of_values(const float* values, int count, uint32_t* row) {
+  for (int c = 0; c < count; c += lanes) Op::put(row, c, gelu<typename Op::Precision>(load(values + c)));
+}
+
+template <class Op>
+constexpr Kernels table(const char* name) {
+  return {name,         Op::values_per_word, WIDEST_PANEL, Op::levels,   product<Op>,       Op::quantize,
+          convert<Op>,  depth_wise<Op>,      pool,         modulate<Op>, gelu_of_values<Op>};
+}
+
+}  // namespace

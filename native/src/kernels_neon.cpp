@@ -1,0 +1,14 @@
+#include "vec_neon.h"
+
+#define WIDEST_PANEL 1
+#define ROWS_OF_A_BLOCK(vectors) 6  // 24 of the 32 registers
+
+namespace {
+inline Vec rough_reciprocal(Vec a) { return reciprocal(a); }
+}  // namespace
+
+#include "kernels_impl.h"
+
+namespace swiftformer {
+const Kernels neon_fp32 = table<Fp32>("neon");
+}

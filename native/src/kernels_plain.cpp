@@ -1,0 +1,14 @@
+#include "vec_plain.h"
+
+#define SWIFTFORMER_BF16
+#define SWIFTFORMER_INT8
+#define WIDEST_PANEL 1
+#define ROWS_OF_A_BLOCK(vectors) 4
+
+#include "kernels_impl.h"
+
+namespace swiftformer {
+const Kernels plain_fp32 = table<Fp32>("plain");
+const Kernels plain_bf16 = table<Bf16>("plain");
+const Kernels plain_int8 = table<Int8>("plain");
+}  // namespace swiftformer

@@ -1,0 +1,123 @@
+// A fused SwiftFormer: layers with packed weights, and how maps go through them.
+
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "kernels.h"
+#include "memory.h"
+#include "threads.h"
+
+namespace swiftformer {
+
+// A weight as it comes: contiguous float32 in torch's layout.
+struct Weight {
+  const float* values;
+  std::vector<int> shape;
+};
+
+// Packed for its kernels.
+struct Product {
+  const Kernels* kernels;
+  Memory<uint32_t> words;
+  Memory<float> bias, step;
+  Memory<int32_t> start;
+  int outputs;  // as they were given; columns are filled up
+  Matrix matrix;
+};
+
+// 3x3, stride 2, padding 1, over the pixels themselves or over a map; ReLU behind it in the stem.
+struct Convolution {
+  Product product;
+  bool on_pixels, relu;
+  int inputs;
+};
+
+// x + project(gelu(expand(depth_wise(x))))
+struct Branch {
+  Memory<float> depth_wise;  // (10, channels): nine taps and the bias
+  Product expand, project;
+};
+
+// A local representation, efficient additive attention and an MLP, each of the latter added to its input.
+struct Encoder {
+  Branch local;
+  Product key_query, output;
+  Memory<float> score;  // empty: scores are 1
+  bool normalize;
+  float pooled_scale;
+  Product expand, project;
+};
+
+struct MapOutput {
+  Memory<float> factor, shift;  // both empty: the map as it is
+  int channels;
+};
+
+struct Head {
+  Product product;
+};
+
+using Layer = std::variant<Convolution, Branch, Encoder, MapOutput, Head>;
+
+struct Pixels {
+  const float* planes;    // (images, channels, height, width), or
+  const uint8_t* packed;  // (images, height, width, channels)
+  int images, height, width;
+};
+
+class Network {
+ public:
+  Network(const std::string& isa, const std::string& precision, int threads, bool pin);
+
+  // Layers in their order. Throw std::invalid_argument where shapes do not fit.
+  void stem(const Weight& weight1, const Weight& bias1, const Weight& weight2, const Weight& bias2,
+            const std::vector<float>& mean, const std::vector<float>& std);
+  void downsampling(const Weight& weight, const Weight& bias);
+  void branch(const std::vector<Weight>& weights);
+  void encoder(const std::vector<Weight>& local, const std::vector<Weight>& attention, const Weight* score,
+               bool normalize, float pooled_scale, const std::vector<Weight>& mlp);
+  void output(const Weight* factor, const Weight* shift);
+  void head(const Weight& weight, const Weight& bias);
+
+  // Shapes of what `run` writes: (images, classes), or (images, channels, height, width) for each map.
+  std::vector<std::vector<size_t>> outputs(const Pixels& pixels) const;
+
+  // From any thread; calls at once take turns. Allocates only when pictures are larger or more than ever before.
+  void run(const Pixels& pixels, const std::vector<float*>& outputs);
+
+  std::string isa() const { return kernels_.name; }
+  std::string precision() const { return precision_; }
+  int threads() const { return threads_.count(); }
+  int input_channels() const { return input_channels_; }
+  bool takes_levels() const { return !pixel_factor_.empty(); }  // uint8
+
+ private:
+  struct Pass;
+
+  enum class Operand { map, behind_gelu };
+
+  Product packed(const Kernels& kernels, const Weight& weight, const Weight& bias, const std::vector<int>& source,
+                 Operand operand) const;
+  Branch packed_branch(const std::vector<Weight>& weights) const;
+  void expect(const Weight& weight, const std::vector<int>& shape, const char* name) const;
+  void reserve(int images, int height, int width);
+
+  const Kernels& kernels_;
+  const Kernels& exact_;  // of the first layer and the last, which int8 would cost more than it gains
+  std::string precision_;
+  Threads threads_;
+  std::vector<Layer> layers_;
+  int input_channels_ = 0, channels_ = 0;
+  std::vector<float> pixel_factor_, pixel_shift_;
+
+  std::mutex mutex_;
+  Memory<float> maps_[2], key_query_, sums_, zeros_;
+  std::vector<Memory<uint32_t>> operand_, hidden_, rows_;  // of each thread
+};
+
+}  // namespace swiftformer

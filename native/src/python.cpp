@@ -1,0 +1,153 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+
+#include "cpu.h"
+#include "network.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using swiftformer::Network;
+using swiftformer::Pixels;
+using swiftformer::Weight;
+
+namespace {
+
+using Array = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using Planes = nb::ndarray<const float, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
+using Packed = nb::ndarray<const uint8_t, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
+using Result = nb::ndarray<nb::numpy, float>;
+
+Weight weight_of(const Array& array) {
+  Weight weight{array.data(), {}};
+  for (size_t i = 0; i < array.ndim(); ++i) weight.shape.push_back(static_cast<int>(array.shape(i)));
+  return weight;
+}
+
+std::vector<Weight> weights_of(std::initializer_list<const Array*> arrays) {
+  std::vector<Weight> weights;
+  for (const Array* array : arrays) weights.push_back(weight_of(*array));
+  return weights;
+}
+
+std::vector<Result> run(Network& network, const Pixels& pixels, size_t channels) {
+  if (static_cast<int>(channels) != network.input_channels()) {
+    throw nb::value_error(("expected pictures of " + std::to_string(network.input_channels()) + " channels, found " +
+                           std::to_string(channels))
+                              .c_str());
+  }
+  if (pixels.images < 1 || pixels.height < 1 || pixels.width < 1) throw nb::value_error("expected pictures, found none");
+  std::vector<Result> results;
+  std::vector<float*> places;
+  for (const std::vector<size_t>& shape : network.outputs(pixels)) {
+    size_t size = 1;
+    for (size_t side : shape) size *= side;
+    float* values = new float[size];
+    nb::capsule owner(values, [](void* memory) noexcept { delete[] static_cast<float*>(memory); });
+    results.emplace_back(values, shape.size(), shape.data(), owner);
+    places.push_back(values);
+  }
+  {
+    nb::gil_scoped_release release;
+    network.run(pixels, places);
+  }
+  return results;
+}
+
+}  // namespace
+
+NB_MODULE(_core, m) {
+  m.def("supported", &swiftformer::supported,
+        "Names of the instruction sets of this processor that there are kernels for, the best last.");
+
+  nb::class_<Network>(m, "Network",
+                      "A fused SwiftFormer. Its layers are added in their order; then it is called with pictures.\n\n"
+                      "Weights are contiguous float32 arrays in torch's layout, with BatchNorms and layer scales folded.")
+      .def(nb::init<const std::string&, const std::string&, int, bool>(), "isa"_a = "auto", "precision"_a = "fp32",
+           "threads"_a = 0, "pin"_a = false,
+           "isa: auto, or one of supported(). precision: fp32, bf16 or int8. threads: 0 for one on each processor. pin: keep\n"
+           "each thread on a processor of its own.")
+      .def_prop_ro("isa", &Network::isa)
+      .def_prop_ro("precision", &Network::precision)
+      .def_prop_ro("threads", &Network::threads)
+      .def(
+          "stem",
+          [](Network& network, const Array& weight1, const Array& bias1, const Array& weight2, const Array& bias2,
+             const std::optional<std::vector<float>>& mean, const std::optional<std::vector<float>>& std) {
+            network.stem(weight_of(weight1), weight_of(bias1), weight_of(weight2), weight_of(bias2),
+                         mean.value_or(std::vector<float>()), std.value_or(std::vector<float>()));
+          },
+          "weight1"_a, "bias1"_a, "weight2"_a, "bias2"_a, "mean"_a = nb::none(), "std"_a = nb::none(),
+          "Two 3x3 convolutions of stride 2, each with a ReLU. mean and std, fractions of 1, are for uint8 pictures.")
+      .def(
+          "downsampling",
+          [](Network& network, const Array& weight, const Array& bias) {
+            network.downsampling(weight_of(weight), weight_of(bias));
+          },
+          "weight"_a, "bias"_a, "A 3x3 convolution of stride 2.")
+      .def(
+          "branch",
+          [](Network& network, const Array& depth_wise, const Array& depth_wise_bias, const Array& expand,
+             const Array& expand_bias, const Array& project, const Array& project_bias) {
+            network.branch(
+                weights_of({&depth_wise, &depth_wise_bias, &expand, &expand_bias, &project, &project_bias}));
+          },
+          "depth_wise"_a, "depth_wise_bias"_a, "expand"_a, "expand_bias"_a, "project"_a, "project_bias"_a,
+          "x + project(gelu(expand(depth_wise(x))))")
+      .def(
+          "encoder",
+          [](Network& network, const Array& depth_wise, const Array& depth_wise_bias, const Array& local_expand,
+             const Array& local_expand_bias, const Array& local_project, const Array& local_project_bias,
+             const Array& key_query, const Array& key_query_bias, const std::optional<Array>& score,
+             const Array& output, const Array& output_bias, bool normalize, float pooled_scale, const Array& expand,
+             const Array& expand_bias, const Array& project, const Array& project_bias) {
+            std::optional<Weight> scores;
+            if (score) scores = weight_of(*score);
+            network.encoder(weights_of({&depth_wise, &depth_wise_bias, &local_expand, &local_expand_bias, &local_project,
+                                        &local_project_bias}),
+                            weights_of({&key_query, &key_query_bias, &output, &output_bias}),
+                            scores ? &*scores : nullptr, normalize, pooled_scale,
+                            weights_of({&expand, &expand_bias, &project, &project_bias}));
+          },
+          "depth_wise"_a, "depth_wise_bias"_a, "local_expand"_a, "local_expand_bias"_a, "local_project"_a,
+          "local_project_bias"_a, "key_query"_a, "key_query_bias"_a, "score"_a.none(), "output"_a, "output_bias"_a,
+          "normalize"_a, "pooled_scale"_a, "expand"_a, "expand_bias"_a, "project"_a, "project_bias"_a,
+          "A branch, then attention and an MLP, each added to its input.")
+      .def(
+          "output",
+          [](Network& network, const std::optional<Array>& factor, const std::optional<Array>& shift) {
+            std::optional<Weight> factors, shifts;
+            if (factor) factors = weight_of(*factor);
+            if (shift) shifts = weight_of(*shift);
+            network.output(factors ? &*factors : nullptr, shifts ? &*shifts : nullptr);
+          },
+          "factor"_a = nb::none(), "shift"_a = nb::none(), "The map at this place is an output, times factor plus shift.")
+      .def(
+          "head",
+          [](Network& network, const Array& weight, const Array& bias) {
+            network.head(weight_of(weight), weight_of(bias));
+          },
+          "weight"_a, "bias"_a, "The mean over the pixels and a linear layer.")
+      .def(
+          "__call__",
+          [](Network& network, const Planes& pixels) {
+            const Pixels pictures{pixels.data(), nullptr, static_cast<int>(pixels.shape(0)),
+                                  static_cast<int>(pixels.shape(2)), static_cast<int>(pixels.shape(3))};
+            return run(network, pictures, pixels.shape(1));
+          },
+          "pixels"_a)
+      .def(
+          "__call__",
+          [](Network& network, const Packed& pixels) {
+            if (!network.takes_levels()) throw nb::value_error("expected a stem with mean and std for uint8 pictures");
+            const Pixels pictures{nullptr, pixels.data(), static_cast<int>(pixels.shape(0)),
+                                  static_cast<int>(pixels.shape(1)), static_cast<int>(pixels.shape(2))};
+            return run(network, pictures, pixels.shape(3));
+          },
+          "pixels"_a,
+          "Logits (N, classes), or maps (N, C, h, w), of normalised pictures (N, C, H, W) or of uint8 (N, H, W, C).");
+}

@@ -1,0 +1,125 @@
+#include "threads.h"
+
+#include <chrono>
+
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#endif
+
+namespace swiftformer {
+
+namespace {
+
+// Passes follow each other within microseconds: longer than this, a thread rather sleeps.
+constexpr auto patience = std::chrono::microseconds(100);
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// No task has this number.
+constexpr uint64_t closed = 0x7fffffff;
+
+void pin_to(int place) {
+#if defined(__linux__)
+  cpu_set_t allowed, one;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+  CPU_ZERO(&one);
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, &allowed) && place-- == 0) CPU_SET(cpu, &one);
+  }
+  if (CPU_COUNT(&one) == 1) pthread_setaffinity_np(pthread_self(), sizeof one, &one);
+#else
+  (void)place;
+#endif
+}
+
+}  // namespace
+
+Threads::Threads(int count, bool pin) {
+  for (int thread = 1; thread < count; ++thread) {
+    threads_.emplace_back([this, thread, pin] {
+      if (pin) pin_to(thread);
+      attend(thread);
+    });
+  }
+}
+
+Threads::~Threads() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stop_ = true;
+  }
+  wake_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void Threads::run_all(int tasks, Call call, void* context) {
+  if (threads_.empty() || tasks == 1) {
+    for (int index = 0; index < tasks; ++index) call(context, index, 0);
+    return;
+  }
+  const uint64_t job = ticket_.load(std::memory_order_relaxed) >> 32;
+  ticket_.store(job << 32 | closed);
+  done_.store(0, std::memory_order_relaxed);
+  tasks_.store(tasks, std::memory_order_release);
+  call_.store(call, std::memory_order_release);
+  context_.store(context, std::memory_order_release);
+  ticket_.store((job + 1) << 32);
+  if (asleep_.load() > 0) {
+    { std::lock_guard<std::mutex> lock(mutex_); }
+    wake_.notify_all();
+  }
+  work(0);
+  for (int turns = 0; done_.load(std::memory_order_acquire) != tasks; ++turns) {
+    if (turns < 10000) {
+      pause();
+    } else {
+      std::this_thread::yield();  // its processor may be needed by the thread that is waited for
+    }
+  }
+}
+
+void Threads::work(int thread) {
+  uint64_t ticket = ticket_.load(std::memory_order_acquire);
+  for (;;) {
+    // If these belong to the next job already, the ticket is no longer the one that was read.
+    const Call call = call_.load(std::memory_order_acquire);
+    void* const context = context_.load(std::memory_order_acquire);
+    const int index = static_cast<int>(ticket & closed);
+    if (index >= tasks_.load(std::memory_order_acquire)) return;
+    if (ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
+      call(context, index, thread);
+      done_.fetch_add(1, std::memory_order_release);
+      ++ticket;
+    }
+  }
+}
+
+void Threads::attend(int thread) {
+  uint64_t seen = 0;
+  auto since = std::chrono::steady_clock::now();
+  for (int turns = 1; !stop_.load(std::memory_order_relaxed); ++turns) {
+    const uint64_t job = ticket_.load(std::memory_order_acquire) >> 32;
+    if (job != seen) {
+      seen = job;
+      work(thread);
+      since = std::chrono::steady_clock::now();
+      continue;
+    }
+    pause();
+    if (turns % 64 != 0 || std::chrono::steady_clock::now() - since < patience) continue;
+    std::unique_lock<std::mutex> lock(mutex_);
+    ++asleep_;
+    wake_.wait(lock, [&] { return stop_ || ticket_.load() >> 32 != seen; });
+    --asleep_;
+    since = std::chrono::steady_clock::now();
+  }
+}
+
+}  // namespace swiftformer

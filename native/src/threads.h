@@ -1,0 +1,53 @@
+// The threads of a network. Whoever calls `run` works as well, and never waits for a thread that has not begun.
+
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace swiftformer {
+
+class Threads {
+ public:
+  // `count` with the caller; with `pin`, thread i stays on the i-th processor that the process may use.
+  Threads(int count, bool pin);
+  ~Threads();
+  Threads(const Threads&) = delete;
+  Threads& operator=(const Threads&) = delete;
+
+  int count() const { return static_cast<int>(threads_.size()) + 1; }
+
+  // Calls `task(index, thread)` for every index below `tasks`, and returns when all are done. Not from several threads
+  // at once.
+  template <class Task>
+  void run(int tasks, Task&& task) {
+    run_all(tasks, [](void* context, int index, int thread) { (*static_cast<Task*>(context))(index, thread); }, &task);
+  }
+
+ private:
+  using Call = void (*)(void* context, int index, int thread);
+
+  void run_all(int tasks, Call call, void* context);
+  void work(int thread);
+  void attend(int thread);
+
+  // Upper half: number of the job; lower half: its next task. Who moves it from one to the next owns that task, and the
+  // three below, which belong to the job, do not change until all tasks are done.
+  std::atomic<uint64_t> ticket_{0};
+  std::atomic<int> tasks_{0};
+  std::atomic<Call> call_{nullptr};
+  std::atomic<void*> context_{nullptr};
+
+  std::atomic<int> done_{0};
+  std::atomic<int> asleep_{0};
+  std::atomic<bool> stop_{false};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace swiftformer

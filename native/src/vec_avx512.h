@@ -1,0 +1,57 @@
+// Sixteen numbers in a register of AVX-512; bfloat16 and int8 where the instructions are asked for.
+
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace {
+
+struct Vec {
+  __m512 all;
+};
+
+inline Vec load(const float* from) { return {_mm512_loadu_ps(from)}; }
+inline void store(float* to, Vec v) { _mm512_storeu_ps(to, v.all); }
+inline Vec all(float x) { return {_mm512_set1_ps(x)}; }
+inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.all, b.all)}; }
+inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.all, b.all)}; }
+inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.all, b.all)}; }
+inline Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.all, b.all, c.all)}; }
+inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.all, b.all)}; }
+inline Vec abs(Vec a) { return {_mm512_abs_ps(a.all)}; }
+inline Vec nearest(Vec a) {
+  return {_mm512_roundscale_ps(a.all, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+inline Vec times_power_of_2(Vec a, Vec power) { return {_mm512_scalef_ps(a.all, power.all)}; }
+// To 2^-14.
+inline Vec rough_reciprocal(Vec a) { return {_mm512_rcp14_ps(a.all)}; }
+// One step of Newton's method behind it.
+inline Vec reciprocal(Vec a) {
+  const __m512 rough = _mm512_rcp14_ps(a.all);
+  return {_mm512_mul_ps(rough, _mm512_fnmadd_ps(a.all, rough, _mm512_set1_ps(2.0f)))};
+}
+inline float sum(Vec a) { return _mm512_reduce_add_ps(a.all); }
+
+#if defined(__AVX512VNNI__)
+struct Levels {
+  __m512i all;
+};
+
+inline Levels load(const int32_t* from) { return {_mm512_loadu_si512(from)}; }
+inline Vec to_float(Levels v) { return {_mm512_cvtepi32_ps(v.all)}; }
+inline float largest(Vec a) { return _mm512_reduce_max_ps(a.all); }
+// Of values that are not negative.
+inline void store_levels(uint8_t* to, Vec v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(v.all)));
+}
+#endif
+
+#if defined(__AVX512BF16__)
+inline void store_bf16(uint16_t* to, Vec v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(v.all));
+}
+#endif
+
+}  // namespace

@@ -1,0 +1,123 @@
+// Sixteen numbers in plain C++: the reference for the other instruction sets, which runs everywhere.
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+struct Vec {
+  float lane[16];
+};
+
+#define EACH_LANE for (int i = 0; i < 16; ++i)
+
+inline Vec load(const float* from) {
+  Vec v;
+  std::memcpy(v.lane, from, sizeof v.lane);
+  return v;
+}
+inline void store(float* to, Vec v) { std::memcpy(to, v.lane, sizeof v.lane); }
+inline Vec all(float x) {
+  Vec v;
+  EACH_LANE v.lane[i] = x;
+  return v;
+}
+inline Vec operator+(Vec a, Vec b) {
+  EACH_LANE a.lane[i] += b.lane[i];
+  return a;
+}
+inline Vec operator-(Vec a, Vec b) {
+  EACH_LANE a.lane[i] -= b.lane[i];
+  return a;
+}
+inline Vec operator*(Vec a, Vec b) {
+  EACH_LANE a.lane[i] *= b.lane[i];
+  return a;
+}
+inline Vec multiply_add(Vec a, Vec b, Vec c) { return a * b + c; }
+inline Vec max(Vec a, Vec b) {
+  EACH_LANE a.lane[i] = b.lane[i] > a.lane[i] ? b.lane[i] : a.lane[i];
+  return a;
+}
+inline Vec abs(Vec a) {
+  EACH_LANE a.lane[i] = std::fabs(a.lane[i]);
+  return a;
+}
+inline Vec nearest(Vec a) {
+  EACH_LANE a.lane[i] = std::nearbyintf(a.lane[i]);
+  return a;
+}
+inline Vec times_power_of_2(Vec a, Vec power) {
+  EACH_LANE a.lane[i] = std::ldexp(a.lane[i], power.lane[i] < -200.0f ? -200 : static_cast<int>(power.lane[i]));
+  return a;
+}
+inline Vec reciprocal(Vec a) {
+  EACH_LANE a.lane[i] = 1.0f / a.lane[i];
+  return a;
+}
+inline Vec rough_reciprocal(Vec a) { return reciprocal(a); }
+inline float largest(Vec a) {
+  float found = a.lane[0];
+  EACH_LANE found = a.lane[i] > found ? a.lane[i] : found;
+  return found;
+}
+inline float sum(Vec a) {
+  float total = 0.0f;
+  EACH_LANE total += a.lane[i];
+  return total;
+}
+
+inline float bf16_to_float(uint32_t bits) {
+  bits <<= 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline uint16_t float_to_bf16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if (value != value) return static_cast<uint16_t>(bits >> 16 | 0x40);
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+inline void store_bf16(uint16_t* to, Vec v) { EACH_LANE to[i] = float_to_bf16(v.lane[i]); }
+
+// `sum` and the products of both halves of `word` with those of each word at `weights`.
+inline Vec dot_bf16(uint32_t word, const uint32_t* weights, Vec sum) {
+  const float low = bf16_to_float(word & 0xffff), high = bf16_to_float(word >> 16);
+  EACH_LANE sum.lane[i] += low * bf16_to_float(weights[i] & 0xffff) + high * bf16_to_float(weights[i] >> 16);
+  return sum;
+}
+
+struct Levels {
+  int32_t lane[16];
+};
+
+inline Levels load(const int32_t* from) {
+  Levels v;
+  std::memcpy(v.lane, from, sizeof v.lane);
+  return v;
+}
+inline Vec to_float(Levels v) {
+  Vec result;
+  EACH_LANE result.lane[i] = static_cast<float>(v.lane[i]);
+  return result;
+}
+inline void store_levels(uint8_t* to, Vec v) {
+  EACH_LANE to[i] = static_cast<uint8_t>(v.lane[i] > 255.0f ? 255.0f : std::nearbyintf(v.lane[i]));
+}
+
+// `sum` and the products of the four uint8 of `word` with the four int8 of each word at `weights`.
+inline Levels dot_int8(uint32_t word, const uint32_t* weights, Levels sum) {
+  for (int byte = 0; byte < 4; ++byte) {
+    const int level = word >> 8 * byte & 0xff;
+    EACH_LANE sum.lane[i] += level * static_cast<int8_t>(weights[i] >> 8 * byte & 0xff);
+  }
+  return sum;
+}
+
+#undef EACH_LANE
+
+}  // namespace

@@ -1,0 +1,179 @@
+"""Fused networks in `swiftformer_native`, this project's own engine for CPUs. For artifacts nothing here needs torch.
+
+It uses the best instruction set that the processor has. The environment variable `SWIFTFORMER_NATIVE_ISA` asks for
+another one of those that `swiftformer_native.supported()` names, to compare them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from swiftformer.artifact import Artifact
+from swiftformer.engines.base import Engine, EngineError, expect_cpu
+from swiftformer.image_processing import HUB, Preprocessing
+
+NETWORK, WEIGHTS = "network.json", "weights.safetensors"
+ISA = "SWIFTFORMER_NATIVE_ISA"
+PRECISIONS = ("fp32", "bf16")
+
+# Kind of a layer, which is the method that adds it to a network: the arguments, in order.
+LAYERS: dict[str, tuple[str, ...]] = {
+    "stem": ("weight1", "bias1", "weight2", "bias2", "mean", "std"),
+    "downsampling": ("weight", "bias"),
+    "branch": ("depth_wise", "depth_wise_bias", "expand", "expand_bias", "project", "project_bias"),
+    "encoder": (
+        *("depth_wise", "depth_wise_bias", "local_expand", "local_expand_bias", "local_project", "local_project_bias"),
+        *("key_query", "key_query_bias", "score", "output", "output_bias", "normalize", "pooled_scale"),
+        *("expand", "expand_bias", "project", "project_bias"),
+    ),
+    "output": ("factor", "shift"),
+    "head": ("weight", "bias"),
+}
+
+Layers = Sequence[Mapping[str, Any]]
+Tensors = Mapping[str, np.ndarray]
+
+
+class NativeEngine(Engine):
+    """A `swiftformer_native.Network`.
+
+    Args:
+        layers, tensors: as `swiftformer.export.native.network_of` gives them.
+        raw: take pixels from 0 to 255.
+        precision: one of `PRECISIONS`, to compute in.
+        isa: instruction set; by default what `SWIFTFORMER_NATIVE_ISA` says, or the best.
+    """
+
+    def __init__(
+        self,
+        layers: Layers,
+        tensors: Tensors,
+        *,
+        preprocessing: Preprocessing,
+        labels: tuple[str, ...],
+        outputs: tuple[str, ...],
+        input_shape: tuple[int | None, int | None, int | None, int | None] = (None, 3, None, None),
+        raw: bool = False,
+        precision: str = "fp32",
+        threads: int | None = None,
+        isa: str | None = None,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise EngineError(f"precision: expected one of {', '.join(PRECISIONS)} for native, found {precision!r}")
+        self.network = build(layers, tensors, isa or os.environ.get(ISA) or "auto", precision, threads)
+        self.preprocessing, self.labels = preprocessing, labels
+        self.outputs, self.input_shape = outputs, input_shape
+        self.name = f"native {self.network.precision} {self.network.isa}"
+        mean, std = tensors.get("stem.mean"), tensors.get("stem.std")
+        self.takes_pixels = mean is not None and std is not None
+        if raw and not self.takes_pixels:
+            raise EngineError("native: expected a network that knows its normalisation, found one without")
+        self.normalization = (mean[:, None, None], std[:, None, None]) if raw else None  # type: ignore[index]
+
+    def run(self, batch: np.ndarray) -> list[np.ndarray]:
+        if self.normalization is not None and batch.dtype != np.uint8:
+            mean, std = self.normalization
+            batch = (batch / np.float32(255) - mean) / std
+        return self.network(batch)
+
+    def from_pixels(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """`(N, H, W, 3)` uint8, of the right size and not normalised, to what a call returns.
+
+        Raises:
+            EngineError: an input of another type or shape, or a network that does not know its normalisation.
+        """
+        sizes = zip((*self.input_shape[2:], 3), pixels.shape[1:], strict=False)
+        if (
+            pixels.dtype != np.uint8
+            or pixels.ndim != 4
+            or len(pixels) == 0
+            or any(wanted not in (None, found) for wanted, found in sizes)
+        ):
+            height, width = (size or "any" for size in self.input_shape[2:])
+            raise EngineError(
+                f"expected uint8 pixels of shape (N, {height}, {width}, 3), found {pixels.dtype} {pixels.shape}"
+            )
+        if not self.takes_pixels:
+            raise EngineError("native: expected a network that knows its normalisation, found one without")
+        return dict(zip(self.outputs, self._guarded(np.ascontiguousarray(pixels)), strict=True))
+
+
+def build(layers: Layers, tensors: Tensors, isa: str, precision: str, threads: int | None) -> Any:
+    """The `swiftformer_native.Network` of these layers.
+
+    Raises:
+        EngineError: an instruction set or a precision that the processor does not have, or layers that do not fit.
+    """
+    import swiftformer_native
+
+    known = ("auto", *swiftformer_native.supported())
+    if isa not in known:
+        raise EngineError(f"{ISA}: expected one of {', '.join(known)} on this processor, found {isa!r}")
+    try:
+        network = swiftformer_native.Network(isa=isa, precision=precision, threads=threads or 0)
+        for layer in layers:
+            named = layer["tensors"]
+            arguments = (tensors[named[a]] if a in named else layer.get(a) for a in LAYERS[layer["kind"]])
+            getattr(network, layer["kind"])(*arguments)
+    except KeyError as error:
+        raise EngineError(f"native: expected the layers of a network and their tensors, found no {error}") from None
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise EngineError(f"native refuses the network ({str(error).strip().splitlines()[0]})") from None
+    return network
+
+
+def open_artifact(
+    folder: Path, artifact: Artifact, device: str | None, precision: str | None, threads: int | None
+) -> Engine:
+    """See `swiftformer.engines.open_engine`."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    expect_cpu("native", device)
+    try:
+        layers = json.loads((folder / artifact.file).read_text())["layers"]
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise EngineError(f"{folder}: expected a network and its weights, found {error}") from None
+    return NativeEngine(
+        layers,
+        tensors,
+        preprocessing=artifact.preprocessing,
+        labels=artifact.labels,
+        outputs=artifact.outputs,
+        input_shape=artifact.input_shape,
+        raw=artifact.value_range == "0-255",
+        precision=precision or artifact.precision,
+        threads=threads,
+    )
+
+
+def from_reference(
+    reference: str | Path, device: str | None, precision: str | None, threads: int | None, form: str | None
+) -> Engine:
+    """A checkpoint of a classifier, fused in torch. See `swiftformer.engines.open_engine`."""
+    from swiftformer.engines.torch import labels_of, load_fused
+    from swiftformer.export.formats import ExportError
+    from swiftformer.export.native import network_of
+
+    expect_cpu("native", device)
+    net = load_fused(reference, form)
+    try:
+        layers, tensors = network_of(net)
+    except ExportError as error:
+        raise EngineError(f"{reference}: {error}") from None
+    return NativeEngine(
+        layers,
+        tensors,
+        preprocessing=net.preprocessing or HUB,
+        labels=labels_of(net),
+        outputs=net.outputs,
+        precision=precision or "fp32",
+        threads=threads,
+    )

@@ -1,0 +1,150 @@
+"""The layers of a fused network and their weights in float32, for `swiftformer_native`, this project's own engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from swiftformer.deploy import DeployBranch, DeployEncoder, DeployModel
+from swiftformer.engines.native import NETWORK, WEIGHTS
+from swiftformer.export.formats import ExportError
+from swiftformer.export.graph import DeployGraph
+from swiftformer.normalization import NormalizingConv2d
+
+if TYPE_CHECKING:
+    from swiftformer.export.formats import Options
+
+# Kind and name of a layer, and the arguments that `swiftformer.engines.native.LAYERS` lists for the kind.
+Member = tuple[str, str, dict[str, Any]]
+
+
+def write(graph: DeployGraph, options: Options, folder: Path) -> str:
+    """See `swiftformer.export.Format`. The precision is that to compute in by default; the weights stay float32."""
+    from safetensors.numpy import save_file
+
+    if options.softmax:
+        raise ExportError("native: expected a network that gives logits, found softmax")
+    layers, tensors = network_of(graph.net)
+    save_file(tensors, folder / WEIGHTS)
+    (folder / NETWORK).write_text(json.dumps({"layers": layers}, indent=2) + "\n")
+    return NETWORK
+
+
+def network_of(net: DeployModel) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """The layers of a fused network in order, and their tensors by name, C-contiguous float32.
+
+    A layer is `{"kind", "name", "tensors": {argument: name of the tensor}}`, with its other arguments beside them. What
+    lies behind the last map of a backbone is left out.
+
+    Raises:
+        ExportError: a network that the engine does not compute.
+    """
+    _check(net)
+    members = list(_members(net))
+    while members[-1][0] not in ("output", "head"):
+        members.pop()
+    layers: list[dict[str, Any]] = []
+    tensors: dict[str, np.ndarray] = {}
+    for kind, name, arguments in members:
+        named = {argument: f"{name}.{argument}" for argument, value in arguments.items() if isinstance(value, Tensor)}
+        tensors |= {place: _array(arguments[argument]) for argument, place in named.items()}
+        others = {argument: value for argument, value in arguments.items() if argument not in named}
+        layers.append({"kind": kind, "name": name, "tensors": named, **others})
+    return layers, tensors
+
+
+def _check(net: DeployModel) -> None:
+    config = net.config
+    if net.detection_head is not None or net.decode_head is not None:
+        found = "segments" if net.detection_head is None else "detects"
+        raise ExportError(f"native: expected a classifier or a backbone, found a model that {found}")
+    if config.hidden_act != "gelu":
+        raise ExportError(f"native: expected the activation gelu, found {config.hidden_act}")
+    if config.num_channels != 3:
+        raise ExportError(f"native: expected a model of 3 channels, found {config.num_channels}")
+    for place, layer in enumerate(net.layers):
+        steps: Any = None if place in net.stage_ends else (layer.kernel_size, layer.stride, layer.padding)
+        if steps not in (None, ((3, 3), (2, 2), (1, 1))):
+            raise ExportError(
+                "native: expected downsampling of a 3x3 kernel, stride 2 and padding 1, found "
+                f"{steps[0][0]}x{steps[0][1]}, {steps[1][0]} and {steps[2][0]}"
+            )
+
+
+def _members(net: DeployModel) -> Iterator[Member]:
+    yield "stem", "stem", _stem(net)
+    yield from _output(net, "stem")
+    for place, layer in enumerate(net.layers):
+        if place not in net.stage_ends:
+            yield "downsampling", f"layers.{place}", {"weight": layer.weight, "bias": layer.bias}
+            continue
+        blocks: Any = layer
+        for number, block in enumerate(blocks):
+            name = f"layers.{place}.{number}"
+            if isinstance(block, DeployEncoder):
+                yield "encoder", name, _encoder(block)
+            else:
+                yield "branch", name, _branch(block)
+        yield from _output(net, f"stage{net.stage_ends.index(place) + 1}")
+    if not net.out_features:
+        yield "head", "head", {"weight": net.head.weight, "bias": net.head.bias}
+
+
+def _stem(net: DeployModel) -> dict[str, Any]:
+    """Pixels as bytes are made to `(pixels / 255 - mean) / std`."""
+    first, _, second, _ = net.stem.children()
+    arguments = {"weight1": first.weight, "bias1": first.bias, "weight2": second.weight, "bias2": second.bias}
+    if isinstance(first, NormalizingConv2d):  # takes `pixels - fill`
+        mean = first.fill.flatten() / 255
+        return arguments | {"mean": mean, "std": torch.full_like(mean, 1 / 255)}
+    if net.preprocessing is not None:
+        arguments |= {"mean": torch.tensor(net.preprocessing.mean), "std": torch.tensor(net.preprocessing.std)}
+    return arguments
+
+
+def _branch(branch: DeployBranch, prefix: str = "") -> dict[str, Any]:
+    depth_wise: Any = branch.depth_wise
+    arguments = {"depth_wise": depth_wise.weight, "depth_wise_bias": depth_wise.bias}
+    return arguments | _products(prefix, expand=branch.expand, project=branch.project)
+
+
+def _products(prefix: str = "", **convs: Any) -> dict[str, Any]:
+    """1x1 convolutions as matrices `(out, in)`, each with its bias."""
+    found: dict[str, Any] = {}
+    for name, conv in convs.items():
+        found |= {f"{prefix}{name}": conv.weight.flatten(1), f"{prefix}{name}_bias": conv.bias}
+    return found
+
+
+def _encoder(block: DeployEncoder) -> dict[str, Any]:
+    attention = block.attention
+    score: Any = attention.score
+    return {
+        **_branch(block.local, "local_"),
+        **_products(key_query=attention.key_query, output=attention.output),  # (2 D, D), (D, 2 D)
+        "score": None if score is None else score.weight.flatten(),  # (D,)
+        "normalize": attention.normalize,
+        "pooled_scale": attention.pooled_scale,
+        **_products(expand=block.mlp.expand, project=block.mlp.project),
+    }
+
+
+def _output(net: DeployModel, name: str) -> Iterator[Member]:
+    """Each map has a norm of its own but that of the stem."""
+    if name not in net.out_features:
+        return
+    arguments: dict[str, Any] = {}
+    if name in net.norms:
+        norm: Any = net.norms[name]
+        arguments = {"factor": norm.weight.flatten(), "shift": norm.bias}
+    yield "output", f"norms.{name}", arguments
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(tensor.detach().cpu().float().numpy())
