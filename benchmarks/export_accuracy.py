@@ -27,7 +27,7 @@ from swiftformer.engines import open_engine
 from swiftformer.export import FORMATS, calibration_pictures, export
 from swiftformer.image_processing import Preprocessing
 
-DEFAULT = ("openvino", "onnx", "executorch", "litert", "coreml", "torch-export")
+DEFAULT = ("openvino", "native", "onnx", "executorch", "litert", "coreml", "torch-export")
 BATCH = 64
 CALIBRATION = 300  # pictures, as the command line has it
 

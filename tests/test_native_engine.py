@@ -41,8 +41,8 @@ class Network:
     """What `swiftformer_native.Network` computes, layer by layer, in torch."""
 
     def __init__(self, isa="auto", precision="fp32", threads=0, pin=False):
-        if precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision: expected fp32 or bf16, found {precision}")
+        if precision not in ("fp32", "bf16", "int8"):
+            raise ValueError(f"precision: expected fp32, bf16 or int8, found {precision}")
         self.isa, self.precision, self.threads = ("plain" if isa == "auto" else isa), precision, threads
         self.steps, self.mean = [], None
 
@@ -50,7 +50,7 @@ class Network:
         assert array.dtype == np.float32 and array.flags.c_contiguous and array.ndim == len(shape)
         assert all(wanted in (None, found) for wanted, found in zip(shape, array.shape, strict=True))
         tensor = torch.from_numpy(array)
-        return tensor.bfloat16().float() if self.precision == "bf16" else tensor
+        return tensor.bfloat16().float() if self.precision != "fp32" else tensor
 
     def stem(self, weight1, bias1, weight2, bias2, mean=None, std=None):
         first = self.tensor(weight1, None, 3, 3, 3), self.tensor(bias1, len(weight1))
@@ -195,18 +195,19 @@ def test_backbones(runtime, tmp_path, names):
         assert agree(engine(x.numpy()), expected_of(model, x))
 
 
-def test_bf16(runtime, tmp_path):
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_less_precision(runtime, tmp_path, precision):
     try:
-        artifact = export(small(), tmp_path / "a", "native", precision="bf16")
-    except EngineError as error:  # of a processor that has no bf16
-        if "bf16" not in str(error):
+        artifact = export(small(), tmp_path / "a", "native", precision=precision)
+    except EngineError as error:  # of a processor that cannot compute it
+        if precision not in str(error):
             raise
         pytest.skip(str(error))
-    assert artifact.precision == "bf16" and 0 < artifact.comparison["max_relative_difference"] < 0.05
+    assert artifact.precision == precision and 0 < artifact.comparison["max_relative_difference"] < 0.05
     assert {array.dtype.name for array in load_file(tmp_path / "a" / "weights.safetensors").values()} == {"float32"}
-    assert open_engine(tmp_path / "a").name.startswith("native bf16 ")
+    assert open_engine(tmp_path / "a").name.startswith(f"native {precision} ")
     assert open_engine(tmp_path / "a", precision="fp32").name.startswith("native fp32 ")
-    # A black picture is where half precision divides by zero.
+    # A black picture is where low precision may divide by zero.
     assert np.isfinite(open_engine(tmp_path / "a")(np.zeros((1, 3, 64, 64), np.float32))["logits"]).all()
 
 
@@ -276,7 +277,7 @@ def test_the_instruction_set_can_be_forced(runtime, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"precision": "fp16"}, "precision: expected one of fp32, bf16 for native, found 'fp16'"),
+        ({"precision": "fp16"}, "precision: expected one of fp32, bf16, int8 for native, found 'fp16'"),
         ({"device": "cuda"}, "device: expected cpu for native, found 'cuda'"),
         ({"engine": "openvino"}, "expected an artifact that openvino runs .*, found native"),
     ],
@@ -395,8 +396,7 @@ def test_models_that_it_does_not_compute(make, message, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"precision": "fp16"}, "native: expected a precision of fp32, bf16, found 'fp16'"),
-        ({"precision": "int8"}, "native: expected a precision of fp32, bf16, found 'int8'"),
+        ({"precision": "fp16"}, "native: expected a precision of fp32, bf16, int8, found 'fp16'"),
         ({"softmax": True}, "native: expected a network that gives logits, found softmax"),
         ({"device": "cuda"}, "device: expected cpu for native, found 'cuda'"),
     ],
@@ -425,7 +425,11 @@ def test_an_engine_that_is_not_installed_is_named(tmp_path, monkeypatch):
 
 def test_the_benchmark_has_it(runtime, tmp_path):
     rows = [c for c in CANDIDATES if c.engine == "native"]
-    assert [str(c) for c in rows] == ["swiftformer in native, fp32", "swiftformer in native, bf16"]
+    assert [str(c) for c in rows] == [
+        "swiftformer in native, fp32",
+        "swiftformer in native, bf16",
+        "swiftformer in native, int8",
+    ]
     assert all(c.installed("cpu") and not c.installed("cuda") for c in rows)
     model = small()
     export(model, tmp_path / "a", "native", batch=2, size=(64, 64))

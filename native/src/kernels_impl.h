@@ -65,6 +65,23 @@ struct Floats {
   static Vec finish(Sum sum, const uint32_t*, int, const Matrix&, int) { return sum; }
 };
 
+template <class Precision>
+inline Vec activated(Vec x) {
+  return gelu<Precision>(x);
+}
+
+// |x| * Phi(-|x|) as a polynomial up to 4, where it is zero to 2e-4: a fraction of a level.
+struct Coarse {
+  static constexpr float size_times_tail[] = {0.5004943405588789f,  -0.3908307554334421f, -0.04278972861128757f,
+                                              0.13995763503532746f, -0.05756180418674359f, 0.009920846807558805f,
+                                              -0.0006428142989487918f};
+};
+template <>
+inline Vec activated<Coarse>(Vec x) {
+  const Vec size = min(abs(x), all(4.0f));
+  return max(x, all(0.0f)) - size * polynomial(Coarse::size_times_tail, size);
+}
+
 struct Fp32 : Floats {
   using Precision = Exact;
   using Input = Vec;
@@ -103,24 +120,23 @@ inline void quantize_rows(const float* values, int stride, int rows, int count, 
                      int operand_stride) {
   for (int r = 0; r < rows; ++r, values += stride, operand += operand_stride) {
     Vec most = all(0.0f);
-    if (behind_gelu) {
-      for (int c = 0; c < count; c += lanes) most = max(most, load(values + c));
-    } else {
-      for (int c = 0; c < count; c += lanes) most = max(most, abs(load(values + c)));
-    }
+    for (int c = 0; c < count; c += lanes) most = max(most, behind_gelu ? load(values + c) : abs(load(values + c)));
     const float range = behind_gelu ? (largest(most) - swiftformer::gelu_floor) / 255.0f : largest(most) / 127.0f;
     const float step = range > 1e-30f ? range : 1e-30f;
     const Vec factor = all(1.0f / step), offset = all(behind_gelu ? -swiftformer::gelu_floor / step : 128.0f);
     uint8_t* levels = reinterpret_cast<uint8_t*>(operand);
-    for (int c = 0; c < count; c += lanes) {
-      store_levels(levels + c, max(multiply_add(load(values + c), factor, offset), all(0.0f)));
+    int c = 0;
+    for (; c + 4 * lanes <= count; c += 4 * lanes) {
+      const auto level = [&](int place) { return multiply_add(load(values + c + place * lanes), factor, offset); };
+      store_levels(levels + c, level(0), level(1), level(2), level(3));
     }
+    for (; c < count; c += lanes) store_levels(levels + c, multiply_add(load(values + c), factor, offset));
     std::memcpy(operand + operand_stride - 1, &step, sizeof step);
   }
 }
 
 struct Int8 {
-  using Precision = Rough;
+  using Precision = Coarse;
   using Sum = Levels;
   static constexpr int values_per_word = 4;
   static constexpr bool levels = true;
@@ -193,7 +209,7 @@ void product_of_block(const Block& block, Then then) {
       char* row = static_cast<char*>(block.out) + value_bytes * r * block.out_stride;
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) {
-        Op::put(row, block.column + v * lanes, gelu<typename Op::Precision>(finished(r, v)));
+        Op::put(row, block.column + v * lanes, activated<typename Op::Precision>(finished(r, v)));
       }
     }
     return;
@@ -319,6 +335,8 @@ template <class Op>
 void modulate(const float* key_query, int rows, int channels, int dim, const float* global, uint32_t* operand,
               int operand_stride) {
   for (int r = 0; r < rows; ++r, key_query += 2 * channels, operand += operand_stride) {
+    // Not all of the last lanes may be written below: what is left there would widen the range of levels.
+    if (Op::levels) Op::put(operand, filled(2 * dim) - lanes, all(0.0f));
     for (int c = 0; c < channels; c += lanes) Op::put(operand, c, load(key_query + c) * load(global + c));
     // Behind it, over the zeros that fill the keys up: the filling of the queries is zero in turn.
     for (int c = 0; c < channels; c += lanes) Op::put(operand, dim + c, load(key_query + channels + c));
@@ -327,7 +345,7 @@ void modulate(const float* key_query, int rows, int channels, int dim, const flo
 
 template <class Op>
 void gelu_of_values(const float* values, int count, uint32_t* row) {
-  for (int c = 0; c < count; c += lanes) Op::put(row, c, gelu<typename Op::Precision>(load(values + c)));
+  for (int c = 0; c < count; c += lanes) Op::put(row, c, activated<typename Op::Precision>(load(values + c)));
 }
 
 template <class Op>

@@ -72,6 +72,8 @@ struct Pixels {
 
 class Network {
  public:
+  static constexpr int most_channels = 64;  // of pictures
+
   Network(const std::string& isa, const std::string& precision, int threads, bool pin);
 
   // Layers in their order. Throw std::invalid_argument where shapes do not fit.
@@ -89,6 +91,9 @@ class Network {
 
   // From any thread; calls at once take turns. Allocates only when pictures are larger or more than ever before.
   void run(const Pixels& pixels, const std::vector<float*>& outputs);
+
+  // Seconds of each layer in the last run, over all its pictures.
+  std::vector<double> layer_seconds();
 
   std::string isa() const { return kernels_.name; }
   std::string precision() const { return precision_; }
@@ -116,8 +121,12 @@ class Network {
   std::vector<float> pixel_factor_, pixel_shift_;
 
   std::mutex mutex_;
+  std::vector<double> layer_seconds_;
   Memory<float> maps_[2], key_query_, sums_, zeros_;
   std::vector<Memory<uint32_t>> operand_, hidden_, rows_;  // of each thread
 };
+
+// Multiply-adds per second of one thread, in a product whose operand and matrix stay in its first-level cache.
+double product_limit(const Kernels& kernels);
 
 }  // namespace swiftformer

@@ -64,6 +64,14 @@ NB_MODULE(_core, m) {
   m.def("supported", &swiftformer::supported,
         "Names of the instruction sets of this processor that there are kernels for, the best last.");
 
+  m.def(
+      "product_limit",
+      [](const std::string& isa, const std::string& precision) {
+        return swiftformer::product_limit(swiftformer::kernels_for(isa, precision));
+      },
+      "isa"_a = "auto", "precision"_a = "fp32",
+      "Multiply-adds per second of one thread, in a product whose operands stay in its first-level cache.");
+
   nb::class_<Network>(m, "Network",
                       "A fused SwiftFormer. Its layers are added in their order; then it is called with pictures.\n\n"
                       "Weights are contiguous float32 arrays in torch's layout, with BatchNorms and layer scales folded.")
@@ -74,6 +82,7 @@ NB_MODULE(_core, m) {
       .def_prop_ro("isa", &Network::isa)
       .def_prop_ro("precision", &Network::precision)
       .def_prop_ro("threads", &Network::threads)
+      .def_prop_ro("layer_seconds", &Network::layer_seconds, "Of each layer in the last call; the stem counts as two.")
       .def(
           "stem",
           [](Network& network, const Array& weight1, const Array& bias1, const Array& weight2, const Array& bias2,

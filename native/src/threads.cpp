@@ -76,7 +76,7 @@ void Threads::run_all(int tasks, Call call, void* context) {
     wake_.notify_all();
   }
   work(0);
-  for (int turns = 0; done_.load(std::memory_order_acquire) != tasks; ++turns) {
+  for (unsigned turns = 0; done_.load(std::memory_order_acquire) != tasks; ++turns) {
     if (turns < 10000) {
       pause();
     } else {
@@ -104,7 +104,7 @@ void Threads::work(int thread) {
 void Threads::attend(int thread) {
   uint64_t seen = 0;
   auto since = std::chrono::steady_clock::now();
-  for (int turns = 1; !stop_.load(std::memory_order_relaxed); ++turns) {
+  for (unsigned turns = 1; !stop_.load(std::memory_order_relaxed); ++turns) {
     const uint64_t job = ticket_.load(std::memory_order_acquire) >> 32;
     if (job != seen) {
       seen = job;

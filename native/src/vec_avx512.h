@@ -20,6 +20,7 @@ inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.all, b.all)}; }
 inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.all, b.all)}; }
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.all, b.all, c.all)}; }
 inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.all, b.all)}; }
+inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.all, b.all)}; }
 inline Vec abs(Vec a) { return {_mm512_abs_ps(a.all)}; }
 inline Vec nearest(Vec a) {
   return {_mm512_roundscale_ps(a.all, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
@@ -42,9 +43,16 @@ struct Levels {
 inline Levels load(const int32_t* from) { return {_mm512_loadu_si512(from)}; }
 inline Vec to_float(Levels v) { return {_mm512_cvtepi32_ps(v.all)}; }
 inline float largest(Vec a) { return _mm512_reduce_max_ps(a.all); }
-// Of values that are not negative.
 inline void store_levels(uint8_t* to, Vec v) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(v.all)));
+  const __m512i whole = _mm512_max_epi32(_mm512_cvtps_epi32(v.all), _mm512_setzero_si512());
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtusepi32_epi8(whole));
+}
+inline void store_levels(uint8_t* to, Vec a, Vec b, Vec c, Vec d) {
+  const __m512i ab = _mm512_packs_epi32(_mm512_cvtps_epi32(a.all), _mm512_cvtps_epi32(b.all));
+  const __m512i cd = _mm512_packs_epi32(_mm512_cvtps_epi32(c.all), _mm512_cvtps_epi32(d.all));
+  // Packing goes by quarters of a register: quarter i holds quarter i of a, b, c and d.
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(ab, cd)));
 }
 #endif
 

@@ -37,6 +37,10 @@ inline Vec max(Vec a, Vec b) {
   EACH_PART a.part[i] = vmaxq_f32(a.part[i], b.part[i]);
   return a;
 }
+inline Vec min(Vec a, Vec b) {
+  EACH_PART a.part[i] = vminq_f32(a.part[i], b.part[i]);
+  return a;
+}
 inline Vec abs(Vec a) {
   EACH_PART a.part[i] = vabsq_f32(a.part[i]);
   return a;

@@ -42,6 +42,10 @@ inline Vec max(Vec a, Vec b) {
   EACH_LANE a.lane[i] = b.lane[i] > a.lane[i] ? b.lane[i] : a.lane[i];
   return a;
 }
+inline Vec min(Vec a, Vec b) {
+  EACH_LANE a.lane[i] = b.lane[i] < a.lane[i] ? b.lane[i] : a.lane[i];
+  return a;
+}
 inline Vec abs(Vec a) {
   EACH_LANE a.lane[i] = std::fabs(a.lane[i]);
   return a;
@@ -106,7 +110,16 @@ inline Vec to_float(Levels v) {
   return result;
 }
 inline void store_levels(uint8_t* to, Vec v) {
-  EACH_LANE to[i] = static_cast<uint8_t>(v.lane[i] > 255.0f ? 255.0f : std::nearbyintf(v.lane[i]));
+  EACH_LANE {
+    const float whole = std::nearbyintf(v.lane[i]);
+    to[i] = static_cast<uint8_t>(whole > 255.0f ? 255.0f : whole > 0.0f ? whole : 0.0f);
+  }
+}
+inline void store_levels(uint8_t* to, Vec a, Vec b, Vec c, Vec d) {
+  store_levels(to, a);
+  store_levels(to + 16, b);
+  store_levels(to + 32, c);
+  store_levels(to + 48, d);
 }
 
 // `sum` and the products of the four uint8 of `word` with the four int8 of each word at `weights`.

@@ -250,6 +250,7 @@ CANDIDATES = [
     in_torch("swiftformer", "torch-cudagraphs", "bf16", ours_in_torch("reduce-overhead", BF16), "cuda"),
     in_runtime("swiftformer", "native", "fp32", ours_in_file("native", "fp32"), NATIVE),
     in_runtime("swiftformer", "native", "bf16", ours_in_file("native", "fp32"), NATIVE),
+    in_runtime("swiftformer", "native", "int8", ours_in_file("native", "fp32"), NATIVE),
     in_runtime("swiftformer", "onnxruntime", "fp32", ours_in_file("onnx", "fp32"), ONNX),
     in_runtime("swiftformer", "openvino", "fp32", ours_in_file("openvino", "fp32"), OPENVINO),
     in_runtime("swiftformer", "openvino", "bf16", ours_in_file("openvino", "fp32"), OPENVINO),

@@ -20,11 +20,11 @@ def open_file(file: Path, engine: str, precision: str, threads: int | None) -> R
     Args:
         file: an artifact of this project (a folder), or a peer's .onnx or .xml.
         engine: `onnxruntime` or `openvino`, and of artifacts `native`.
-        precision: to compute in; int8 is in the file.
+        precision: to compute in; int8 is in the file, but for `native`.
         threads: by default the runtime's own choice.
     """
     if file.is_dir():
-        computed = precision if engine in ("openvino", "native") and precision != "int8" else None
+        computed = precision if engine == "native" or (engine == "openvino" and precision != "int8") else None
         opened = open_engine(file, engine, precision=computed, threads=threads)
         return lambda images: opened(images)["logits"]
     return {"onnxruntime": _onnxruntime, "openvino": _openvino}[engine](file, precision, threads)

@@ -20,7 +20,7 @@ from swiftformer.image_processing import HUB, Preprocessing
 
 NETWORK, WEIGHTS = "network.json", "weights.safetensors"
 ISA = "SWIFTFORMER_NATIVE_ISA"
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "int8")
 
 # Kind of a layer, which is the method that adds it to a network: the arguments, in order.
 LAYERS: dict[str, tuple[str, ...]] = {

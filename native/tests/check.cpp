@@ -1,0 +1,429 @@
+// Compares the engine with the same networks in double precision, without Python: run_checks.sh runs it with sanitizers
+// and on emulated processors. Prints a line for each group; the exit code is 1 if something differs.
+//
+//     check [--quick] [--isa NAME]
+
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <thread>
+
+#include "cpu.h"
+#include "reference.h"
+
+static std::atomic<long> allocations{0};
+
+void* operator new(std::size_t size) {
+  ++allocations;
+  if (void* memory = std::malloc(size ? size : 1)) return memory;
+  throw std::bad_alloc();
+}
+void* operator new(std::size_t size, std::align_val_t alignment) {
+  ++allocations;
+  const std::size_t step = static_cast<std::size_t>(alignment);
+  if (void* memory = std::aligned_alloc(step, (size + step - 1) / step * step)) return memory;
+  throw std::bad_alloc();
+}
+// Not inline: valgrind replaces what allocates, and must find what frees.
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+
+namespace {
+
+using reference::Map;
+using reference::Model;
+using swiftformer::filled;
+using swiftformer::Kernels;
+using swiftformer::lanes;
+using swiftformer::Network;
+using swiftformer::Pixels;
+using swiftformer::Then;
+using Outputs = std::vector<std::vector<float>>;
+
+bool failed = false;
+
+struct Mode {
+  std::string isa, precision;
+  const Kernels* kernels;
+  std::string name() const { return isa + " " + precision; }
+};
+
+// Largest difference allowed, relative to the largest value of an output: about twice what is found.
+double allowed(const std::string& precision) {
+  return precision == "fp32" ? 1e-5 : precision == "bf16" ? 5e-2 : 8e-2;
+}
+
+void report(const std::string& group, double found, double most, const std::string& where) {
+  const bool ok = found <= most;
+  std::printf("%-34s %s: expected at most %.3g, found %.3g%s\n", group.c_str(), ok ? "ok" : "FAILED", most, found,
+              ok || where.empty() ? "" : (" at " + where).c_str());
+  std::fflush(stdout);
+  failed |= !ok;
+}
+
+struct Worst {
+  double found = 0;
+  std::string where;
+  void see(double difference, const std::string& place) {
+    if (difference <= found) return;
+    found = std::isnan(difference) ? std::numeric_limits<double>::infinity() : difference;
+    where = place;
+  }
+};
+
+// Pictures of one size as bytes (images, height, width, channels) and normalised, and what a model makes of them.
+struct Example {
+  const Model& model;
+  int images, height, width;
+  std::vector<uint8_t> bytes;
+  std::vector<float> planes;
+  std::vector<std::vector<std::vector<double>>> expected;  // [image][output]
+  std::vector<double> largest;                             // of each output
+
+  Example(const Model& model, int images, int height, int width)
+      : model(model), images(images), height(height), width(width) {
+    std::mt19937 random(height * 1000 + width);
+    const int channels = model.inputs, plane = height * width;
+    for (int i = 0; i < images * plane * channels; ++i) bytes.push_back(random() >> 24);
+    planes.resize(bytes.size());
+    for (int image = 0; image < images; ++image) {
+      Map picture(channels, height, width);
+      for (int c = 0; c < channels; ++c) {
+        for (int at = 0; at < plane; ++at) {
+          const float level = bytes[(static_cast<size_t>(image) * plane + at) * channels + c];
+          const float value = (level / 255.0f - model.mean()[c]) / model.std()[c];
+          planes[(static_cast<size_t>(image) * channels + c) * plane + at] = value;
+          picture.at(c, at) = value;
+        }
+      }
+      expected.push_back(model.run(picture));
+      largest.resize(expected[0].size());
+      for (size_t o = 0; o < largest.size(); ++o) {
+        for (double value : expected.back()[o]) largest[o] = std::max(largest[o], std::fabs(value));
+      }
+    }
+  }
+
+  Pixels pixels(int batch, bool as_bytes) const {
+    return {as_bytes ? nullptr : planes.data(), as_bytes ? bytes.data() : nullptr, batch, height, width};
+  }
+
+  double difference(const Outputs& found, int batch) const {
+    double most = 0;
+    for (size_t o = 0; o < found.size(); ++o) {
+      const size_t size = expected[0][o].size();
+      if (found.size() != largest.size() || found[o].size() != size * batch) return HUGE_VAL;
+      for (size_t i = 0; i < found[o].size(); ++i) {
+        const double difference = std::fabs(found[o][i] - expected[i / size][o][i % size]) / largest[o];
+        if (!(difference <= most)) most = difference == difference ? difference : HUGE_VAL;
+      }
+    }
+    return most;
+  }
+};
+
+std::unique_ptr<Network> network_of(const Mode& mode, const Model& model, int threads) {
+  auto network = std::make_unique<Network>(mode.isa, mode.precision, threads, false);
+  model.add_to(*network);
+  return network;
+}
+
+Outputs room_for(const Network& network, const Pixels& pixels) {
+  Outputs outputs;
+  for (const std::vector<size_t>& shape : network.outputs(pixels)) {
+    size_t size = 1;
+    for (size_t side : shape) size *= side;
+    outputs.emplace_back(size, std::nanf(""));
+  }
+  return outputs;
+}
+
+std::vector<float*> places_of(Outputs& outputs) {
+  std::vector<float*> places;
+  for (std::vector<float>& output : outputs) places.push_back(output.data());
+  return places;
+}
+
+Outputs run(Network& network, const Pixels& pixels) {
+  Outputs outputs = room_for(network, pixels);
+  network.run(pixels, places_of(outputs));
+  return outputs;
+}
+
+std::vector<Model> models() {
+  std::vector<Model> made;
+  made.push_back(Model(1, 3).stem(24, 48).branch(112).output(false).encoder(72, 96, true, true).downsampling(56));
+  made.back().branch(50).encoder(48, 60, false, true).output(true).downsampling(28).encoder(33, 5, true, false).head(19);
+  made.push_back(Model(2, 3).stem(5, 18).branch(18).encoder(50, 17, true, true).downsampling(50).encoder(20, 3, true, false));
+  made.back().output(true).downsampling(13).branch(16).encoder(13, 52, true, true).head(5);
+  made.push_back(Model(3, 4).stem(3, 5).encoder(7, 10, false, false).output(false).downsampling(3).branch(9).output(true));
+  return made;
+}
+
+struct Size {
+  int height, width;
+  std::vector<int> batches;
+};
+
+// Batches of which the pictures go through the layers all at once, one by one, and in unequal parts.
+std::vector<Size> sizes(bool quick) {
+  if (quick) return {{1, 1, {1, 3}}, {7, 5, {1, 2, 5}}, {33, 47, {1}}};
+  std::vector<int> all;
+  for (int batch = 1; batch <= 17; ++batch) all.push_back(batch);
+  return {{1, 1, all}, {7, 5, all}, {33, 47, {1, 2, 3, 17}}, {64, 48, {1, 5}}, {65, 97, {1, 2, 4}}};
+}
+
+struct Suite {
+  bool quick;
+  std::vector<Mode> modes;
+  std::vector<Model> models = ::models();
+  std::vector<Example> examples = {};
+
+  void prepare() {
+    for (const Model& model : models) {
+      for (const Size& size : sizes(quick)) {
+        examples.emplace_back(model, size.batches.back(), size.height, size.width);
+      }
+    }
+  }
+
+  // Calls see(example, batch, as bytes, threads, outputs) for everything that a mode is to compute.
+  template <class See>
+  void each_run(const Mode& mode, See&& see) const {
+    for (int threads : {1, 2, 5}) {
+      if (quick && threads == 5) continue;
+      size_t place = 0;
+      for (const Model& model : models) {
+        const auto network = network_of(mode, model, threads);
+        for (const Size& size : sizes(quick)) {
+          const Example& example = examples[place++];
+          for (int batch : size.batches) {
+            for (bool as_bytes : {false, true}) {
+              if (as_bytes && batch > 3) continue;
+              const std::string where = "network " + std::to_string(&model - models.data() + 1) + ", " +
+                                        std::to_string(batch) + "x" + std::to_string(size.height) + "x" +
+                                        std::to_string(size.width) + (as_bytes ? " bytes, " : " floats, ") +
+                                        std::to_string(threads) + " threads";
+              see(example, batch, where, run(*network, example.pixels(batch, as_bytes)));
+            }
+          }
+        }
+      }
+    }
+  }
+
+  void networks(const Mode& mode) const {
+    Worst worst;
+    each_run(mode, [&](const Example& example, int batch, const std::string& where, const Outputs& found) {
+      worst.see(example.difference(found, batch), where);
+    });
+    report("networks " + mode.name(), worst.found, allowed(mode.precision), worst.where);
+  }
+
+  // Rows become the same levels, but for one where a value lies between two, and the same levels the same sums.
+  void levels(const Mode& mode) const {
+    const Kernels& plain = swiftformer::kernels_for("plain", "int8");
+    constexpr int depth = 37, values = 4 * depth + 12, stride = values / 4 + 4;
+    std::mt19937 random(5);
+    std::vector<float> from(13 * values), bias(lanes, 0.5f), step(lanes, 0.01f);
+    std::vector<int32_t> start(lanes, -1234);
+    std::vector<uint32_t> words(depth * lanes);
+    for (uint32_t& word : words) word = random();
+    for (float& value : from) value = random() / 4294967296.0f - 0.17f;
+    const swiftformer::Matrix matrix{words.data(), bias.data(), step.data(), start.data(), depth, lanes};
+    Worst level, product;
+    for (int rows = 1; rows <= 13; ++rows) {
+      for (bool behind_gelu : {false, true}) {
+        std::vector<uint32_t> operand(rows * stride), expected(rows * stride);
+        mode.kernels->quantize(from.data(), values, rows, values, behind_gelu, operand.data(), stride);
+        plain.quantize(from.data(), values, rows, values, behind_gelu, expected.data(), stride);
+        for (int i = 0; i < rows * stride; ++i) {
+          if (i % stride == stride - 1) continue;
+          for (int shift = 0; shift < 32; shift += 8) {
+            level.see(std::abs(static_cast<int>(operand[i] >> shift & 0xff) - static_cast<int>(expected[i] >> shift & 0xff)),
+                      std::to_string(rows) + " rows");
+          }
+        }
+        std::vector<float> sums(rows * lanes), plain_sums(rows * lanes);
+        mode.kernels->product(matrix, expected.data(), stride, rows, Then::store, sums.data(), lanes, sums.data(), lanes);
+        plain.product(matrix, expected.data(), stride, rows, Then::store, plain_sums.data(), lanes, plain_sums.data(), lanes);
+        for (size_t i = 0; i < sums.size(); ++i) {
+          product.see(std::fabs(sums[i] - plain_sums[i]) / (1 + std::fabs(plain_sums[i])), std::to_string(rows) + " rows");
+        }
+      }
+    }
+    report("levels like plain " + mode.name(), level.found, 1, level.where);
+    report("products like plain " + mode.name(), product.found, 1e-6, product.where);
+  }
+
+  // Where a level differs by one, what comes behind it differs by a little.
+  void like_plain(const Mode& mode) const {
+    const Mode plain{"plain", mode.precision, nullptr};
+    std::vector<Outputs> expected;
+    each_run(plain, [&](const Example&, int, const std::string&, const Outputs& found) { expected.push_back(found); });
+    Worst worst;
+    size_t place = 0;
+    each_run(mode, [&](const Example& example, int, const std::string& where, const Outputs& found) {
+      const Outputs& other = expected[place++];
+      for (size_t o = 0; o < found.size(); ++o) {
+        for (size_t i = 0; i < found[o].size(); ++i) {
+          worst.see(std::fabs(found[o][i] - other[o][i]) / example.largest[o], where);
+        }
+      }
+    });
+    report("networks like plain " + mode.name(), worst.found, 4e-2, worst.where);
+  }
+
+  // Four threads call one network at once, then two networks. Every result is the same as from a network that did nothing
+  // else, to the last bit.
+  void four_callers(const Mode& mode) const {
+    const size_t per_model = sizes(quick).size();
+    std::vector<std::unique_ptr<Network>> networks;
+    std::vector<Outputs> expected[2];
+    const auto pixels = [&](int model, int caller) {  // (7, 5) and (33, 47)
+      return examples[model * per_model + 1 + caller % 2].pixels(caller % 2 ? 1 : 1 + caller, caller > 1);
+    };
+    for (int model : {0, 1}) {
+      networks.push_back(network_of(mode, models[model], 2));
+      for (int caller = 0; caller < 4; ++caller) {
+        expected[model].push_back(run(*network_of(mode, models[model], 2), pixels(model, caller)));
+      }
+    }
+    std::atomic<int> different{0};
+    for (int count : {1, 2}) {
+      std::vector<std::thread> callers;
+      for (int caller = 0; caller < 4; ++caller) {
+        callers.emplace_back([&, caller] {
+          for (int turn = 0; turn < (quick ? 3 : 20); ++turn) {
+            const int model = (caller / 2 + turn) % count;
+            if (run(*networks[model], pixels(model, caller)) != expected[model][caller]) ++different;
+          }
+        });
+      }
+      for (std::thread& caller : callers) caller.join();
+    }
+    report("four callers " + mode.name(), different, 0, "results that differ");
+  }
+
+  void no_allocation(const Mode& mode) const {
+    long found = 0;
+    for (size_t i = 1; i < examples.size(); i += sizes(quick).size()) {
+      const Pixels pixels = examples[i].pixels(2, false);
+      const auto network = network_of(mode, examples[i].model, 2);
+      Outputs outputs = room_for(*network, pixels);
+      const std::vector<float*> places = places_of(outputs);
+      network->run(pixels, places);
+      const long before = allocations;
+      network->run(pixels, places);
+      found += allocations - before;
+    }
+    report("allocations " + mode.name(), found, 0, "second runs");
+  }
+
+  // Of bfloat16, units in the last place between the result and the rounded exact one; else the difference.
+  void gelu(const Mode& mode) const {
+    const int steps = quick ? 20000 : 400000;
+    std::vector<float> values;
+    std::mt19937 random(7);
+    for (int i = 0; i <= steps; ++i) values.push_back(-14.0f + 28.0f * i / steps);
+    for (int i = 0; i < steps / 2; ++i) values.push_back((random() / 4294967296.0f - 0.5f) * 28.0f);
+    values.resize(filled(static_cast<int>(values.size())));
+    const int count = static_cast<int>(values.size());
+    std::vector<uint32_t> row(values.size());
+    mode.kernels->gelu(values.data(), count, row.data());
+    Worst worst;
+    for (int i = 0; i < count; ++i) {
+      const double exact = reference::gelu(values[i]);
+      if (mode.precision == "bf16") {
+        const int place = ordered(row[i / 2] >> 16 * (i % 2) & 0xffff), expected = ordered(rounded(exact));
+        const bool tiny = std::abs(place) <= smallest && std::abs(expected) <= smallest;
+        worst.see(tiny ? 0 : std::abs(place - expected), std::to_string(values[i]));
+      } else {
+        float found;
+        std::memcpy(&found, &row[i], sizeof found);
+        worst.see(std::fabs(found - exact), std::to_string(values[i]));
+      }
+    }
+    report("GELU " + mode.name(), worst.found, mode.precision == "fp32" ? 1e-6 : mode.precision == "bf16" ? 1 : 5e-4,
+           worst.where);
+  }
+
+ private:
+  // Below the smallest normal number instructions may give zero.
+  static constexpr int smallest = 0x80;
+
+  // To the nearest bfloat16, its bits.
+  static uint32_t rounded(double exact) {
+    const float value = static_cast<float>(exact);
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  }
+  // The place of a bfloat16 in their order; both zeros are 0.
+  static int ordered(uint32_t bits) {
+    const int size = static_cast<int>(bits & 0x7fff);
+    return bits & 0x8000 ? -size : size;
+  }
+};
+
+// Each table of kernels once. Where there are none, `error` is the library's.
+std::vector<Mode> modes_of(const std::vector<std::string>& names, std::string& error) {
+  std::vector<Mode> modes;
+  for (const std::string& isa : names) {
+    for (const char* precision : {"fp32", "bf16", "int8"}) {
+      try {
+        const Kernels* kernels = &swiftformer::kernels_for(isa, precision);
+        bool known = false;
+        for (const Mode& mode : modes) known |= mode.kernels == kernels;
+        if (!known) modes.push_back({isa, precision, kernels});
+      } catch (const std::invalid_argument& found) {
+        if (error.empty()) error = found.what();
+      }
+    }
+  }
+  return modes;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  bool quick = false;
+  std::vector<std::string> names = swiftformer::supported();
+  for (int i = 1; i < count; ++i) {
+    const std::string argument = arguments[i];
+    if (argument == "--quick") {
+      quick = true;
+    } else if (argument == "--isa" && i + 1 < count) {
+      names = {arguments[++i]};
+    } else {
+      std::fprintf(stderr, "expected --quick or --isa NAME, found %s\n", argument.c_str());
+      return 2;
+    }
+  }
+  std::string error;
+  Suite suite{quick, modes_of(names, error)};
+  if (suite.modes.empty()) {
+    std::fprintf(stderr, "%s\n", error.c_str());
+    return 2;
+  }
+  suite.prepare();
+  for (const Mode& mode : suite.modes) suite.networks(mode);
+  for (const Mode& mode : suite.modes) {
+    if (mode.precision != "int8" || mode.isa == "plain") continue;
+    suite.levels(mode);
+    suite.like_plain(mode);
+  }
+  for (const Mode& mode : suite.modes) suite.gelu(mode);
+  for (const Mode& mode : suite.modes) suite.four_callers(mode);
+  for (const Mode& mode : suite.modes) suite.no_allocation(mode);
+  return failed ? 1 : 0;
+}
