@@ -14,7 +14,8 @@ struct Entry {
 
 // The best last.
 std::vector<Entry> entries() {
-  std::vector<Entry> found{{"plain", "fp32", &plain_fp32}, {"plain", "bf16", &plain_bf16}, {"plain", "int8", &plain_int8}};
+  std::vector<Entry> found{
+      {"plain", "fp32", &plain_fp32}, {"plain", "bf16", &plain_bf16}, {"plain", "int8", &plain_int8}};
 #if defined(SWIFTFORMER_X86)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back({"avx2", "fp32", &avx2_fp32});
@@ -58,9 +59,11 @@ const Kernels& kernels_for(const std::string& isa, const std::string& precision)
   }
   if (best) return *best;
   std::string names;
-  for (const std::string& name : supported()) names += (names.empty() ? "" : ", ") + name;
-  throw std::invalid_argument("expected an instruction set of this processor (" + names + ") that computes " + precision +
-                              ", found " + isa);
+  for (const Entry& entry : entries()) {
+    if (entry.precision == precision) names += (names.empty() ? "" : ", ") + entry.isa;
+  }
+  throw std::invalid_argument("expected an instruction set of this processor for " + precision + " (" + names +
+                              "), or another precision, found " + isa);
 }
 
 }  // namespace swiftformer

@@ -9,7 +9,7 @@
 
 namespace swiftformer {
 
-// Names of the instruction sets, the best last; `avx512_bf16` stands for bfloat16 in AVX-512, `avx512_vnni`
+// Names of the instruction sets, better ones last; `avx512_bf16` stands for bfloat16 in AVX-512, `avx512_vnni`
 // for int8.
 std::vector<std::string> supported();
 

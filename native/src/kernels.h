@@ -2,9 +2,9 @@
 // precision; everything else is written once, on top of them.
 //
 // Maps are float32, pixels one behind the other, each with its channels, filled up with zeros to a multiple of `lanes`.
-// Operands, the left sides of matrix products, are rows of 32-bit words: a float32, two bfloat16, or four uint8. A row of
-// uint8 ends with a word that holds its step, a float32: the level u stands for step * (u - 128), and behind GELU, which
-// is never below -0.17, for step * u - 0.17.
+// Operands, the left sides of matrix products, are rows of 32-bit words: a float32, two bfloat16, or four uint8. A row
+// of uint8 ends with a word that holds its step, a float32: the level u stands for step * (u - 128), and behind GELU,
+// which is never below -0.17, for step * u - 0.17.
 
 #pragma once
 
@@ -14,7 +14,7 @@ namespace swiftformer {
 
 constexpr int lanes = 16;
 
-constexpr int filled(int channels) { return (channels + lanes - 1) / lanes * lanes; }
+static constexpr int filled(int channels) { return (channels + lanes - 1) / lanes * lanes; }
 
 // What becomes of a product: stored as float32, the same behind ReLU, stored as an operand behind GELU, or stored as
 // float32 after a residual was added.
@@ -36,7 +36,7 @@ struct Matrix {
 
 // Vectors of the next panel, of `left` ones: no panel is left with one vector if that can be avoided, as wide panels
 // need fewer loads for each product.
-constexpr int panel_of(int left, int widest) {
+static constexpr int panel_of(int left, int widest) {
   return left <= widest ? left : left == widest + 1 && widest > 2 ? 2 : widest;
 }
 

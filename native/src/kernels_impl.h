@@ -1,6 +1,6 @@
 // The kernels of kernels.h, written on top of the sixteen-lane `Vec` of an instruction set. Included once in a file for
-// each set, which is compiled with the flags of that set: hence no inline function with a name that other files see, and
-// nothing of the standard library that would leave code of this set in functions that all share.
+// each set, which is compiled with the flags of that set: hence no inline function with a name that other files see,
+// and nothing of the standard library that would leave code of this set in functions that all share.
 
 #pragma once
 
@@ -22,7 +22,7 @@ struct Exact {  // 2e-6
   static constexpr float power_of_2[] = {1.000000071682656f,   0.6931469670112522f,   0.24022119581986207f,
                                          0.05550713286759223f, 0.009675549138522347f, 0.001327649202597638f};
   static constexpr float p = 0.3f;
-  static constexpr float tail[] = {-7.97496382138651e-05f, 0.1212741919180049f,  0.10670713035384473f,
+  static constexpr float tail[] = {-7.97496382138651e-05f, 0.1212741919180049f,   0.10670713035384473f,
                                    0.16475769439057508f,   -0.04863487383090894f, 0.2405659000273549f,
                                    -0.08459123208344367f};
   static Vec inverse(Vec x) { return reciprocal(x); }
@@ -48,7 +48,7 @@ inline Vec polynomial(const float (&coefficients)[count], Vec x) {
 template <class Precision>
 inline Vec gelu(Vec x) {
   const Vec size = abs(x);
-  const Vec power = x * x * all(-0.72134752f);  // -x^2 / 2 / ln 2
+  const Vec power = max(x * x * all(-0.72134752f), all(-1000.0f));  // -x^2 / 2 / ln 2; squares may be infinite
   const Vec whole = nearest(power);
   const Vec fraction = polynomial(Precision::power_of_2, power - whole);
   const Vec t = Precision::inverse(multiply_add(all(Precision::p), size, all(1.0f)));
@@ -72,8 +72,8 @@ inline Vec activated(Vec x) {
 
 // |x| * Phi(-|x|) as a polynomial up to 4, where it is zero to 2e-4: a fraction of a level.
 struct Coarse {
-  static constexpr float size_times_tail[] = {0.5004943405588789f,  -0.3908307554334421f, -0.04278972861128757f,
-                                              0.13995763503532746f, -0.05756180418674359f, 0.009920846807558805f,
+  static constexpr float size_times_tail[] = {0.5004943405588789f,    -0.3908307554334421f,  -0.04278972861128757f,
+                                              0.13995763503532746f,   -0.05756180418674359f, 0.009920846807558805f,
                                               -0.0006428142989487918f};
 };
 template <>
@@ -117,7 +117,7 @@ struct Bf16 : Floats {
 
 #if defined(SWIFTFORMER_INT8)
 inline void quantize_rows(const float* values, int stride, int rows, int count, bool behind_gelu, uint32_t* operand,
-                     int operand_stride) {
+                          int operand_stride) {
   for (int r = 0; r < rows; ++r, values += stride, operand += operand_stride) {
     Vec most = all(0.0f);
     for (int c = 0; c < count; c += lanes) most = max(most, behind_gelu ? load(values + c) : abs(load(values + c)));
@@ -221,7 +221,7 @@ void product_of_block(const Block& block, Then then) {
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) {
       Vec value = finished(r, v);
-      if (then == Then::relu) value = max(value, all(0.0f));
+      if (then == Then::relu) value = max(all(0.0f), value);  // in this order NaN stays NaN
       if (then == Then::add) value = value + load(residual + v * lanes);
       store(row + v * lanes, value);
     }
@@ -350,8 +350,8 @@ void gelu_of_values(const float* values, int count, uint32_t* row) {
 
 template <class Op>
 constexpr Kernels table(const char* name) {
-  return {name,         Op::values_per_word, WIDEST_PANEL, Op::levels,   product<Op>,       Op::quantize,
-          convert<Op>,  depth_wise<Op>,      pool,         modulate<Op>, gelu_of_values<Op>};
+  return {name,        Op::values_per_word, WIDEST_PANEL, Op::levels,   product<Op>,       Op::quantize,
+          convert<Op>, depth_wise<Op>,      pool,         modulate<Op>, gelu_of_values<Op>};
 }
 
 }  // namespace

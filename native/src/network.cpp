@@ -58,8 +58,8 @@ std::vector<int> taps_first(int channels) {
 }  // namespace
 
 // A matrix (outputs, inputs), of which input i of the operand is column source[i].
-Product Network::packed(const Kernels& kernels, const Weight& weight, const Weight& bias, const std::vector<int>& source,
-                        Operand operand) const {
+Product Network::packed(const Kernels& kernels, const Weight& weight, const Weight& bias,
+                        const std::vector<int>& source, Operand operand) const {
   const int outputs = weight.shape[0], columns = filled(outputs), per_word = kernels.values_per_word;
   const int inputs = static_cast<int>(source.size()), depth = (inputs + per_word - 1) / per_word;
   int width = 1;
@@ -114,22 +114,31 @@ Product Network::packed(const Kernels& kernels, const Weight& weight, const Weig
 
 Network::Network(const std::string& isa, const std::string& precision, int threads, bool pin)
     : kernels_(kernels_for(isa, precision)),
-      exact_(kernels_.levels ? less_coarse(kernels_.name) : kernels_),
+      outer_(kernels_.levels ? less_coarse(kernels_.name) : kernels_),
       precision_(precision),
-      threads_(threads > 0 ? threads : std::max(1u, std::thread::hardware_concurrency()), pin),
+      threads_(threads > 0 ? threads : processors(), pin),
       operand_(threads_.count()),
       hidden_(threads_.count()),
       rows_(threads_.count()) {}
 
 void Network::expect(const Weight& weight, const std::vector<int>& shape, const char* name) const {
-  if (weight.shape != shape) {
-    throw std::invalid_argument(std::string(name) + ": expected shape " + text(shape) + ", found " + text(weight.shape));
+  if (*std::min_element(shape.begin(), shape.end()) < 1) {
+    throw std::invalid_argument(std::string(name) + ": expected sides of at least 1, found " + text(weight.shape));
   }
+  if (weight.shape != shape) {
+    throw std::invalid_argument(std::string(name) + ": expected shape " + text(shape) + ", found " +
+                                text(weight.shape));
+  }
+}
+
+void Network::expect_stem() const {
+  if (layers_.empty()) throw std::invalid_argument("expected the stem as the first layer");
 }
 
 void Network::stem(const Weight& weight1, const Weight& bias1, const Weight& weight2, const Weight& bias2,
                    const std::vector<float>& mean, const std::vector<float>& std) {
-  if (channels_ != 0) throw std::invalid_argument("expected the stem as the first layer");
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (!layers_.empty()) throw std::invalid_argument("expected the stem as the first layer");
   if (weight1.shape.size() != 4 || weight2.shape.size() != 4) {
     throw std::invalid_argument("expected weights of 4 dimensions in the stem");
   }
@@ -153,17 +162,21 @@ void Network::stem(const Weight& weight1, const Weight& bias1, const Weight& wei
   for (bool first : {true, false}) {
     const Weight& weight = first ? weight1 : weight2;
     const std::vector<int> source = first ? counted(9 * inputs) : taps_first(between);
-    layers_.push_back(Convolution{packed(first ? exact_ : kernels_, weight, first ? bias1 : bias2, source, Operand::map), first, true,
-                                  weight.shape[1]});
+    layers_.push_back(
+        Convolution{packed(first ? outer_ : kernels_, weight, first ? bias1 : bias2, source, Operand::map), first, true,
+                    weight.shape[1]});
   }
   channels_ = outputs;
 }
 
 void Network::downsampling(const Weight& weight, const Weight& bias) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  expect_stem();
   const int outputs = weight.shape.empty() ? 0 : weight.shape[0];
   expect(weight, {outputs, channels_, 3, 3}, "downsampling weight");
   expect(bias, {outputs}, "downsampling bias");
-  layers_.push_back(Convolution{packed(kernels_, weight, bias, taps_first(channels_), Operand::map), false, false, channels_});
+  layers_.push_back(
+      Convolution{packed(kernels_, weight, bias, taps_first(channels_), Operand::map), false, false, channels_});
   channels_ = outputs;
 }
 
@@ -185,10 +198,16 @@ Branch Network::packed_branch(const std::vector<Weight>& weights) const {
   return branch;
 }
 
-void Network::branch(const std::vector<Weight>& weights) { layers_.push_back(packed_branch(weights)); }
+void Network::branch(const std::vector<Weight>& weights) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  expect_stem();
+  layers_.push_back(packed_branch(weights));
+}
 
 void Network::encoder(const std::vector<Weight>& local, const std::vector<Weight>& attention, const Weight* score,
                       bool normalize, float pooled_scale, const std::vector<Weight>& mlp) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  expect_stem();
   const int dim = channels_, stride = filled(dim), hidden = mlp[0].shape.empty() ? 0 : mlp[0].shape[0];
   expect(attention[0], {2 * dim, dim}, "key_query");
   expect(attention[1], {2 * dim}, "key_query_bias");
@@ -205,16 +224,18 @@ void Network::encoder(const std::vector<Weight>& local, const std::vector<Weight
     std::copy_n(attention[0].values + half * dim * dim, dim * dim, weight.data() + half * stride * dim);
     std::copy_n(attention[1].values + half * dim, dim, bias.data() + half * stride);
   }
-  layers_.push_back(Encoder{packed_branch(local),
-                            packed(kernels_, {weight.data(), {2 * stride, dim}}, {bias.data(), {2 * stride}}, counted(dim),
-                                   Operand::map),
-                            packed(kernels_, attention[2], attention[3], counted(2 * dim), Operand::map),
-                            score ? copied(*score) : Memory<float>(), normalize, pooled_scale,
-                            packed(kernels_, mlp[0], mlp[1], counted(dim), Operand::map),
-                            packed(kernels_, mlp[2], mlp[3], counted(hidden), Operand::behind_gelu)});
+  layers_.push_back(Encoder{
+      packed_branch(local),
+      packed(kernels_, {weight.data(), {2 * stride, dim}}, {bias.data(), {2 * stride}}, counted(dim), Operand::map),
+      packed(kernels_, attention[2], attention[3], counted(2 * dim), Operand::map),
+      score ? copied(*score) : Memory<float>(), normalize, pooled_scale,
+      packed(kernels_, mlp[0], mlp[1], counted(dim), Operand::map),
+      packed(kernels_, mlp[2], mlp[3], counted(hidden), Operand::behind_gelu)});
 }
 
 void Network::output(const Weight* factor, const Weight* shift) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  expect_stem();
   if (!factor != !shift) throw std::invalid_argument("expected both factor and shift, or neither");
   MapOutput output{{}, {}, channels_};
   if (factor) {
@@ -227,10 +248,12 @@ void Network::output(const Weight* factor, const Weight* shift) {
 }
 
 void Network::head(const Weight& weight, const Weight& bias) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  expect_stem();
   const int classes = weight.shape.empty() ? 0 : weight.shape[0];
   expect(weight, {classes, channels_}, "head weight");
   expect(bias, {classes}, "head bias");
-  layers_.push_back(Head{packed(exact_, weight, bias, counted(channels_), Operand::map)});
+  layers_.push_back(Head{packed(outer_, weight, bias, counted(channels_), Operand::map)});
 }
 
 }  // namespace swiftformer

@@ -99,7 +99,7 @@ class Network {
   std::string precision() const { return precision_; }
   int threads() const { return threads_.count(); }
   int input_channels() const { return input_channels_; }
-  bool takes_levels() const { return !pixel_factor_.empty(); }  // uint8
+  bool takes_uint8() const { return !pixel_factor_.empty(); }
 
  private:
   struct Pass;
@@ -110,10 +110,11 @@ class Network {
                  Operand operand) const;
   Branch packed_branch(const std::vector<Weight>& weights) const;
   void expect(const Weight& weight, const std::vector<int>& shape, const char* name) const;
+  void expect_stem() const;
   void reserve(int images, int height, int width);
 
   const Kernels& kernels_;
-  const Kernels& exact_;  // of the first layer and the last, which int8 would cost more than it gains
+  const Kernels& outer_;  // of the first layer and the last, which int8 would cost more than it gains
   std::string precision_;
   Threads threads_;
   std::vector<Layer> layers_;

@@ -40,7 +40,8 @@ std::vector<Result> run(Network& network, const Pixels& pixels, size_t channels)
                            std::to_string(channels))
                               .c_str());
   }
-  if (pixels.images < 1 || pixels.height < 1 || pixels.width < 1) throw nb::value_error("expected pictures, found none");
+  if (pixels.images < 1 || pixels.height < 1 || pixels.width < 1)
+    throw nb::value_error("expected pictures, found none");
   std::vector<Result> results;
   std::vector<float*> places;
   for (const std::vector<size_t>& shape : network.outputs(pixels)) {
@@ -72,17 +73,20 @@ NB_MODULE(_core, m) {
       "isa"_a = "auto", "precision"_a = "fp32",
       "Multiply-adds per second of one thread, in a product whose operands stay in its first-level cache.");
 
-  nb::class_<Network>(m, "Network",
-                      "A fused SwiftFormer. Its layers are added in their order; then it is called with pictures.\n\n"
-                      "Weights are contiguous float32 arrays in torch's layout, with BatchNorms and layer scales folded.")
+  nb::class_<Network>(
+      m, "Network",
+      "A fused SwiftFormer. Its layers are added in their order; then it is called with pictures.\n\n"
+      "Weights are contiguous float32 arrays in torch's layout, with BatchNorms and layer scales folded.")
       .def(nb::init<const std::string&, const std::string&, int, bool>(), "isa"_a = "auto", "precision"_a = "fp32",
            "threads"_a = 0, "pin"_a = false,
-           "isa: auto, or one of supported(). precision: fp32, bf16 or int8. threads: 0 for one on each processor. pin: keep\n"
-           "each thread on a processor of its own.")
+           "isa: auto, or one of supported(). precision: fp32, bf16 or int8. threads: 0 for one on each processor. "
+           "pin: keep\n"
+           "each thread but the caller's on a processor of its own.")
       .def_prop_ro("isa", &Network::isa)
       .def_prop_ro("precision", &Network::precision)
       .def_prop_ro("threads", &Network::threads)
-      .def_prop_ro("layer_seconds", &Network::layer_seconds, "Of each layer in the last call; the stem counts as two.")
+      .def_prop_ro("layer_seconds", &Network::layer_seconds, nb::call_guard<nb::gil_scoped_release>(),
+                   "Of each layer in the last call; the stem counts as two.")
       .def(
           "stem",
           [](Network& network, const Array& weight1, const Array& bias1, const Array& weight2, const Array& bias2,
@@ -102,8 +106,7 @@ NB_MODULE(_core, m) {
           "branch",
           [](Network& network, const Array& depth_wise, const Array& depth_wise_bias, const Array& expand,
              const Array& expand_bias, const Array& project, const Array& project_bias) {
-            network.branch(
-                weights_of({&depth_wise, &depth_wise_bias, &expand, &expand_bias, &project, &project_bias}));
+            network.branch(weights_of({&depth_wise, &depth_wise_bias, &expand, &expand_bias, &project, &project_bias}));
           },
           "depth_wise"_a, "depth_wise_bias"_a, "expand"_a, "expand_bias"_a, "project"_a, "project_bias"_a,
           "x + project(gelu(expand(depth_wise(x))))")
@@ -116,8 +119,8 @@ NB_MODULE(_core, m) {
              const Array& expand_bias, const Array& project, const Array& project_bias) {
             std::optional<Weight> scores;
             if (score) scores = weight_of(*score);
-            network.encoder(weights_of({&depth_wise, &depth_wise_bias, &local_expand, &local_expand_bias, &local_project,
-                                        &local_project_bias}),
+            network.encoder(weights_of({&depth_wise, &depth_wise_bias, &local_expand, &local_expand_bias,
+                                        &local_project, &local_project_bias}),
                             weights_of({&key_query, &key_query_bias, &output, &output_bias}),
                             scores ? &*scores : nullptr, normalize, pooled_scale,
                             weights_of({&expand, &expand_bias, &project, &project_bias}));
@@ -134,7 +137,8 @@ NB_MODULE(_core, m) {
             if (shift) shifts = weight_of(*shift);
             network.output(factors ? &*factors : nullptr, shifts ? &*shifts : nullptr);
           },
-          "factor"_a = nb::none(), "shift"_a = nb::none(), "The map at this place is an output, times factor plus shift.")
+          "factor"_a = nb::none(), "shift"_a = nb::none(),
+          "The map at this place is an output, times factor plus shift.")
       .def(
           "head",
           [](Network& network, const Array& weight, const Array& bias) {
@@ -148,15 +152,28 @@ NB_MODULE(_core, m) {
                                   static_cast<int>(pixels.shape(2)), static_cast<int>(pixels.shape(3))};
             return run(network, pictures, pixels.shape(1));
           },
-          "pixels"_a)
+          "pixels"_a.noconvert())
       .def(
           "__call__",
           [](Network& network, const Packed& pixels) {
-            if (!network.takes_levels()) throw nb::value_error("expected a stem with mean and std for uint8 pictures");
+            if (!network.takes_uint8()) throw nb::value_error("expected a stem with mean and std for uint8 pictures");
             const Pixels pictures{nullptr, pixels.data(), static_cast<int>(pixels.shape(0)),
                                   static_cast<int>(pixels.shape(1)), static_cast<int>(pixels.shape(2))};
             return run(network, pictures, pixels.shape(3));
           },
-          "pixels"_a,
-          "Logits (N, classes), or maps (N, C, h, w), of normalised pictures (N, C, H, W) or of uint8 (N, H, W, C).");
+          "pixels"_a.noconvert(),
+          "Logits (N, classes), or maps (N, C, h, w), of normalised pictures (N, C, H, W) or of uint8 (N, H, W, C).")
+      .def(
+          "__call__",
+          [](Network&, const nb::object& pixels) -> std::vector<Result> {
+            std::string found = nb::type_name(pixels.type()).c_str();
+            if (nb::hasattr(pixels, "dtype") && nb::hasattr(pixels, "shape")) {
+              found =
+                  nb::cast<std::string>(nb::str("{} {}").attr("format")(pixels.attr("dtype"), pixels.attr("shape")));
+            }
+            const std::string message =
+                "expected a contiguous array (N, C, H, W) of float32 or (N, H, W, C) of uint8, found " + found;
+            throw nb::type_error(message.c_str());
+          },
+          "pixels"_a.none());
 }

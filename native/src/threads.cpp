@@ -1,6 +1,13 @@
 #include "threads.h"
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <chrono>
+#include <cmath>
+#include <fstream>
+#include <stdexcept>
+#include <string>
 
 #if defined(__linux__)
 #include <pthread.h>
@@ -41,26 +48,54 @@ void pin_to(int place) {
 
 }  // namespace
 
-Threads::Threads(int count, bool pin) {
-  for (int thread = 1; thread < count; ++thread) {
-    threads_.emplace_back([this, thread, pin] {
-      if (pin) pin_to(thread);
-      attend(thread);
-    });
+int processors() {
+  int count = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+#if defined(__linux__)
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) count = std::min(count, CPU_COUNT(&allowed));
+  double quota, period;  // of version 2; "max" stands for no quota
+  if (std::ifstream("/sys/fs/cgroup/cpu.max") >> quota >> period && period > 0) {
+    count = std::min(count, static_cast<int>(std::ceil(quota / period)));
+  }
+#endif
+  return std::max(1, count);
+}
+
+Threads::Threads(int count, bool pin) : process_(getpid()), threads_(new std::vector<std::thread>) {
+  try {
+    for (int thread = 1; thread < count; ++thread) {
+      threads_->emplace_back([this, thread, pin] {
+        if (pin) pin_to(thread);
+        attend(thread);
+      });
+    }
+  } catch (const std::exception&) {
+    const size_t started = threads_->size() + 1;
+    stop();
+    throw std::runtime_error("expected " + std::to_string(count) + " threads, found room for " +
+                             std::to_string(started));
   }
 }
 
 Threads::~Threads() {
+  if (process_ == getpid()) {
+    stop();
+  } else {
+    static_cast<void>(threads_.release());  // a forked process has no threads to wait for
+  }
+}
+
+void Threads::stop() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stop_ = true;
   }
   wake_.notify_all();
-  for (std::thread& thread : threads_) thread.join();
+  for (std::thread& thread : *threads_) thread.join();
 }
 
 void Threads::run_all(int tasks, Call call, void* context) {
-  if (threads_.empty() || tasks == 1) {
+  if (threads_->empty() || tasks == 1) {
     for (int index = 0; index < tasks; ++index) call(context, index, 0);
     return;
   }
@@ -72,7 +107,9 @@ void Threads::run_all(int tasks, Call call, void* context) {
   context_.store(context, std::memory_order_release);
   ticket_.store((job + 1) << 32);
   if (asleep_.load() > 0) {
-    { std::lock_guard<std::mutex> lock(mutex_); }
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+    }
     wake_.notify_all();
   }
   work(0);

@@ -5,21 +5,26 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
 
 namespace swiftformer {
 
+// How many the process may use, by its affinity and its group's quota.
+int processors();
+
 class Threads {
  public:
-  // `count` with the caller; with `pin`, thread i stays on the i-th processor that the process may use.
+  // `count` with the caller; with `pin`, thread i, but for the caller, stays on the i-th processor that the process may
+  // use. Throws std::runtime_error where the system gives fewer.
   Threads(int count, bool pin);
   ~Threads();
   Threads(const Threads&) = delete;
   Threads& operator=(const Threads&) = delete;
 
-  int count() const { return static_cast<int>(threads_.size()) + 1; }
+  int count() const { return static_cast<int>(threads_->size()) + 1; }
 
   // Calls `task(index, thread)` for every index below `tasks`, and returns when all are done. Not from several threads
   // at once.
@@ -34,6 +39,7 @@ class Threads {
   void run_all(int tasks, Call call, void* context);
   void work(int thread);
   void attend(int thread);
+  void stop();
 
   // Upper half: number of the job; lower half: its next task. Who moves it from one to the next owns that task, and the
   // three below, which belong to the job, do not change until all tasks are done.
@@ -47,7 +53,8 @@ class Threads {
   std::atomic<bool> stop_{false};
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::vector<std::thread> threads_;
+  int process_;
+  std::unique_ptr<std::vector<std::thread>> threads_;
 };
 
 }  // namespace swiftformer

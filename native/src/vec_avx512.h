@@ -22,9 +22,7 @@ inline Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.all, b.
 inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.all, b.all)}; }
 inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.all, b.all)}; }
 inline Vec abs(Vec a) { return {_mm512_abs_ps(a.all)}; }
-inline Vec nearest(Vec a) {
-  return {_mm512_roundscale_ps(a.all, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-}
+inline Vec nearest(Vec a) { return {_mm512_roundscale_ps(a.all, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 inline Vec times_power_of_2(Vec a, Vec power) { return {_mm512_scalef_ps(a.all, power.all)}; }
 // To 2^-14.
 inline Vec rough_reciprocal(Vec a) { return {_mm512_rcp14_ps(a.all)}; }

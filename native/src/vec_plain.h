@@ -38,12 +38,13 @@ inline Vec operator*(Vec a, Vec b) {
   return a;
 }
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return a * b + c; }
+// If one is NaN, the second, as on x86.
 inline Vec max(Vec a, Vec b) {
-  EACH_LANE a.lane[i] = b.lane[i] > a.lane[i] ? b.lane[i] : a.lane[i];
+  EACH_LANE a.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
   return a;
 }
 inline Vec min(Vec a, Vec b) {
-  EACH_LANE a.lane[i] = b.lane[i] < a.lane[i] ? b.lane[i] : a.lane[i];
+  EACH_LANE a.lane[i] = a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i];
   return a;
 }
 inline Vec abs(Vec a) {

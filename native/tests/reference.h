@@ -122,7 +122,8 @@ class Model {
   explicit Model(int seed, int inputs) : inputs(inputs), random_(seed), channels_(inputs) {}
 
   Model& stem(int between, int outputs) {
-    Layer layer{Kind::stem, {weight({between, inputs, 3, 3}), bias(between), weight({outputs, between, 3, 3}), bias(outputs)}};
+    Layer layer{Kind::stem, {weight({between, inputs, 3, 3}), bias(between)}};
+    for (Tensor tensor : {weight({outputs, between, 3, 3}), bias(outputs)}) layer.weights.push_back(std::move(tensor));
     return add(std::move(layer), outputs);
   }
   Model& downsampling(int outputs) {
@@ -157,15 +158,25 @@ class Model {
       const Weight score = layer.score;
       const Weight first = w.empty() ? Weight{} : Weight(w[0]), second = w.empty() ? Weight{} : Weight(w[1]);
       switch (layer.kind) {
-        case Kind::stem: network.stem(first, second, w[2], w[3], mean(), std()); break;
-        case Kind::downsampling: network.downsampling(first, second); break;
-        case Kind::branch: network.branch(some(w, 0, 6)); break;
+        case Kind::stem:
+          network.stem(first, second, w[2], w[3], mean(), std());
+          break;
+        case Kind::downsampling:
+          network.downsampling(first, second);
+          break;
+        case Kind::branch:
+          network.branch(some(w, 0, 6));
+          break;
         case Kind::encoder:
           network.encoder(some(w, 0, 6), some(w, 6, 10), score.shape.empty() ? nullptr : &score, layer.normalize,
                           layer.pooled_scale, some(w, 10, 14));
           break;
-        case Kind::output: network.output(w.empty() ? nullptr : &first, w.empty() ? nullptr : &second); break;
-        case Kind::head: network.head(first, second); break;
+        case Kind::output:
+          network.output(w.empty() ? nullptr : &first, w.empty() ? nullptr : &second);
+          break;
+        case Kind::head:
+          network.head(first, second);
+          break;
       }
     }
   }
@@ -243,6 +254,57 @@ class Model {
   std::mt19937 random_;
   int channels_;
   std::vector<Layer> layers_;
+};
+
+// Pictures of one size as bytes (images, height, width, channels) and normalised, and what a model makes of them.
+struct Example {
+  const Model& model;
+  int images, height, width;
+  std::vector<uint8_t> bytes;
+  std::vector<float> planes;
+  std::vector<std::vector<std::vector<double>>> expected;  // [image][output]
+  std::vector<double> largest;                             // of each output
+
+  Example(const Model& model, int images, int height, int width)
+      : model(model), images(images), height(height), width(width) {
+    std::mt19937 random(height * 1000 + width);
+    const int channels = model.inputs, plane = height * width;
+    for (int i = 0; i < images * plane * channels; ++i) bytes.push_back(random() >> 24);
+    planes.resize(bytes.size());
+    for (int image = 0; image < images; ++image) {
+      Map picture(channels, height, width);
+      for (int c = 0; c < channels; ++c) {
+        for (int at = 0; at < plane; ++at) {
+          const float level = bytes[(static_cast<size_t>(image) * plane + at) * channels + c];
+          const float value = (level / 255.0f - model.mean()[c]) / model.std()[c];
+          planes[(static_cast<size_t>(image) * channels + c) * plane + at] = value;
+          picture.at(c, at) = value;
+        }
+      }
+      expected.push_back(model.run(picture));
+      largest.resize(expected[0].size());
+      for (size_t o = 0; o < largest.size(); ++o) {
+        for (double value : expected.back()[o]) largest[o] = std::max(largest[o], std::fabs(value));
+      }
+    }
+  }
+
+  swiftformer::Pixels pixels(int batch, bool as_bytes) const {
+    return {as_bytes ? nullptr : planes.data(), as_bytes ? bytes.data() : nullptr, batch, height, width};
+  }
+
+  double difference(const std::vector<std::vector<float>>& found, int batch) const {
+    double most = 0;
+    for (size_t o = 0; o < found.size(); ++o) {
+      const size_t size = expected[0][o].size();
+      if (found.size() != largest.size() || found[o].size() != size * batch) return HUGE_VAL;
+      for (size_t i = 0; i < found[o].size(); ++i) {
+        const double difference = std::fabs(found[o][i] - expected[i / size][o][i % size]) / largest[o];
+        if (!(difference <= most)) most = difference == difference ? difference : HUGE_VAL;
+      }
+    }
+    return most;
+  }
 };
 
 }  // namespace reference

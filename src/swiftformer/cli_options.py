@@ -19,7 +19,7 @@ Engine = Annotated[
         help="torch, torch-compile, native, openvino, onnxruntime, executorch, litert, coreml; auto: the fastest."
     ),
 ]
-Precision = Annotated[Optional[str], typer.Option(help="fp32, bf16 or fp16, where the engine can choose.")]
+Precision = Annotated[Optional[str], typer.Option(help="fp32, bf16, fp16 or int8, where the engine can choose.")]
 Threads = Annotated[Optional[int], typer.Option(min=1, help="On the CPU; the engine's own choice by default.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Level = Annotated[str, typer.Option(help="What a class is in iNaturalist's data: name, genus, family, ...")]

@@ -36,6 +36,7 @@ def open_engine(
     precision: str | None = None,
     threads: int | None = None,
     form: str | None = None,
+    isa: str | None = None,
 ) -> Engine:
     """Load a model into an engine.
 
@@ -48,6 +49,7 @@ def open_engine(
         precision: `fp32`, `bf16` or `fp16`, where the engine can compute in another one than the artifact is stored in.
         threads: on the CPU; by default the engine's own choice.
         form: numeric form of a checkpoint, where its file cannot tell.
+        isa: of the engine `native`: instruction set, one of `swiftformer_native.supported()`; by default the best.
 
     Raises:
         ArtifactError: a broken or foreign artifact.
@@ -58,12 +60,15 @@ def open_engine(
         raise EngineError(f"expected at least 1 thread, found {threads}")
     if engine not in ("auto", *ENGINES, *TORCH_MODES):
         raise EngineError(f"unknown engine {engine!r}: expected auto, {', '.join([*ENGINES, *TORCH_MODES])}")
+    only_native: dict[str, str] = {} if isa is None else {"isa": isa}
     if not is_artifact(reference):
         if engine == "native":
             _expect_installed(engine)
             from swiftformer.engines.native import from_reference
 
-            return from_reference(reference, device, precision, threads, form)
+            return from_reference(reference, device, precision, threads, form, isa)
+        if only_native:
+            raise EngineError(f"isa: expected the engine native, found {engine}")
         if engine not in ("auto", "torch", *TORCH_MODES):
             raise EngineError(f"{reference}: expected an exported artifact for the engine {engine}, found none there")
         from swiftformer.engines.torch import TorchEngine
@@ -79,9 +84,13 @@ def open_engine(
         raise EngineError(
             f"{reference}: expected an artifact that {name} runs ({', '.join(formats)}), found {artifact.format}"
         )
+    if only_native and name != "native":
+        raise EngineError(f"isa: expected the engine native, found {name}")
     _expect_installed(name)
     module_of_engine = import_module(f"swiftformer.engines.{name}")
-    opened: Engine = module_of_engine.open_artifact(Path(reference), artifact, device, precision, threads)
+    opened: Engine = module_of_engine.open_artifact(
+        Path(reference), artifact, device, precision, threads, **only_native
+    )
     if engine == "auto":
         logger.info("%s: running in %s", reference, opened.name)
     return opened

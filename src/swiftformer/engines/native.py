@@ -1,13 +1,12 @@
 """Fused networks in `swiftformer_native`, this project's own engine for CPUs. For artifacts nothing here needs torch.
 
-It uses the best instruction set that the processor has. The environment variable `SWIFTFORMER_NATIVE_ISA` asks for
-another one of those that `swiftformer_native.supported()` names, to compare them.
+It uses the best instruction set that the processor has, unless another one of those that
+`swiftformer_native.supported()` names is asked for.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from swiftformer.engines.base import Engine, EngineError, expect_cpu
 from swiftformer.image_processing import HUB, Preprocessing
 
 NETWORK, WEIGHTS = "network.json", "weights.safetensors"
-ISA = "SWIFTFORMER_NATIVE_ISA"
 PRECISIONS = ("fp32", "bf16", "int8")
 
 # Kind of a layer, which is the method that adds it to a network: the arguments, in order.
@@ -47,7 +45,7 @@ class NativeEngine(Engine):
         layers, tensors: as `swiftformer.export.native.network_of` gives them.
         raw: take pixels from 0 to 255.
         precision: one of `PRECISIONS`, to compute in.
-        isa: instruction set; by default what `SWIFTFORMER_NATIVE_ISA` says, or the best.
+        isa: instruction set; by default the best.
     """
 
     def __init__(
@@ -66,7 +64,10 @@ class NativeEngine(Engine):
     ) -> None:
         if precision not in PRECISIONS:
             raise EngineError(f"precision: expected one of {', '.join(PRECISIONS)} for native, found {precision!r}")
-        self.network = build(layers, tensors, isa or os.environ.get(ISA) or "auto", precision, threads)
+        self.network = build(layers, tensors, isa or "auto", precision, threads)
+        found = sum(layer["kind"] in ("output", "head") for layer in layers)
+        if found != len(outputs):
+            raise EngineError(f"native: expected {len(outputs)} outputs ({', '.join(outputs)}), found {found}")
         self.preprocessing, self.labels = preprocessing, labels
         self.outputs, self.input_shape = outputs, input_shape
         self.name = f"native {self.network.precision} {self.network.isa}"
@@ -114,22 +115,33 @@ def build(layers: Layers, tensors: Tensors, isa: str, precision: str, threads: i
 
     known = ("auto", *swiftformer_native.supported())
     if isa not in known:
-        raise EngineError(f"{ISA}: expected one of {', '.join(known)} on this processor, found {isa!r}")
+        raise EngineError(f"isa: expected one of {', '.join(known)} on this processor, found {isa!r}")
     try:
         network = swiftformer_native.Network(isa=isa, precision=precision, threads=threads or 0)
         for layer in layers:
             named = layer["tensors"]
+            for place in named.values():
+                if tensors[place].dtype != np.float32:
+                    raise ValueError(f"{place}: expected float32, found {tensors[place].dtype}")
             arguments = (tensors[named[a]] if a in named else layer.get(a) for a in LAYERS[layer["kind"]])
             getattr(network, layer["kind"])(*arguments)
     except KeyError as error:
         raise EngineError(f"native: expected the layers of a network and their tensors, found no {error}") from None
-    except (TypeError, ValueError, RuntimeError) as error:
+    except TypeError:
+        kinds = "; ".join(f"{kind}: {', '.join(arguments)}" for kind, arguments in LAYERS.items())
+        raise EngineError(f"native: expected layers and their tensors ({kinds}), found others") from None
+    except (ValueError, RuntimeError) as error:
         raise EngineError(f"native refuses the network ({str(error).strip().splitlines()[0]})") from None
     return network
 
 
 def open_artifact(
-    folder: Path, artifact: Artifact, device: str | None, precision: str | None, threads: int | None
+    folder: Path,
+    artifact: Artifact,
+    device: str | None,
+    precision: str | None,
+    threads: int | None,
+    isa: str | None = None,
 ) -> Engine:
     """See `swiftformer.engines.open_engine`."""
     from safetensors import SafetensorError
@@ -139,6 +151,8 @@ def open_artifact(
     try:
         layers = json.loads((folder / artifact.file).read_text())["layers"]
         tensors = load_file(folder / WEIGHTS)
+        if not (isinstance(layers, list) and all(isinstance(layer, dict) and "kind" in layer for layer in layers)):
+            raise ValueError(f"no list of layers in {artifact.file}")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise EngineError(f"{folder}: expected a network and its weights, found {error}") from None
     return NativeEngine(
@@ -151,11 +165,17 @@ def open_artifact(
         raw=artifact.value_range == "0-255",
         precision=precision or artifact.precision,
         threads=threads,
+        isa=isa,
     )
 
 
 def from_reference(
-    reference: str | Path, device: str | None, precision: str | None, threads: int | None, form: str | None
+    reference: str | Path,
+    device: str | None,
+    precision: str | None,
+    threads: int | None,
+    form: str | None,
+    isa: str | None = None,
 ) -> Engine:
     """A checkpoint of a classifier, fused in torch. See `swiftformer.engines.open_engine`."""
     from swiftformer.engines.torch import labels_of, load_fused
@@ -176,4 +196,5 @@ def from_reference(
         outputs=net.outputs,
         precision=precision or "fp32",
         threads=threads,
+        isa=isa,
     )

@@ -1,0 +1,59 @@
+"""Fits the polynomials of GELU in `src/kernels_impl.h` and prints them as C++. Needs numpy and scipy.
+
+python fit_gelu.py
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import erfc, erfcx
+
+TOP = 14.0  # behind it GELU is zero, or the number itself, in float32
+
+
+def fit(basis: np.ndarray, target: np.ndarray, rounds: int = 200) -> tuple[np.ndarray, float]:
+    """Coefficients of the columns of `basis` with the least largest difference from `target`, and that difference.
+
+    Lawson's algorithm: least squares, again and again, with more weight where the difference was large.
+    """
+    weights = np.ones(len(target))
+    for _ in range(rounds):
+        root = np.sqrt(weights)
+        coefficients, *_ = np.linalg.lstsq(basis * root[:, None], target * root, rcond=None)
+        difference = np.abs(basis @ coefficients - target)
+        weights *= difference / difference.max() + 1e-3
+        weights /= weights.sum()
+    return coefficients, float(difference.max())
+
+
+def power_of_2(degree: int) -> tuple[np.ndarray, float]:
+    """2^x on [-0.5, 0.5], in the relative error."""
+    x = np.linspace(-0.5, 0.5, 2001)
+    return fit(np.vander(x, degree + 1, increasing=True) / 2.0 ** x[:, None], np.ones_like(x))
+
+
+def tail(degree: int, p: float) -> tuple[np.ndarray, float]:
+    """exp(a^2/2) Phi(-a) in t = 1/(1 + p a) up to `TOP`, in the relative error."""
+    a = np.linspace(0, TOP, 6001)
+    exact = 0.5 * erfcx(a / np.sqrt(2))
+    basis = np.vander(1 / (1 + p * a), degree + 1, increasing=True)
+    return fit(basis / exact[:, None], np.ones_like(a))
+
+
+def size_times_tail(degree: int, top: float) -> tuple[np.ndarray, float]:
+    """Phi(-a) up to `top`, in the absolute error of a Phi(-a)."""
+    a = np.linspace(0, top, 4001)
+    return fit(np.vander(a, degree + 2, increasing=True)[:, 1:], 0.5 * a * erfc(a / np.sqrt(2)), rounds=300)
+
+
+def show(name: str, fitted: tuple[np.ndarray, float]) -> None:
+    coefficients, error = fitted
+    print(f"// {error:.1e}\nstatic constexpr float {name}[] = {{{', '.join(f'{float(c)!r}f' for c in coefficients)}}};")
+
+
+for struct, degree, tail_degree, p in (("Exact", 5, 6, 0.3), ("Rough", 3, 3, 0.36)):
+    print(f"\n// {struct}, p = {p}")
+    show("power_of_2", power_of_2(degree))
+    show("tail", tail(tail_degree, p))
+print("\n// Coarse")
+show("size_times_tail", size_times_tail(6, 4.0))

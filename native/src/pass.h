@@ -1,0 +1,318 @@
+// One run of some pictures through the layers of a network: each layer in one pass over tiles of pixels, an encoder in
+// two. Part of run.cpp.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "network.h"
+
+namespace swiftformer {
+
+namespace {
+
+// Pixels of a tile. What a tile needs stays in a core's second-level cache between the products.
+constexpr int tile_rows = 48;
+
+// Pictures that go through a layer together, for each thread: more use of a weight, less of the caches for maps.
+constexpr int pictures_per_thread = 2;
+
+int halved(int size) { return (size + 1) / 2; }
+
+// Words between rows of an operand of `values`. Not a multiple of 512 bytes: rows of a block would share cache sets.
+int operand_stride(const Kernels& kernels, int values) {
+  const int words = filled(values) / kernels.values_per_word + (kernels.levels ? 4 : 0);
+  return words % 128 == 0 ? words + (kernels.levels ? 4 : lanes) : words;
+}
+
+}  // namespace
+
+struct Network::Pass {
+  Network& network;
+  const Kernels& kernels;
+  Pixels pixels;
+  const std::vector<float*>& outputs;
+  int place;  // of the first of these pictures among all
+  int height, width;
+  float *map, *other;
+  int channels = 0;  // of `map`
+  size_t next_output = 0;
+
+  int images() const { return pixels.images; }
+  int tokens() const { return height * width; }
+  float* image_of(float* maps, int image, int of_channels) const {
+    return maps + static_cast<size_t>(image) * tokens() * filled(of_channels);
+  }
+
+  // Calls task(image, first pixel, pixels, tile of all, thread) for tiles of about equal size, so many that every
+  // thread gets the same number.
+  template <class Task>
+  void each_tile(Task&& task) {
+    int tiles = tiles_of(tokens());
+    network.threads_.run(images() * tiles, [&](int index, int thread) {
+      const int image = index / tiles, tile = index % tiles;
+      const int first = static_cast<int>(static_cast<int64_t>(tokens()) * tile / tiles);
+      const int end = static_cast<int>(static_cast<int64_t>(tokens()) * (tile + 1) / tiles);
+      if (end > first) task(image, first, end - first, index, thread);
+    });
+  }
+
+  int tiles_of(int count) const {
+    const int threads = network.threads_.count();
+    int tiles = (count + tile_rows - 1) / tile_rows;
+    while (images() * tiles % threads != 0 && images() * tiles < 4 * threads) ++tiles;
+    return tiles;
+  }
+
+  // Rows that are to become the operand of a product: its words, or float32 where the words are levels.
+  struct Rows {
+    uint32_t* at;
+    int stride;
+  };
+
+  Rows rows_for(const Product& product, int values, int thread) const {
+    if (product.kernels->levels) return {network.rows_[thread].get(), filled(values)};
+    return {network.operand_[thread].get(), operand_stride(*product.kernels, values)};
+  }
+
+  Rows operand_of(const Product& product, Rows from, int values, int rows, int thread) const {
+    if (!product.kernels->levels) return from;
+    return levels_of(product, reinterpret_cast<const float*>(from.at), from.stride, values, rows, false,
+                     network.operand_[thread].get());
+  }
+
+  Rows levels_of(const Product& product, const float* from, int stride, int values, int rows, bool behind_gelu,
+                 uint32_t* to) const {
+    const int to_stride = operand_stride(*product.kernels, values);
+    product.kernels->quantize(from, stride, rows, filled(values), behind_gelu, to, to_stride);
+    return {to, to_stride};
+  }
+
+  // The operand of a product with pixels of a map.
+  Rows operand_of_map(const Product& product, const float* from, int rows, int thread) const {
+    const int stride = filled(channels);
+    uint32_t* to = network.operand_[thread].get();
+    if (product.kernels->levels) return levels_of(product, from, stride, channels, rows, false, to);
+    const int to_stride = operand_stride(*product.kernels, channels);
+    for (int r = 0; r < rows; ++r) product.kernels->convert(from + r * stride, stride, to + r * to_stride, 0);
+    return {to, to_stride};
+  }
+
+  void multiply(const Product& product, Rows operand, int rows, Then then, void* out, int out_stride,
+                const float* residual = nullptr) const {
+    product.kernels->product(product.matrix, operand.at, operand.stride, rows, then, out, out_stride,
+                             residual ? residual : static_cast<const float*>(out), out_stride);
+  }
+
+  // The pixels around an output pixel of a convolution, one behind the other. `zeros` are channels outside of the map.
+  void gather(const Convolution& layer, const float* source, int in_height, int in_width, int first, int rows,
+              Rows to) const {
+    const int step = filled(layer.inputs), behind = 8 * layer.inputs + step;
+    uint32_t* row_of_taps = to.at;
+    for (int r = 0; r < rows; ++r, row_of_taps += to.stride) {
+      const int y = 2 * ((first + r) / width) - 1, x = 2 * ((first + r) % width) - 1;
+      // What was there before and stays behind the taps must not widen the range of levels.
+      layer.product.kernels->convert(network.zeros_.get(), lanes, row_of_taps, filled(behind) - lanes);
+      for (int tap = 0; tap < 9; ++tap) {
+        const int row = y + tap / 3, column = x + tap % 3;
+        const bool inside = row >= 0 && row < in_height && column >= 0 && column < in_width;
+        const float* from =
+            inside ? source + (static_cast<size_t>(row) * in_width + column) * step : network.zeros_.get();
+        layer.product.kernels->convert(from, step, row_of_taps, tap * layer.inputs);
+      }
+    }
+  }
+
+  void gather_pixels(const Convolution& layer, int image, int in_height, int in_width, int first, int rows,
+                     Rows to) const {
+    const int channels_in = layer.inputs, count = filled(9 * channels_in);
+    const size_t plane = static_cast<size_t>(in_height) * in_width, picture = plane * channels_in * image;
+    float values[filled(9 * Network::most_channels)];
+    for (int r = 0; r < rows; ++r) {
+      const int y = 2 * ((first + r) / width) - 1, x = 2 * ((first + r) % width) - 1;
+      const int left = x < 0 ? 1 : 0, right = std::min(3, in_width - x);
+      std::fill_n(values, count, 0.0f);
+      for (int line = y < 0 ? 1 : 0; line < std::min(3, in_height - y); ++line) {
+        const size_t line_at = static_cast<size_t>(y + line) * in_width;
+        for (int c = 0; c < channels_in; ++c) {
+          float* value = values + 9 * c + 3 * line;
+          if (pixels.planes) {
+            const float* from = pixels.planes + picture + c * plane + line_at;
+            for (int column = left; column < right; ++column) value[column] = from[x + column];
+          } else {
+            const uint8_t* from = pixels.packed + picture + line_at * channels_in + c;
+            for (int column = left; column < right; ++column) {
+              value[column] = from[(x + column) * channels_in] * network.pixel_factor_[c] + network.pixel_shift_[c];
+            }
+          }
+        }
+      }
+      layer.product.kernels->convert(values, count, to.at + r * to.stride, 0);
+    }
+  }
+
+  void operator()(const Convolution& layer) {
+    const int in_height = height, in_width = width;
+    height = halved(height);
+    width = halved(width);
+    const int outputs_of_layer = filled(layer.product.outputs), values = convolution_width(layer);
+    const size_t in_size = static_cast<size_t>(in_height) * in_width * filled(layer.inputs);
+    each_tile([&](int image, int first, int rows, int, int thread) {
+      const Rows taps = rows_for(layer.product, values, thread);
+      if (layer.on_pixels) {
+        gather_pixels(layer, image, in_height, in_width, first, rows, taps);
+      } else {
+        gather(layer, map + image * in_size, in_height, in_width, first, rows, taps);
+      }
+      float* out = image_of(other, image, layer.product.outputs) + static_cast<size_t>(first) * outputs_of_layer;
+      multiply(layer.product, operand_of(layer.product, taps, values, rows, thread), rows,
+               layer.relu ? Then::relu : Then::store, out, outputs_of_layer);
+    });
+    channels = layer.product.outputs;
+    std::swap(map, other);
+  }
+
+  void branch_of_tile(const Branch& layer, int image, int first, int rows, int thread) {
+    const int stride = filled(channels);
+    const float* in = image_of(map, image, channels);
+    const Rows filtered = rows_for(layer.expand, channels, thread);
+    for (int done = 0; done < rows;) {
+      const int y = (first + done) / width, x = (first + done) % width, count = std::min(rows - done, width - x);
+      const size_t line = static_cast<size_t>(width) * stride;
+      const float* at = in + y * line;
+      const float* lines[3] = {y > 0 ? at - line : network.zeros_.get(), at,
+                               y + 1 < height ? at + line : network.zeros_.get()};
+      kernels.depth_wise(lines, width, x, count, stride, layer.depth_wise.get(), filtered.at + done * filtered.stride,
+                         filtered.stride);
+      done += count;
+    }
+    const size_t place_of_tile = static_cast<size_t>(first) * stride;
+    expand_and_project(layer.expand, layer.project, operand_of(layer.expand, filtered, channels, rows, thread), rows,
+                       thread, image_of(other, image, channels) + place_of_tile, in + place_of_tile);
+  }
+
+  void expand_and_project(const Product& expand, const Product& project, Rows operand, int rows, int thread, float* out,
+                          const float* residual) const {
+    uint32_t* to = network.hidden_[thread].get();
+    Rows hidden{to, operand_stride(kernels, expand.outputs)};
+    if (kernels.levels) {
+      float* activations = reinterpret_cast<float*>(network.rows_[thread].get());
+      multiply(expand, operand, rows, Then::gelu, activations, expand.matrix.columns);
+      hidden = levels_of(project, activations, expand.matrix.columns, expand.outputs, rows, true, to);
+    } else {
+      multiply(expand, operand, rows, Then::gelu, to, hidden.stride * kernels.values_per_word);
+    }
+    multiply(project, hidden, rows, Then::add, out, filled(channels), residual);
+  }
+
+  void operator()(const Branch& layer) {
+    each_tile(
+        [&](int image, int first, int rows, int, int thread) { branch_of_tile(layer, image, first, rows, thread); });
+    std::swap(map, other);
+  }
+
+  void operator()(const Encoder& layer) {
+    const int stride = filled(channels), sum_size = stride + lanes, tiles = tiles_of(tokens());
+    float* sums = network.sums_.get();
+    std::fill_n(sums, static_cast<size_t>(images()) * tiles * sum_size, 0.0f);
+    each_tile([&](int image, int first, int rows, int tile, int thread) {
+      branch_of_tile(layer.local, image, first, rows, thread);
+      const float* out = image_of(other, image, channels) + static_cast<size_t>(first) * stride;
+      float* key_query = key_query_of(image, first);
+      multiply(layer.key_query, operand_of_map(layer.key_query, out, rows, thread), rows, Then::store, key_query,
+               2 * stride);
+      kernels.pool(key_query, rows, stride, channels, layer.normalize, layer.score.get(), sums + tile * sum_size);
+    });
+    for (int image = 0; image < images(); ++image) {
+      float* global = sums + static_cast<size_t>(image) * tiles * sum_size;
+      for (int tile = 1; tile < tiles; ++tile) {
+        for (int c = 0; c <= stride; ++c) global[c] += global[tile * sum_size + c];
+      }
+      float scale = layer.pooled_scale;
+      if (layer.score.get()) scale /= std::sqrt(std::max(global[stride], 1e-24f));
+      for (int c = 0; c < stride; ++c) global[c] *= scale;
+    }
+    std::swap(map, other);
+    each_tile([&](int image, int first, int rows, int, int thread) {
+      float* out = image_of(map, image, channels) + static_cast<size_t>(first) * stride;
+      const Rows modulated = rows_for(layer.output, channels + stride, thread);
+      kernels.modulate(key_query_of(image, first), rows, stride, channels,
+                       sums + static_cast<size_t>(image) * tiles * sum_size, modulated.at, modulated.stride);
+      multiply(layer.output, operand_of(layer.output, modulated, 2 * channels, rows, thread), rows, Then::add, out,
+               stride, out);
+      expand_and_project(layer.expand, layer.project, operand_of_map(layer.expand, out, rows, thread), rows, thread,
+                         out, out);
+    });
+  }
+
+  float* key_query_of(int image, int first) const {
+    return network.key_query_.get() + (static_cast<size_t>(image) * tokens() + first) * 2 * filled(channels);
+  }
+
+  void operator()(const MapOutput& layer) {
+    const int stride = filled(channels);
+    float* output = outputs[next_output++] + static_cast<size_t>(place) * channels * tokens();
+    network.threads_.run(images() * (stride / lanes), [&](int index, int) {
+      const int image = index / (stride / lanes), first = index % (stride / lanes) * lanes;
+      const float* in = image_of(map, image, channels);
+      for (int c = first; c < std::min(first + lanes, channels); ++c) {
+        const float factor = layer.factor.get() ? layer.factor.get()[c] : 1.0f;
+        const float shift = layer.shift.get() ? layer.shift.get()[c] : 0.0f;
+        float* out = output + (static_cast<size_t>(image) * channels + c) * tokens();
+        for (int pixel = 0; pixel < tokens(); ++pixel) out[pixel] = in[pixel * stride + c] * factor + shift;
+      }
+    });
+  }
+
+  void operator()(const Head& layer) {
+    float* output = outputs[next_output++] + static_cast<size_t>(place) * layer.product.outputs;
+    for (int first = 0; first < images(); first += tile_rows) {
+      head_of_images(layer.product, first, std::min(tile_rows, images() - first),
+                     output + static_cast<size_t>(first) * layer.product.outputs);
+    }
+  }
+
+  void head_of_images(const Product& product, int first, int count, float* output) {
+    const int stride = filled(channels), columns = product.matrix.columns;
+    const Rows operand{network.operand_[0].get(), operand_stride(*product.kernels, channels)};
+    network.threads_.run(count, [&](int image, int) {
+      float* mean = network.sums_.get() + image * stride;
+      const float* in = image_of(map, first + image, channels);
+      std::fill_n(mean, stride, 0.0f);
+      for (int pixel = 0; pixel < tokens(); ++pixel) {
+        for (int c = 0; c < stride; ++c) mean[c] += in[pixel * stride + c];
+      }
+      for (int c = 0; c < stride; ++c) mean[c] /= static_cast<float>(tokens());
+      product.kernels->convert(mean, stride, operand.at + image * operand.stride, 0);
+    });
+    // Every thread multiplies with some of the columns, in whole panels: the last four vectors may be two panels of
+    // two.
+    float* logits = network.key_query_.get();
+    const int panel = product.kernels->widest * lanes, panels = (columns + panel - 1) / panel;
+    const int parts = std::min(panels, network.threads_.count());
+    network.threads_.run(parts, [&](int part, int) {
+      const auto edge = [&](int at) {
+        const int place = std::min(columns, panels * at / parts * panel);
+        return place > 0 && columns - place == lanes && product.kernels->widest > 2 ? place - lanes : place;
+      };
+      const int begin = edge(part), end = edge(part + 1);
+      Matrix some = product.matrix;
+      some.words += static_cast<size_t>(begin) * some.depth;
+      some.bias += begin;
+      some.columns = end - begin;
+      product.kernels->product(some, operand.at, operand.stride, count, Then::store, logits + begin, columns,
+                               logits + begin, columns);
+    });
+    for (int image = 0; image < count; ++image) {
+      std::copy_n(logits + image * columns, product.outputs, output + static_cast<size_t>(image) * product.outputs);
+    }
+  }
+
+  // Values of an operand's row of a convolution, with what the last tap's filling spills over.
+  static int convolution_width(const Convolution& layer) {
+    return layer.on_pixels ? 9 * layer.inputs : 8 * layer.inputs + filled(layer.inputs);
+  }
+};
+
+}  // namespace swiftformer

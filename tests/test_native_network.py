@@ -1,0 +1,145 @@
+"""The compiled network by itself: every number of classes and threads, exactness on whole variants, and bad input."""
+
+import multiprocessing
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import randomize, relative
+from swiftformer import SwiftFormerForImageClassification, fuse
+from swiftformer.engines.native import build
+from swiftformer.export.native import network_of
+
+native = pytest.importorskip("swiftformer_native")
+
+random = np.random.default_rng(0)
+
+
+def weight(*shape):
+    return (0.3 * random.standard_normal(shape)).astype(np.float32)
+
+
+def tiny_network(classes=10, **options):
+    generator = np.random.default_rng(1)
+    weights = lambda *shape: (0.3 * generator.standard_normal(shape)).astype(np.float32)  # noqa: E731
+    network = native.Network(**options)
+    network.stem(weights(8, 3, 3, 3), weights(8), weights(18, 8, 3, 3), weights(18), [0.5] * 3, [0.25] * 3)
+    network.branch(weights(18, 1, 3, 3), weights(18), weights(36, 18), weights(36), weights(18, 36), weights(18))
+    network.head(weights(classes, 18), weights(classes))
+    return network
+
+
+def works(isa, precision):
+    try:
+        return native.Network(isa, precision) is not None
+    except ValueError:
+        return False
+
+
+MODES = [
+    (isa, precision) for isa in native.supported() for precision in ("fp32", "bf16", "int8") if works(isa, precision)
+]
+
+
+@pytest.mark.parametrize(("isa", "precision"), MODES)
+@pytest.mark.parametrize("classes", [1, 49, 64, 100, 160, 200])
+def test_threads_change_nothing(isa, precision, classes):
+    """The head's columns are shared among the threads, wherever its panels end."""
+    images = weight(3, 3, 32, 32)
+    alone = tiny_network(classes, isa=isa, precision=precision, threads=1)(images)[0]
+    assert alone.shape == (3, classes)
+    for threads in (2, 3, 4, 5):
+        assert (tiny_network(classes, isa=isa, precision=precision, threads=threads)(images)[0] == alone).all()
+
+
+@pytest.mark.parametrize(("isa", "precision"), [mode for mode in MODES if mode[0] != "plain"])
+@pytest.mark.parametrize("variant", ["xs", "l3"])
+def test_whole_variants(isa, precision, variant):
+    model = randomize(SwiftFormerForImageClassification.from_variant(variant)).eval()
+    network = build(*network_of(fuse(model)), isa, precision, 2)
+    images = torch.from_numpy(weight(2, 3, 96, 130))
+    with torch.no_grad():
+        expected = model.double()(images.double()).logits
+    bound = {"fp32": 1e-5, "bf16": 1e-2, "int8": 3e-2}[precision]
+    assert relative(torch.from_numpy(network(images.numpy())[0]), expected) < bound
+
+
+@pytest.mark.parametrize(("isa", "precision"), MODES)
+def test_what_is_not_a_number_shows(isa, precision):
+    images = weight(1, 3, 32, 32)
+    images[0, :, 5, 5] = np.nan
+    logits = tiny_network(isa=isa, precision=precision, threads=1)(images)[0]
+    if precision != "int8":  # levels cannot say it
+        assert np.isnan(logits).all()
+
+
+@pytest.mark.parametrize(("isa", "precision"), [mode for mode in MODES if mode[1] == "fp32"])
+def test_huge_values_are_not_lost(isa, precision):
+    logits = tiny_network(isa=isa, precision=precision, threads=1)(np.full((1, 3, 32, 32), 1e20, np.float32))[0]
+    assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((1, 3, 32, 32)),
+        np.zeros((3, 32, 32), np.float32),
+        np.zeros((1, 32, 32, 3), np.uint8)[:, ::2],
+        np.zeros((1, 32, 32, 3), np.uint8).transpose(0, 3, 1, 2),
+        None,
+        "picture",
+    ],
+)
+def test_only_arrays_as_they_should_be(pixels):
+    with pytest.raises(
+        TypeError, match=r"^expected a contiguous array \(N, C, H, W\) of float32 or .* of uint8, found "
+    ):
+        tiny_network()(pixels)
+
+
+def test_pictures_of_other_channels():
+    with pytest.raises(ValueError, match="^expected pictures of 3 channels, found 4"):
+        tiny_network()(np.zeros((1, 4, 32, 32), np.float32))
+    with pytest.raises(ValueError, match="expected pictures, found none"):
+        tiny_network()(np.zeros((0, 3, 32, 32), np.float32))
+
+
+def test_layers_that_do_not_fit():
+    network = native.Network()
+    with pytest.raises(ValueError, match="expected the stem as the first layer"):
+        network.downsampling(weight(8, 8, 3, 3), weight(8))
+    with pytest.raises(ValueError, match=re.escape("weight1: expected sides of at least 1, found (0, 3, 3, 3)")):
+        network.stem(weight(0, 3, 3, 3), weight(0), weight(4, 0, 3, 3), weight(4))
+    network.stem(weight(8, 3, 3, 3), weight(8), weight(16, 8, 3, 3), weight(16))
+    with pytest.raises(ValueError, match=re.escape("head weight: expected shape (10, 16), found (10, 17)")):
+        network.head(weight(10, 17), weight(10))
+    with pytest.raises(ValueError, match="expected the stem as the first layer"):
+        network.stem(weight(8, 3, 3, 3), weight(8), weight(16, 8, 3, 3), weight(16))
+
+
+def test_what_the_processor_cannot():
+    with pytest.raises(ValueError, match=r"precision: expected fp32, bf16 or int8, found fp64"):
+        native.Network(precision="fp64")
+    with pytest.raises(ValueError, match=r"expected an instruction set of this processor for fp32 .* found 6502"):
+        native.Network(isa="6502")
+
+
+def use_and_free(network, images, answers):
+    answers.put(network(images)[0].sum())
+    del network
+
+
+def test_a_forked_process(recwarn):
+    """Its threads are not there any more: it computes alone, and ends."""
+    network = tiny_network(threads=3)
+    images = weight(2, 3, 32, 32)
+    expected = network(images)[0].sum()
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    process = context.Process(target=use_and_free, args=(network, images, answers))
+    process.start()
+    assert answers.get(timeout=60) == expected
+    process.join(timeout=60)
+    assert process.exitcode == 0
