@@ -2,13 +2,15 @@
 
     python benchmarks/quality.py --data ../shared/data/cifar10 --epochs 8 --output quality
 
-Each run leaves a line of JSON per epoch in `OUTPUT/NAME.jsonl`; runs that are there already are not repeated, so that
-the comparison can be made in several sittings. The table is made of what is there.
+The networks and their training steps are this package's or timm's, in one loop over epochs. A run leaves its recipe and
+curve in `OUTPUT/NAME.json`; runs that are there already are not repeated, so that the comparison can be made in several
+sittings. The table is made of what is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -77,7 +79,8 @@ def train(name: str, recipe: Recipe, data: str, teacher: str, device: torch.devi
     if isinstance(net, WithLogits):
         step.clipped = list(timm.models.model_parameters(net.net, exclude_head=True))
     val_batches = evaluation_loader(val_source, recipe.preprocessing, 2 * recipe.batch_size, workers)
-    lines, number = [], 0
+    curve: list[dict[str, Any]] = []
+    number = 0
     for epoch in range(recipe.epochs):
         net.train()
         start, loss_sum = time.perf_counter(), torch.zeros((), device=device)
@@ -85,13 +88,27 @@ def train(name: str, recipe: Recipe, data: str, teacher: str, device: torch.devi
             number += 1
             loss, _ = step(normalize(batch.pixels), batch.targets.to(device), batch.indices, number)
             loss_sum += loss
-        seconds = time.perf_counter() - start
-        result, _ = evaluate_classifier(step.evaluated, val_batches, device)
-        lines.append({"epoch": epoch + 1, "loss": loss_sum.item() / len(loader), "seconds": seconds, **result})
-        print(name, json.dumps(lines[-1]), flush=True)
-    lines[-1]["parameters"] = sum(p.numel() for p in net.parameters())
-    with atomic_file(output / f"{name}.jsonl") as file:
-        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        point = {"epoch": epoch + 1, "loss": loss_sum.item() / len(loader), "seconds": time.perf_counter() - start}
+        if (epoch + 1) % recipe.evaluate_every == 0 or epoch + 1 == recipe.epochs:
+            point |= evaluate_classifier(step.evaluated, val_batches, device)[0]
+        curve.append(point)
+        print(name, json.dumps(point), flush=True)
+    run = {"recipe": dataclasses.asdict(recipe), "parameters": sum(p.numel() for p in net.parameters()), "curve": curve}
+    with atomic_file(output / f"{name}.json") as file:
+        file.write_text(json.dumps(run, indent=1))
+
+
+def finished(name: str, output: Path, recipe: Recipe | None = None) -> dict[str, Any] | None:
+    """What a run left. Raises ValueError where that was of another recipe."""
+    file = output / f"{name}.json"
+    if not file.exists():
+        return None
+    run = json.loads(file.read_text())
+    expected = None if recipe is None else json.loads(json.dumps(dataclasses.asdict(recipe)))
+    if expected not in (None, run["recipe"]):
+        others = [key for key, value in expected.items() if run["recipe"].get(key) != value]
+        raise ValueError(f"{file}: expected a run of the same recipe, found another {', '.join(others)}")
+    return run
 
 
 def main() -> None:
@@ -106,18 +123,17 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
     arguments = parser.parse_args()
     fixed = ["progressive_sizes=", f"epochs={arguments.epochs}", "warmup_epochs=1", "auto_augment=", "color_jitter=0"]
+    fixed += ["evaluate_every=2"]
     for name in arguments.only or NETWORKS:
-        if not (arguments.output / f"{name}.jsonl").exists():
-            recipe = get_recipe("small_images", [*fixed, *arguments.set, f"distillation={NETWORKS[name][1]}"])
+        recipe = get_recipe("small_images", [*fixed, *arguments.set, f"distillation={NETWORKS[name][1]}"])
+        if finished(name, arguments.output, recipe) is None:
             device = select_device(arguments.device)
             train(name, recipe, arguments.data, arguments.teacher, device, arguments.workers, arguments.output)
-    print("\n| network | parameters | top-1 after each epoch | minutes |\n|---|---|---|---|")
+    print("\n| network | parameters | top-1 (after every second epoch by default) |\n|---|---|---|")
     for name in NETWORKS:
-        if (arguments.output / f"{name}.jsonl").exists():
-            lines = [json.loads(line) for line in (arguments.output / f"{name}.jsonl").read_text().splitlines()]
-            curve = ", ".join(f"{line['top1']:.2f}" for line in lines)
-            minutes = sum(line["seconds"] for line in lines) / 60
-            print(f"| {name} | {lines[-1]['parameters']:,} | {curve} | {minutes:.0f} |")
+        if run := finished(name, arguments.output):
+            top1 = ", ".join(f"{point['top1']:.2f}" for point in run["curve"] if "top1" in point)
+            print(f"| {name} | {run['parameters']:,} | {top1} |")
 
 
 if __name__ == "__main__":
