@@ -30,8 +30,9 @@ struct Matrix {
   const float* bias;
   const float* step;
   const int32_t* start;
-  int depth;    // words of a column
+  int depth;    // words of a column, a multiple of `Kernels::depth_step`
   int columns;  // a multiple of `lanes`
+  int used;     // words of a column that are not filling
 };
 
 // Vectors of the next panel, of `left` ones: no panel is left with one vector if that can be avoided, as wide panels
@@ -43,12 +44,18 @@ static constexpr int panel_of(int left, int widest) {
 struct Kernels {
   const char* name;
   int values_per_word;
-  int widest;   // vectors of `lanes` columns in a panel
-  bool levels;  // operands are uint8: rows are made as float32, and `quantize` makes an operand of them
+  int widest;      // vectors of `lanes` columns in a panel
+  int depth_step;  // words that are multiplied at once; what fills a row of an operand up to it may be overwritten
+  bool levels;     // operands are uint8: rows are made as float32, and `quantize` makes an operand of them
 
   // `rows` rows of an operand, `operand_stride` words apart, times a matrix. `out` has a stride in values.
-  void (*product)(const Matrix& matrix, const uint32_t* operand, int operand_stride, int rows, Then then, void* out,
+  void (*product)(const Matrix& matrix, uint32_t* operand, int operand_stride, int rows, Then then, void* out,
                   int out_stride, const float* residual, int residual_stride);
+
+  // 3x3 convolution of stride 2 with ReLU, over `count` neighbouring pixels of a row of its output; of float32 alone.
+  // `lines` are three rows of taps for each channel, `line_stride` apart, that begin left of the first pixel.
+  void (*first_convolution)(const Matrix& matrix, const float* lines, int line_stride, int count, float* out,
+                            int out_stride);
 
   // `rows` rows of float32, `stride` apart, of `count` values each, to rows of levels. Null without levels.
   void (*quantize)(const float* values, int stride, int rows, int count, bool behind_gelu, uint32_t* operand,
@@ -79,9 +86,12 @@ struct Kernels {
 
 extern const Kernels plain_fp32, plain_bf16, plain_int8;
 #if defined(SWIFTFORMER_X86)
-extern const Kernels avx2_fp32, avx512_fp32, avx512_bf16, avx512_int8;
+extern const Kernels avx2_fp32, avx512_fp32, avx512_bf16, avx512_int8, amx_bf16, amx_int8;
 #elif defined(SWIFTFORMER_ARM)
 extern const Kernels neon_fp32;
+#endif
+#if defined(SWIFTFORMER_CHECK)
+extern const Kernels emulated_amx_bf16, emulated_amx_int8;
 #endif
 
 }  // namespace swiftformer

@@ -250,7 +250,7 @@ void product_of_panel(Block block, int rows, Then then) {
 }
 
 template <class Op>
-void product(const Matrix& matrix, const uint32_t* operand, int operand_stride, int rows, Then then, void* out,
+void product(const Matrix& matrix, uint32_t* operand, int operand_stride, int rows, Then then, void* out,
              int out_stride, const float* residual, int residual_stride) {
   Block block{matrix, matrix.words, operand, residual, out, operand_stride, out_stride, residual_stride, 0};
   int left = matrix.columns / lanes;
@@ -264,6 +264,72 @@ void product(const Matrix& matrix, const uint32_t* operand, int operand_stride, 
     block.words += matrix.depth * vectors * lanes;
     block.column += vectors * lanes;
     left -= vectors;
+  }
+}
+
+template <int vectors, int pixels = block_rows<vectors>>
+void first_convolution_of_pixels(const Matrix& matrix, const float* words, const float* lines, int line_stride,
+                                 int count, int column, float* out, int out_stride) {
+  if constexpr (pixels > 1) {
+    if (count < pixels) {
+      return first_convolution_of_pixels<vectors, pixels - 1>(matrix, words, lines, line_stride, count, column, out,
+                                                              out_stride);
+    }
+  }
+  Vec sums[pixels][vectors];
+#pragma GCC unroll 16
+  for (int p = 0; p < pixels; ++p)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) sums[p][v] = load(matrix.bias + column + v * lanes);
+  for (int k = 0; k < matrix.depth; k += 3, lines += line_stride) {
+#pragma GCC unroll 3
+    for (int tap = 0; tap < 3; ++tap, words += vectors * lanes) {
+      Vec weights[vectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) weights[v] = load(words + v * lanes);
+#pragma GCC unroll 16
+      for (int p = 0; p < pixels; ++p) {
+        const Vec input = all(lines[2 * p + tap]);
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) sums[p][v] = multiply_add(input, weights[v], sums[p][v]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < pixels; ++p)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) {
+      store(out + p * out_stride + column + v * lanes, max(all(0.0f), sums[p][v]));  // in this order NaN stays NaN
+    }
+}
+
+template <int vectors>
+void first_convolution_of_panel(const Matrix& matrix, const float* words, const float* lines, int line_stride,
+                                int count, int column, float* out, int out_stride) {
+  const int blocks = (count + block_rows<vectors> - 1) / block_rows<vectors>;
+  for (int i = 0, done = 0; i < blocks; ++i) {
+    const int some = (count - done + blocks - 1 - i) / (blocks - i);
+    first_convolution_of_pixels<vectors>(matrix, words, lines + 2 * done, line_stride, some, column,
+                                         out + done * out_stride, out_stride);
+    done += some;
+  }
+}
+
+inline void first_convolution(const Matrix& matrix, const float* lines, int line_stride, int count, float* out,
+                              int out_stride) {
+  const float* words = reinterpret_cast<const float*>(matrix.words);
+  for (int column = 0; column < matrix.columns;) {
+    const int vectors = swiftformer::panel_of((matrix.columns - column) / lanes, WIDEST_PANEL);
+    const auto of_panel = vectors == 1 ? first_convolution_of_panel<1>
+#if WIDEST_PANEL > 1
+                          : vectors == 3 ? first_convolution_of_panel<3>
+                                         : first_convolution_of_panel<2>;
+#else
+                                       : nullptr;
+#endif
+    of_panel(matrix, words, lines, line_stride, count, column, out, out_stride);
+    words += matrix.depth * vectors * lanes;
+    column += vectors * lanes;
   }
 }
 
@@ -350,8 +416,19 @@ void gelu_of_values(const float* values, int count, uint32_t* row) {
 
 template <class Op>
 constexpr Kernels table(const char* name) {
-  return {name,        Op::values_per_word, WIDEST_PANEL, Op::levels,   product<Op>,       Op::quantize,
-          convert<Op>, depth_wise<Op>,      pool,         modulate<Op>, gelu_of_values<Op>};
+  return {name,
+          Op::values_per_word,
+          WIDEST_PANEL,
+          1,
+          Op::levels,
+          product<Op>,
+          first_convolution,
+          Op::quantize,
+          convert<Op>,
+          depth_wise<Op>,
+          pool,
+          modulate<Op>,
+          gelu_of_values<Op>};
 }
 
 }  // namespace

@@ -30,8 +30,14 @@ int level(float value, float step) { return static_cast<int>(std::nearbyintf(val
 // bf16 where there is fast bf16, otherwise fp32.
 const Kernels& less_coarse(const std::string& isa) {
   const std::vector<std::string> names = supported();
-  const bool bf16 = std::find(names.begin(), names.end(), isa + "_bf16") != names.end();
+  const bool amx = isa.find("amx") != std::string::npos;  // has no fp32
+  const bool bf16 = amx || std::find(names.begin(), names.end(), isa + "_bf16") != names.end();
   return kernels_for(isa, bf16 ? "bf16" : "fp32");
+}
+
+// fp32 of the same instructions.
+const Kernels& floats_of(const std::string& isa) {
+  return kernels_for(isa == "amx" ? "avx512" : isa == "emulated_amx" ? "plain" : isa, "fp32");
 }
 
 Memory<float> copied(const Weight& weight) {
@@ -61,7 +67,8 @@ std::vector<int> taps_first(int channels) {
 Product Network::packed(const Kernels& kernels, const Weight& weight, const Weight& bias,
                         const std::vector<int>& source, Operand operand) const {
   const int outputs = weight.shape[0], columns = filled(outputs), per_word = kernels.values_per_word;
-  const int inputs = static_cast<int>(source.size()), depth = (inputs + per_word - 1) / per_word;
+  const int inputs = static_cast<int>(source.size()), used = (inputs + per_word - 1) / per_word;
+  const int depth = (used + kernels.depth_step - 1) / kernels.depth_step * kernels.depth_step;
   int width = 1;
   for (size_t i = 1; i < weight.shape.size(); ++i) width *= weight.shape[i];
   Product product{&kernels,
@@ -108,12 +115,14 @@ Product Network::packed(const Kernels& kernels, const Weight& weight, const Weig
     }
     first += vectors * lanes;
   }
-  product.matrix = {product.words.get(), product.bias.get(), product.step.get(), product.start.get(), depth, columns};
+  product.matrix = {product.words.get(), product.bias.get(), product.step.get(), product.start.get(), depth, columns,
+                    used};
   return product;
 }
 
 Network::Network(const std::string& isa, const std::string& precision, int threads, bool pin)
     : kernels_(kernels_for(isa, precision)),
+      floats_(floats_of(kernels_.name)),
       outer_(kernels_.levels ? less_coarse(kernels_.name) : kernels_),
       precision_(precision),
       threads_(threads > 0 ? threads : processors(), pin),
@@ -159,13 +168,8 @@ void Network::stem(const Weight& weight1, const Weight& bias1, const Weight& wei
     pixel_shift_.push_back(-mean[c] / std[c]);
   }
   input_channels_ = inputs;
-  for (bool first : {true, false}) {
-    const Weight& weight = first ? weight1 : weight2;
-    const std::vector<int> source = first ? counted(9 * inputs) : taps_first(between);
-    layers_.push_back(
-        Convolution{packed(first ? outer_ : kernels_, weight, first ? bias1 : bias2, source, Operand::map), first, true,
-                    weight.shape[1]});
-  }
+  layers_.push_back(FirstConvolution{packed(floats_, weight1, bias1, counted(9 * inputs), Operand::map), inputs});
+  layers_.push_back(Convolution{packed(kernels_, weight2, bias2, taps_first(between), Operand::map), true, between});
   channels_ = outputs;
 }
 
@@ -176,7 +180,7 @@ void Network::downsampling(const Weight& weight, const Weight& bias) {
   expect(weight, {outputs, channels_, 3, 3}, "downsampling weight");
   expect(bias, {outputs}, "downsampling bias");
   layers_.push_back(
-      Convolution{packed(kernels_, weight, bias, taps_first(channels_), Operand::map), false, false, channels_});
+      Convolution{packed(kernels_, weight, bias, taps_first(channels_), Operand::map), false, channels_});
   channels_ = outputs;
 }
 

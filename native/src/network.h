@@ -30,10 +30,16 @@ struct Product {
   Matrix matrix;
 };
 
-// 3x3, stride 2, padding 1, over the pixels themselves or over a map; ReLU behind it in the stem.
+// 3x3, stride 2, padding 1, over the pixels, in float32 with ReLU,
+struct FirstConvolution {
+  Product product;
+  int inputs;
+};
+
+// or over a map; ReLU behind it in the stem.
 struct Convolution {
   Product product;
-  bool on_pixels, relu;
+  bool relu;
   int inputs;
 };
 
@@ -62,7 +68,7 @@ struct Head {
   Product product;
 };
 
-using Layer = std::variant<Convolution, Branch, Encoder, MapOutput, Head>;
+using Layer = std::variant<FirstConvolution, Convolution, Branch, Encoder, MapOutput, Head>;
 
 struct Pixels {
   const float* planes;    // (images, channels, height, width), or
@@ -114,7 +120,8 @@ class Network {
   void reserve(int images, int height, int width);
 
   const Kernels& kernels_;
-  const Kernels& outer_;  // of the first layer and the last, which int8 would cost more than it gains
+  const Kernels& floats_;  // of the first layer
+  const Kernels& outer_;   // of the last, which int8 would cost more than it gains
   std::string precision_;
   Threads threads_;
   std::vector<Layer> layers_;

@@ -18,12 +18,17 @@ constexpr int tile_rows = 48;
 // Pictures that go through a layer together, for each thread: more use of a weight, less of the caches for maps.
 constexpr int pictures_per_thread = 2;
 
+// Pixels of a tile in one line see twice as many, and one more. A multiple of a cache line.
+constexpr int tap_stride = 2 * tile_rows + lanes;
+
 int halved(int size) { return (size + 1) / 2; }
 
 // Words between rows of an operand of `values`. Not a multiple of 512 bytes: rows of a block would share cache sets.
 int operand_stride(const Kernels& kernels, int values) {
-  const int words = filled(values) / kernels.values_per_word + (kernels.levels ? 4 : 0);
-  return words % 128 == 0 ? words + (kernels.levels ? 4 : lanes) : words;
+  const int step = kernels.depth_step, used = filled(values) / kernels.values_per_word;
+  const int apart = step > 1 ? step : kernels.levels ? 4 : lanes;
+  const int words = (used + step - 1) / step * step + (kernels.levels ? apart : 0);
+  return words % 128 == 0 ? words + apart : words;
 }
 
 }  // namespace
@@ -63,6 +68,16 @@ struct Network::Pass {
     int tiles = (count + tile_rows - 1) / tile_rows;
     while (images() * tiles % threads != 0 && images() * tiles < 4 * threads) ++tiles;
     return tiles;
+  }
+
+  // Calls task(y, x, count, pixels before) for the parts of a tile that lie in one line of the map.
+  template <class Task>
+  void each_line(int first, int rows, Task&& task) const {
+    for (int done = 0, count; done < rows; done += count) {
+      const int y = (first + done) / width, x = (first + done) % width;
+      count = std::min(rows - done, width - x);
+      task(y, x, count, done);
+    }
   }
 
   // Rows that are to become the operand of a product: its words, or float32 where the words are levels.
@@ -124,32 +139,46 @@ struct Network::Pass {
     }
   }
 
-  void gather_pixels(const Convolution& layer, int image, int in_height, int in_width, int first, int rows,
-                     Rows to) const {
-    const int channels_in = layer.inputs, count = filled(9 * channels_in);
+  // The pixels around `count` neighbouring pixels of a row of the first convolution's output: three rows for each
+  // channel, `tap_stride` apart.
+  void gather_pixels(int image, int in_height, int in_width, int y, int x, int count, float* to) const {
+    const int channels_in = network.input_channels_, taps = 2 * count + 1;
     const size_t plane = static_cast<size_t>(in_height) * in_width, picture = plane * channels_in * image;
-    float values[filled(9 * Network::most_channels)];
-    for (int r = 0; r < rows; ++r) {
-      const int y = 2 * ((first + r) / width) - 1, x = 2 * ((first + r) % width) - 1;
-      const int left = x < 0 ? 1 : 0, right = std::min(3, in_width - x);
-      std::fill_n(values, count, 0.0f);
-      for (int line = y < 0 ? 1 : 0; line < std::min(3, in_height - y); ++line) {
-        const size_t line_at = static_cast<size_t>(y + line) * in_width;
-        for (int c = 0; c < channels_in; ++c) {
-          float* value = values + 9 * c + 3 * line;
-          if (pixels.planes) {
-            const float* from = pixels.planes + picture + c * plane + line_at;
-            for (int column = left; column < right; ++column) value[column] = from[x + column];
-          } else {
-            const uint8_t* from = pixels.packed + picture + line_at * channels_in + c;
-            for (int column = left; column < right; ++column) {
-              value[column] = from[(x + column) * channels_in] * network.pixel_factor_[c] + network.pixel_shift_[c];
-            }
-          }
+    const int before = x == 0 ? 1 : 0, inside = std::min(taps, in_width - (2 * x - 1)) - before;
+    for (int c = 0; c < channels_in; ++c) {
+      for (int line = 2 * y - 1; line <= 2 * y + 1; ++line, to += tap_stride) {
+        to[0] = to[taps - 1] = 0.0f;
+        if (line < 0 || line >= in_height) {
+          std::fill_n(to, taps, 0.0f);
+          continue;
         }
+        const size_t first = static_cast<size_t>(line) * in_width + 2 * x - 1 + before;
+        if (pixels.planes) {
+          std::copy_n(pixels.planes + picture + c * plane + first, inside, to + before);
+          continue;
+        }
+        const uint8_t* from = pixels.packed + picture + first * channels_in + c;
+        const float factor = network.pixel_factor_[c], shift = network.pixel_shift_[c];
+        for (int i = 0; i < inside; ++i) to[before + i] = from[i * channels_in] * factor + shift;
       }
-      layer.product.kernels->convert(values, count, to.at + r * to.stride, 0);
     }
+  }
+
+  void operator()(const FirstConvolution& layer) {
+    const int in_height = height, in_width = width, stride = filled(layer.product.outputs);
+    height = halved(height);
+    width = halved(width);
+    each_tile([&](int image, int first, int rows, int, int thread) {
+      float* taps = reinterpret_cast<float*>(network.operand_[thread].get());
+      float* out = image_of(other, image, layer.product.outputs) + static_cast<size_t>(first) * stride;
+      each_line(first, rows, [&](int y, int x, int count, int done) {
+        gather_pixels(image, in_height, in_width, y, x, count, taps);
+        network.floats_.first_convolution(layer.product.matrix, taps, tap_stride, count,
+                                          out + static_cast<size_t>(done) * stride, stride);
+      });
+    });
+    channels = layer.product.outputs;
+    std::swap(map, other);
   }
 
   void operator()(const Convolution& layer) {
@@ -160,11 +189,7 @@ struct Network::Pass {
     const size_t in_size = static_cast<size_t>(in_height) * in_width * filled(layer.inputs);
     each_tile([&](int image, int first, int rows, int, int thread) {
       const Rows taps = rows_for(layer.product, values, thread);
-      if (layer.on_pixels) {
-        gather_pixels(layer, image, in_height, in_width, first, rows, taps);
-      } else {
-        gather(layer, map + image * in_size, in_height, in_width, first, rows, taps);
-      }
+      gather(layer, map + image * in_size, in_height, in_width, first, rows, taps);
       float* out = image_of(other, image, layer.product.outputs) + static_cast<size_t>(first) * outputs_of_layer;
       multiply(layer.product, operand_of(layer.product, taps, values, rows, thread), rows,
                layer.relu ? Then::relu : Then::store, out, outputs_of_layer);
@@ -177,16 +202,14 @@ struct Network::Pass {
     const int stride = filled(channels);
     const float* in = image_of(map, image, channels);
     const Rows filtered = rows_for(layer.expand, channels, thread);
-    for (int done = 0; done < rows;) {
-      const int y = (first + done) / width, x = (first + done) % width, count = std::min(rows - done, width - x);
+    each_line(first, rows, [&](int y, int x, int count, int done) {
       const size_t line = static_cast<size_t>(width) * stride;
       const float* at = in + y * line;
       const float* lines[3] = {y > 0 ? at - line : network.zeros_.get(), at,
                                y + 1 < height ? at + line : network.zeros_.get()};
       kernels.depth_wise(lines, width, x, count, stride, layer.depth_wise.get(), filtered.at + done * filtered.stride,
                          filtered.stride);
-      done += count;
-    }
+    });
     const size_t place_of_tile = static_cast<size_t>(first) * stride;
     expand_and_project(layer.expand, layer.project, operand_of(layer.expand, filtered, channels, rows, thread), rows,
                        thread, image_of(other, image, channels) + place_of_tile, in + place_of_tile);
@@ -310,9 +333,7 @@ struct Network::Pass {
   }
 
   // Values of an operand's row of a convolution, with what the last tap's filling spills over.
-  static int convolution_width(const Convolution& layer) {
-    return layer.on_pixels ? 9 * layer.inputs : 8 * layer.inputs + filled(layer.inputs);
-  }
+  static int convolution_width(const Convolution& layer) { return 8 * layer.inputs + filled(layer.inputs); }
 };
 
 }  // namespace swiftformer

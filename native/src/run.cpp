@@ -12,7 +12,7 @@ std::vector<std::vector<size_t>> Network::outputs(const Pixels& pixels) const {
   std::vector<std::vector<size_t>> shapes;
   size_t height = pixels.height, width = pixels.width;
   for (const Layer& layer : layers_) {
-    if (std::holds_alternative<Convolution>(layer)) {
+    if (std::holds_alternative<FirstConvolution>(layer) || std::holds_alternative<Convolution>(layer)) {
       height = halved(height);
       width = halved(width);
     } else if (auto* output = std::get_if<MapOutput>(&layer)) {
@@ -40,11 +40,17 @@ void Network::reserve(int images, int height, int width) {
   };
   for (const Layer& layer : layers_) {
     const size_t most_tiles = 4 * threads_.count() + (static_cast<size_t>(height) * width + tile_rows - 1) / tile_rows;
-    if (auto* convolution = std::get_if<Convolution>(&layer)) {
+    const auto halve = [&](const Product& product) {
       height = halved(height);
       width = halved(width);
-      channels = convolution->product.outputs;
+      channels = product.outputs;
       widen(map, static_cast<size_t>(images) * height * width * filled(channels));
+    };
+    if (auto* first = std::get_if<FirstConvolution>(&layer)) {
+      halve(first->product);
+      widen(operand, (3 * first->inputs * tap_stride + tile_rows - 1) / tile_rows);
+    } else if (auto* convolution = std::get_if<Convolution>(&layer)) {
+      halve(convolution->product);
       make_room(convolution->product, Pass::convolution_width(*convolution));
       widen(zeros, filled(convolution->inputs));
     } else if (auto* plain = std::get_if<Branch>(&layer)) {
@@ -99,12 +105,12 @@ std::vector<double> Network::layer_seconds() {
 }
 
 double product_limit(const Kernels& kernels) {
-  constexpr int rows = 24, depth = 64, repeats = 200;
+  constexpr int rows = 48, depth = 64, repeats = 100;
   const int columns = kernels.widest * lanes;
   Memory<uint32_t> words(depth * columns), operand(rows * (depth + 4));
   Memory<float> bias(columns), step(columns), out(rows * columns);
   Memory<int32_t> start(columns);
-  const Matrix matrix{words.get(), bias.get(), step.get(), start.get(), depth, columns};
+  const Matrix matrix{words.get(), bias.get(), step.get(), start.get(), depth, columns, depth};
   double best = 1e9;
   for (int attempt = 0; attempt < 50; ++attempt) {
     const auto begin = std::chrono::steady_clock::now();

@@ -181,14 +181,14 @@ struct Suite {
   // Rows become the same levels, but for one where a value lies between two, and the same levels the same sums.
   void levels(const Mode& mode) const {
     const Kernels& plain = swiftformer::kernels_for("plain", "int8");
-    constexpr int depth = 37, values = 4 * depth + 12, stride = values / 4 + 4;
+    constexpr int used = 37, values = 4 * used + 12, depth = 48, stride = depth + 4;  // of any `depth_step`
     std::mt19937 random(5);
     std::vector<float> from(13 * values), bias(lanes, 0.5f), step(lanes, 0.01f);
     std::vector<int32_t> start(lanes, -1234);
     std::vector<uint32_t> words(depth * lanes);
-    for (uint32_t& word : words) word = random();
+    for (int i = 0; i < used * lanes; ++i) words[i] = random();
     for (float& value : from) value = random() / 4294967296.0f - 0.17f;
-    const swiftformer::Matrix matrix{words.data(), bias.data(), step.data(), start.data(), depth, lanes};
+    const swiftformer::Matrix matrix{words.data(), bias.data(), step.data(), start.data(), depth, lanes, used};
     Worst level, product;
     for (int rows = 1; rows <= 13; ++rows) {
       for (bool behind_gelu : {false, true}) {

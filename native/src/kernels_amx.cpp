@@ -1,0 +1,13 @@
+#include "vec_avx512.h"
+
+#define SWIFTFORMER_BF16
+#define SWIFTFORMER_INT8
+#define WIDEST_PANEL 3
+#define ROWS_OF_A_BLOCK(vectors) (vectors == 3 ? 8 : 12)  // 24 of the 32 registers
+
+#include "kernels_tiles.h"
+
+namespace swiftformer {
+const Kernels amx_bf16 = table_of_tiles<Bf16InTiles>("amx");
+const Kernels amx_int8 = table_of_tiles<Int8InTiles>("amx");
+}  // namespace swiftformer
