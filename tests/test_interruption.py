@@ -11,9 +11,11 @@ import torch
 
 from conftest import tiny
 from swiftformer import save
-from swiftformer.data.epoch_loader import LoaderError
-from swiftformer.data.loaders import TrainingLoader
+from swiftformer.data.lasting_loader import LoaderError
+from swiftformer.data.loaders import TrainingLoader, evaluation_loader
+from swiftformer.data.single_loader import SingleLoader
 from swiftformer.data.sources import open_source
+from swiftformer.image_processing import Preprocessing
 from swiftformer.train.interruption import StopRequest
 from swiftformer.train.recipes import get_recipe
 from swiftformer.train.state import read_state, write_state
@@ -183,3 +185,49 @@ def test_loader_processes_that_keep_dying_end_the_run_with_a_state(folder, tmp_p
     assert (
         loop.train(recipe, source, open_source(folder, "val"), tmp_path / "run", resume=True, **options)["epoch"] == 2
     )
+
+
+def test_a_dead_process_of_an_evaluation_is_replaced(folder, tmp_path, caplog):
+    """Every picture comes once and in order, also in the evaluations behind."""
+    source, preprocessing = open_source(folder, "train"), Preprocessing(size=(32, 32))
+    expected = list(evaluation_loader(source, preprocessing, 6, workers=0, rank=1, world_size=2))
+    deadly = Deadly(source, 25, 2, tmp_path)  # rank 1's third batch
+    loader = evaluation_loader(deadly, preprocessing, 6, workers=2, rank=1, world_size=2)
+    for _ in range(2):
+        found = list(loader)
+        assert len(found) == len(expected) == 4
+        for a, b in zip(expected, found, strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert caplog.text.count("a process that loads images died") == 2
+
+
+def test_a_dead_process_that_loads_single_pictures_is_replaced(folder, tmp_path, caplog):
+    deadly = Deadly(open_source(folder, "val"), 5, 1, tmp_path)
+    assert list(SingleLoader(deadly, ReadPlace(deadly), workers=2)) == list(range(8))
+    assert caplog.text.count("a process that loads images died") == 1
+
+
+class ReadPlace:
+    """Reads a picture of a source and gives its index."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def __call__(self, index):
+        self.source.image(index)
+        return index
+
+
+def test_processes_of_an_evaluation_that_keep_dying_end_the_run_with_a_state(folder, tmp_path):
+    from swiftformer.train import loop
+
+    (tmp_path / "deaths").mkdir()
+    save(tiny(), tmp_path / "tiny")
+    train, val = open_source(folder, "train"), open_source(folder, "val")
+    deadly = Deadly(val, 4, 100, tmp_path / "deaths")
+    recipe, output = get_recipe("smoke", ["batch_size=2"]), tmp_path / "run"
+    options = {"model": str(tmp_path / "tiny"), "device": "cpu", "workers": 1}
+    with pytest.raises(LoaderError, match=r"died 3 times at batch [01] of the evaluation: expected enough memory"):
+        loop.train(recipe, train, deadly, output, **options)
+    assert read_state(output)["images"] == 48  # of the first epoch
+    assert loop.train(recipe, train, val, output, resume=True, **options)["epoch"] == 2

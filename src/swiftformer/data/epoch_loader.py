@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import random
-import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sized
-from contextlib import suppress
-from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from swiftformer.data.processes import ignore_signals, quietly_started
+from swiftformer.data.lasting_loader import LastingLoader
 from swiftformer.data.samplers import Draws
 from swiftformer.data.skipped import REPORTED, Skipped
 from swiftformer.image_processing import ImageError
 
-logger = logging.getLogger(__name__)
-RESTARTS = 3  # of the loader processes, at one and the same batch
-
 Batch = TypeVar("Batch")
-
-
-class LoaderError(RuntimeError):
-    """The processes that load images die again and again."""
 
 
 def seed_generators(seed: int) -> None:
@@ -95,18 +84,15 @@ class EpochLoader(Generic[Batch]):
     ) -> None:
         self.batch_size = batch_size
         self.sampler = sampler
-        self._dataset = dataset
-        self._options: dict[str, Any] = {
-            "batch_size": batch_size,
-            "sampler": sampler,
-            "drop_last": True,
-            "num_workers": workers,
-            "collate_fn": collate,
-            "worker_init_fn": ignore_signals,
-            "pin_memory": pin_memory,
-            "persistent_workers": workers > 0,
-        }
-        self._loader: DataLoader[Batch] | None = None
+        self._loader: LastingLoader[Batch] = LastingLoader(
+            dataset,
+            workers,
+            batch_size=batch_size,
+            sampler=sampler,
+            drop_last=True,
+            collate_fn=collate,
+            pin_memory=pin_memory,
+        )
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -120,43 +106,12 @@ class EpochLoader(Generic[Batch]):
         Raises:
             LoaderError: they died several times at one batch.
         """
-        place, deaths = start, 0
         stop = len(self) if stop is None else stop
-        while place < stop:
+
+        def seek(place: int) -> None:
             self.sampler.set_epoch(epoch, place * self.batch_size)
-            if self._loader is None:
-                # A generator of its own, so that starting processes does not move the model's.
-                self._loader = DataLoader(self._dataset, generator=torch.Generator(), **self._options)
-            try:
-                for batch in islice(quietly_started(self._loader), stop - place):
-                    yield batch
-                    place, deaths = place + 1, 0
-                if place < stop:
-                    raise AssertionError(f"{stop} batches were promised, {place} came")
-            except ValueError as error:
-                # torch puts the traceback of the process in front.
-                if not (text := str(error)).startswith("Caught ValueError in DataLoader worker"):
-                    raise
-                raise ValueError(text.strip().splitlines()[-1].removeprefix("ValueError: ")) from error
-            except (RuntimeError, OSError, EOFError) as error:
-                # What a dead process leaves behind, as opposed to an error that a living one reports.
-                died = ("DataLoader worker", "Pin memory thread exited")
-                if isinstance(error, RuntimeError) and not str(error).startswith(died):
-                    raise
-                if "Caught " in str(error) or self._options["num_workers"] == 0:
-                    raise
-                self._loader = None
-                # Its SIGCHLD may still be on the way, and torch raises wherever that arrives.
-                with suppress(RuntimeError):
-                    time.sleep(0.1)
-                deaths += 1
-                if deaths == RESTARTS:
-                    raise LoaderError(
-                        f"the processes that load images died {deaths} times at batch {place} of epoch {epoch + 1}: "
-                        f"expected enough memory (/dev/shm as well) for {self._options['num_workers']} of them, "
-                        f"try fewer workers ({error})"
-                    ) from error
-                logger.warning("a process that loads images died (%s); starting new ones at batch %d", error, place)
+
+        return self._loader.batches(seek, start, stop, f"epoch {epoch + 1}")
 
 
 def expect_images(found: int, batch_size: int, world_size: int) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from swiftformer.data.epoch_loader import DrawnDataset, EpochLoader, expect_images
-from swiftformer.data.processes import ignore_signals, quietly_started
+from swiftformer.data.lasting_loader import ShareLoader
 from swiftformer.data.samplers import Draws, Share, training_order
 from swiftformer.data.sources import Source
 from swiftformer.image_processing import ImageError, Preprocessing
@@ -146,34 +146,15 @@ def _collate(samples: list[tuple[np.ndarray, int, int] | None]) -> tuple[Tensor,
     return torch.from_numpy(np.stack(pixels)), torch.tensor(labels), torch.tensor(indices)
 
 
-class EvaluationLoader:
-    """Batches `(pixels (B, 3, H, W) float32, labels (B,), indices (B,))` in order, each readable picture once."""
-
-    def __init__(self, loader: DataLoader[tuple[Tensor, Tensor, Tensor]]) -> None:
-        self._loader = loader
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        return quietly_started(self._loader)
-
-
 def evaluation_loader(
     source: Source, preprocessing: Preprocessing, batch_size: int, workers: int, rank: int = 0, world_size: int = 1
-) -> EvaluationLoader:
-    """All images for one process, for several their shares."""
-    loader: DataLoader[tuple[Tensor, Tensor, Tensor]] = DataLoader(
-        EvaluationDataset(source, preprocessing),
-        batch_size=batch_size,
-        sampler=Share(len(source), rank, world_size),
-        num_workers=workers,
-        collate_fn=_collate,
-        worker_init_fn=ignore_signals,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=workers > 0,
-    )
-    return EvaluationLoader(loader)
+) -> ShareLoader[tuple[Tensor, Tensor, Tensor]]:
+    """Batches `(pixels (B, 3, H, W) float32, labels (B,), indices (B,))` in order, each readable picture once.
+
+    All images for one process, for several their shares.
+    """
+    share = Share(len(source), rank, world_size)
+    return ShareLoader(EvaluationDataset(source, preprocessing), share, batch_size, _collate, workers)
 
 
 class TrainingLoader(EpochLoader[TrainingBatch]):

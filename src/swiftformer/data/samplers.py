@@ -44,16 +44,21 @@ class Draws(Sampler[tuple[int, int]]):
 
 
 class Share(Sampler[int]):
-    """Every `world_size`-th image, from `rank` on: together the shares hold each image exactly once."""
+    """Every `world_size`-th image, from `rank` on: together the shares hold each image exactly once.
+
+    Attributes:
+        start: how many of them the next iteration leaves out.
+    """
 
     def __init__(self, length: int, rank: int, world_size: int) -> None:
         self.places = range(rank, length, world_size)
+        self.start = 0
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.places)
+        return iter(self.places[self.start :])
 
 
 class BalancedSampler(Sampler[int]):

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sized
 from typing import Generic, TypeVar
 
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from swiftformer.data.processes import ignore_signals, quietly_started
+from swiftformer.data.lasting_loader import ShareLoader
 from swiftformer.data.samplers import Share
 from swiftformer.data.skipped import Skipped
 from swiftformer.image_processing import ImageError
@@ -34,36 +33,26 @@ class SingleDataset(Dataset, Generic[Sample]):
             return None
 
 
-class SingleLoader(Generic[Sample]):
+class SingleLoader(ShareLoader[Sample]):
     """Pictures one at a time, in order, each readable one once: all for one process, for several their shares.
+
+    Its length counts those of this process, readable or not.
 
     Args:
         read: makes a sample of an index, or raises ImageError.
         workers: processes that load.
+
+    Raises:
+        LoaderError: on iteration, where they died several times at one picture.
     """
 
     def __init__(
         self, source: Sized, read: Callable[[int], Sample], workers: int, rank: int = 0, world_size: int = 1
     ) -> None:
-        self._loader: DataLoader[Sample | None] = DataLoader(
-            SingleDataset(source, read),
-            batch_size=None,
-            sampler=Share(len(source), rank, world_size),
-            num_workers=workers,
-            worker_init_fn=ignore_signals,
-            collate_fn=_as_it_is,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=workers > 0,
-        )
-
-    def __len__(self) -> int:
-        """Pictures of this process, readable or not."""
-        return len(self._loader)
+        super().__init__(SingleDataset(source, read), Share(len(source), rank, world_size), None, _as_it_is, workers)
 
     def __iter__(self) -> Iterator[Sample]:
-        for sample in quietly_started(self._loader):
-            if sample is not None:
-                yield sample
+        return (sample for sample in super().__iter__() if sample is not None)
 
 
 def _as_it_is(sample: Sample) -> Sample:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from swiftformer.data.epoch_loader import EpochLoader, LoaderError, seed_generators
+from swiftformer.data.epoch_loader import EpochLoader, seed_generators
+from swiftformer.data.lasting_loader import LoaderError
 from swiftformer.data.loaders import Normalization
 from swiftformer.train.distributed import Processes, join_processes
 from swiftformer.train.interruption import StopRequest, TrainingStopped
