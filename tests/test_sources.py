@@ -1,6 +1,8 @@
 import json
 import logging
 import pickle
+import re
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -163,6 +165,38 @@ def test_hidden_files_and_folders_are_left_out(image_folder):
     assert source.classes == ["blue", "red"] and len(source) == 16
 
 
+def test_folders_that_systems_leave_behind_are_no_classes(image_folder, caplog):
+    """Synology's and macOS's hold pictures of their own, beside the classes and within them."""
+    root = image_folder / "val"
+    for place in ("@eaDir/0.png", "__MACOSX/red", "red/@eaDir/0.png", "red/.ipynb_checkpoints"):
+        (root / place).mkdir(parents=True)
+        shutil.copy(root / "red" / "0.png", root / place / "0.png")
+    source = open_source(image_folder, "val")
+    assert source.classes == ["blue", "red"] and len(source) == 16 and not caplog.records
+
+
+def test_folders_without_pictures_are_no_classes(image_folder, caplog):
+    (image_folder / "train" / "notes").mkdir()
+    (image_folder / "train" / "notes" / "readme.txt").touch()
+    (image_folder / "train" / "later").mkdir()
+    for split in ("train", "all"):
+        source = open_source(image_folder / "train", split)
+        assert source.classes == ["blue", "red"] and set(source.labels) == {0, 1}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{image_folder / 'train'}: no classes are made of 2 folders without pictures (later, notes)"
+    ]
+
+
+def test_a_class_stays_where_another_split_has_pictures_of_it(image_folder, caplog):
+    for file in (image_folder / "val" / "blue").iterdir():
+        file.unlink()
+    (image_folder / "val" / "notes").mkdir()
+    train, val = open_source(image_folder, "train"), open_source(image_folder, "val")
+    assert train.classes == val.classes == ["blue", "red"] and set(val.labels) == {1}
+    assert len(open_source(image_folder, "all")) == 56
+    assert "without pictures (notes)" in caplog.text and "blue" not in caplog.text
+
+
 def test_splits_of_a_named_data_set_are_told_apart(tmp_path, monkeypatch):
     pytest.importorskip("datasets")
     for split in ("train", "test"):
@@ -221,5 +255,8 @@ def test_large_tables_are_unpacked_and_mapped(tmp_path, monkeypatch, caplog, cac
 def test_missing_path_and_unreachable_name():
     with pytest.raises(ValueError, match="/no/such/folder: no such file or folder"):
         open_source("/no/such/folder", "val")
+    for address in ("s3://bucket/x.tar", "https://example.org/{000..146}.tar"):
+        with pytest.raises(ValueError, match="^" + re.escape(address) + ": expected .* on this machine.* an address"):
+            open_source(address, "val")
     with pytest.raises(ValueError, match="nobody/nothing: no such folder, and the datasets library cannot load it"):
         open_source("nobody/nothing", "val")

@@ -1,4 +1,4 @@
-"""Names of the classes that the pixels of a mask have: from files, from what a person typed, or made up."""
+"""Names of classes: from files, from what a person typed, or made up; and what messages say of them."""
 
 from __future__ import annotations
 
@@ -132,6 +132,20 @@ def read_names(file: Path, reduce_zero_label: bool = False) -> list[str]:
 def made_up_names(count: int) -> list[str]:
     """`class_0`, `class_1`, ..."""
     return [f"class_{i}" for i in range(count)]
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first five names, for a message."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def differences(names: Sequence[str], others: Sequence[str], here: str, there: str) -> str:
+    """How two lists of classes differ, for a message; `here` and `there` are what they are of."""
+    mine, theirs = ([name for name in a if name not in {*b}] for a, b in ((names, others), (others, names)))
+    only = [
+        f"{len(some)} only in {where} ({shortened(some)})" for some, where in ((mine, here), (theirs, there)) if some
+    ]
+    return " and ".join(only) or "the same names in another order"
 
 
 def _column(rows: Sequence[Sequence[str]], column: int) -> list[str]:

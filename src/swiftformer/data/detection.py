@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from swiftformer.data import coco, voc, yolo
-from swiftformer.data.class_names import KNOWN, class_names, made_up_names
+from swiftformer.data.class_names import KNOWN, class_names, made_up_names, shortened
 from swiftformer.data.detection_checks import Problems
 from swiftformer.data.detection_files import DetectionFiles
 from swiftformer.data.detection_splits import chosen_table, split_of
@@ -179,20 +179,16 @@ def _with_classes(
     if names is None or names == table.names:
         return DetectionFiles(table, table.names, table.category_ids)
     if not {*names} & {*table.names}:
-        raise ValueError(f"{where}: expected some of the classes {_some(names)}, found {_some(table.names)}")
+        raise ValueError(f"{where}: expected some of the classes {shortened(names)}, found {shortened(table.names)}")
     place_of = {name: place for place, name in enumerate(names)}
     places = np.array([place_of.get(name, -1) for name in table.names])
     counts = np.bincount(table.labels[places[table.labels] < 0], minlength=len(places))
     if counts.any():
         others = [name for name, count in zip(table.names, counts, strict=True) if count]
-        logger.warning("%s: left out %d objects of other classes: %s", where, counts.sum(), _some(others))
+        logger.warning("%s: left out %d objects of other classes: %s", where, counts.sum(), shortened(others))
     if missing := [name for name in names if name not in table.names]:
-        logger.warning("%s: knows no objects of the classes %s", where, _some(missing))
+        logger.warning("%s: knows no objects of the classes %s", where, shortened(missing))
     id_of = dict(zip(table.names, table.category_ids, strict=True))
     ids = [id_of.get(name, max(table.category_ids) + 1 + place) for place, name in enumerate(names)]
     table.labels[:] = places[table.labels]
     return DetectionFiles(table.keep(table.labels >= 0), names, ids)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

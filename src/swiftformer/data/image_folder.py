@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
 
+from swiftformer.data.class_names import shortened
 from swiftformer.data.sources import is_image
 from swiftformer.data.splits import SPLIT_ALIASES, Splits
 from swiftformer.image_processing import open_image
+
+logger = logging.getLogger(__name__)
+LEFT_BEHIND = ("__MACOSX", "@eaDir")  # in archives from a Mac, and beside the pictures on Synology's servers
 
 
 class FileSource:
@@ -38,37 +44,55 @@ class FileSource:
 class ImageFolderSource(FileSource):
     """`ROOT/CLASS/**/*.jpg`, classes in alphabetical order.
 
+    Args:
+        splits: the roots of all splits of the data. A folder without pictures is a class where one of them has some
+            of it; otherwise it is left out, with a warning.
+
     Raises:
         ValueError: there are no such files.
     """
 
-    def __init__(self, root: Path) -> None:
-        classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and folder.name[0] != ".")
-        files: list[str] = []
-        labels: list[int] = []
-        for label, name in enumerate(classes):
-            found = [str(file.relative_to(root)) for file in sorted((root / name).rglob("*")) if is_image(file)]
-            files += found
-            labels += [label] * len(found)
+    def __init__(self, root: Path, splits: Sequence[Path] = ()) -> None:
+        folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not _hidden(entry.name))
+        found = {name: sorted(_pictures(root / name)) for name in folders}
+        empty = [name for name in folders if not found[name] and not any(any(_pictures(s / name)) for s in splits)]
+        classes = [name for name in folders if name not in empty]
+        files = [str(file.relative_to(root)) for name in classes for file in found[name]]
         if not files:
             raise ValueError(f"{root}: expected one folder of images per class, found none")
+        if empty:
+            _tell(f"{root}: no classes are made of {len(empty)} folders without pictures ({shortened(empty)})")
+        labels = [label for label, name in enumerate(classes) for _ in found[name]]
         super().__init__(root, files, labels, classes)
 
 
 def find(root: Path, names: Iterable[str]) -> Splits:
     """The splits `ROOT/NAME/CLASS/...` among `names`."""
     aliases = {alias for group in SPLIT_ALIASES.values() for alias in group}
-    others = any(f.is_dir() and f.name[0] != "." and f.name not in aliases for f in root.iterdir())
-    return {
-        name: lambda folder=root / name: ImageFolderSource(folder)  # type: ignore[misc]
-        for name in names
-        if (root / name).is_dir() and _is_split(root / name, others)
-    }
+    others = any(entry.is_dir() and not _hidden(entry.name) and entry.name not in aliases for entry in os.scandir(root))
+    folders = {name: root / name for name in names if (root / name).is_dir() and _is_split(root / name, others)}
+    roots = [*folders.values()]
+    return {name: lambda folder=folder: ImageFolderSource(folder, roots) for name, folder in folders.items()}  # type: ignore[misc]
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name in LEFT_BEHIND
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not _hidden(name)]
+        yield from (path for name in files if is_image(path := Path(parent, name)))
+
+
+@functools.cache  # as training opens the same folder twice
+def _tell(warning: str) -> None:
+    logger.warning(warning)
 
 
 def _is_split(folder: Path, others: bool) -> bool:
     """Whether a folder holds classes. Beside other folders, one of pictures is itself a class, even as `train`."""
-    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    entries = [entry for entry in os.scandir(folder) if not _hidden(entry.name)]
     if any(entry.is_dir() for entry in entries):
         return True
     if any(entry.name.endswith(".tar") for entry in entries):

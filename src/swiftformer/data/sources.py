@@ -68,6 +68,11 @@ def open_source(data: str | Path, split: str | None = None, *, level: str = "nam
 def _find_splits(data: str, split: str | None, level: str) -> Splits:
     from swiftformer.data import cifar, flowers, hub, image_folder, inaturalist, parquet, shards
 
+    if "://" in data:
+        raise ValueError(
+            f"{data}: expected a file or folder on this machine or a data set's name on the hub, found an address; "
+            f"copy or mount it first"
+        )
     path = Path(data).expanduser()
     if path.is_dir() and (splits := inaturalist.find(path, level)):
         return splits
