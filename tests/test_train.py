@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from swiftformer import SwiftFormerConfig, SwiftFormerForImageClassification, load, save
+from swiftformer.data.class_names import differences
 from swiftformer.data.sources import open_source
 from swiftformer.evaluate.classification import evaluate_classifier, evaluate_reference, match_classes
 from swiftformer.train import classification, distillation, loop
@@ -112,7 +113,7 @@ def test_resuming_keeps_the_numeric_form(image_folder, tmp_path):
     assert again == metrics  # nothing left to train
     (image_folder / "train" / "red").rename(image_folder / "train" / "green")
     (image_folder / "val" / "red").rename(image_folder / "val" / "green")
-    with pytest.raises(ValueError, match=r"started with the classes \['blue', 'red'\], found \['blue', 'green'\]"):
+    with pytest.raises(ValueError, match=r"started with, found 1 only in the run \(red\) and 1 only in the data"):
         run(image_folder, tmp_path / "run", "epochs=3", resume=True)
 
 
@@ -228,11 +229,16 @@ def test_accuracy_per_class(image_folder, tmp_path):
     assert metrics["top1"] == pytest.approx((metrics["top1/blue"] + metrics["top1/red"]) / 2)
 
 
-def test_classes_are_matched_by_name_only_where_names_are_unique():
+def test_classes_are_matched_by_name_only_where_names_are_unique(caplog):
     imagenet = ["crane", "heron", "crane"]
     assert match_classes(imagenet, ["crane", "heron", "crane"], [0, 1, 2]) == [0, 1, 2]
-    assert match_classes(imagenet, ["n1", "n2", "n3"], [2, 1]) == [2, 1]
     assert match_classes(["a", "b", "c"], ["c", "a"], [0, 1]) == [2, 0]
+    assert not caplog.records
+    assert match_classes(imagenet, ["n1", "n2", "n3"], [2, 1]) == [2, 1]
+    assert [record.getMessage() for record in caplog.records] == [
+        "no class of the data (n1, n2, n3) is called like one of the model's (crane, heron, crane): they are matched "
+        "by position"
+    ]
     with pytest.raises(ValueError, match="several called crane"):
         match_classes(imagenet, ["heron", "crane"], [0])
     with pytest.raises(ValueError, match=r"found 2 others \(x, y\)"):
@@ -280,10 +286,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(image_folder, tmp_path):
 
 def test_classes_must_agree(image_folder, tmp_path):
     (image_folder / "val" / "red").rename(image_folder / "val" / "green")
-    with pytest.raises(
-        ValueError, match=r"same classes in train and val, found \['blue', 'red'\] and \['blue', 'green'\]"
-    ):
+    with pytest.raises(ValueError, match=r"train and val, found 1 only in train \(red\) and 1 only in val \(green\)$"):
         run(image_folder, tmp_path / "run")
+    for i in range(7):
+        shutil.copytree(image_folder / "train" / "red", image_folder / "val" / f"red{i}")
+    (image_folder / "val" / "green").rename(image_folder / "val" / "red")
+    with pytest.raises(ValueError, match=r"found 7 only in val \(red0, red1, red2, red3, red4, ...\)$"):
+        run(image_folder, tmp_path / "run")
+
+
+def test_how_classes_differ():
+    assert differences(["a", "b"], ["b", "a"], "x", "y") == "the same names in another order"
+    assert differences(["a", "b"], ["b"], "x", "y") == "1 only in x (a)"
 
 
 def test_fine_tuning_keeps_the_form_and_takes_the_new_names(image_folder, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -15,11 +16,13 @@ from torch import Tensor, nn
 
 from swiftformer.artifact import is_artifact
 from swiftformer.checkpoints import load
+from swiftformer.data.class_names import shortened
 from swiftformer.data.loaders import evaluation_loader
 from swiftformer.data.sources import open_source
 from swiftformer.engines import Engine, open_engine
 from swiftformer.train.distributed import Processes, join_processes
 
+logger = logging.getLogger(__name__)
 CALIBRATION_BINS = 15
 
 
@@ -120,7 +123,8 @@ def evaluate_reference(
 ) -> dict[str, float]:
     """Evaluate a checkpoint or an artifact on a split of a data set, with the preprocessing that belongs to it.
 
-    Classes are matched by name; where the names are the same in order or none is common, by position.
+    Classes are matched by name; where the names are the same in order or none is common, by position (then a
+    warning says so).
 
     Args:
         model: what `swiftformer.load` takes, the folder of an artifact, or a model with `preprocessing`.
@@ -166,13 +170,20 @@ def evaluate_reference(
 def match_classes(names: list[str], classes: list[str], labels: list[int]) -> list[int]:
     """The labels of a data set with `classes`, as indices of a model with `names`."""
     known = set(classes) & set(names)
-    if classes == names or (not known and len(classes) == len(names)):
+    if classes == names:
+        return list(labels)
+    if not known and len(classes) == len(names):
+        logger.warning(
+            "no class of the data (%s) is called like one of the model's (%s): they are matched by position",
+            shortened(classes),
+            shortened(names),
+        )
         return list(labels)
     unknown = [name for name in classes if name not in known]
     if unknown:
         raise ValueError(
-            f"expected classes that the model knows ({len(names)}: {', '.join(names[:5])}, ...), "
-            f"found {len(unknown)} others ({', '.join(unknown[:5])})"
+            f"expected classes that the model knows ({len(names)}: {shortened(names)}), "
+            f"found {len(unknown)} others ({shortened(unknown)})"
         )
     if len({*names}) < len(names):  # ImageNet has two kinds of crane
         twice = sorted({name for name in names if names.count(name) > 1})

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from swiftformer.data.class_names import differences
 from swiftformer.data.epoch_loader import EpochLoader, seed_generators
 from swiftformer.data.lasting_loader import LoaderError
 from swiftformer.data.loaders import Normalization
@@ -85,9 +86,8 @@ def train(
     if train_source.name(0) == val_source.name(0):
         raise ValueError(f"expected a split to validate on, found the training images again ({train_source.name(0)})")
     if train_source.classes != val_source.classes:
-        raise ValueError(
-            f"expected the same classes in train and val, found {train_source.classes} and {val_source.classes}"
-        )
+        found = differences(train_source.classes, val_source.classes, "train", "val")
+        raise ValueError(f"expected the same classes in train and val, found {found}")
     state = resumable_state(output, recipe, train_source.classes) if resume else None
     if state is None and (has_state(output) or (output / "best").exists()):
         raise ValueError(f"{output} holds a run already: choose another folder, or resume it")

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from swiftformer.data.class_names import differences
 from swiftformer.train.recipe import TrainingRecipe
 from swiftformer.train.state import read_state
 
@@ -23,6 +24,8 @@ def resumable_state(output: Path, recipe: TrainingRecipe, classes: list[str]) ->
     if differing:
         raise ValueError(f"{output} was started with another recipe ({'; '.join(differing)}): resume with the same one")
     labels = state["config"]["id2label"]
-    if [labels[key] for key in sorted(labels, key=int)] != classes:
-        raise ValueError(f"{output} was started with the classes {list(labels.values())}, found {classes}")
+    started = [labels[key] for key in sorted(labels, key=int)]
+    if started != classes:
+        found = differences(started, classes, "the run", "the data")
+        raise ValueError(f"{output}: expected the classes that it was started with, found {found}")
     return state
