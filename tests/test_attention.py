@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from conftest import relative
-from swiftformer.attention import ATTENTION_MODULES, EfficientAdditiveAttention, SelfAttention, l2_normalize
+from swiftformer.attention import ATTENTION_MODULES, EfficientAdditiveAttention, SelfAttention, l2_normalize, scaled
 
 
 def formula(module: EfficientAdditiveAttention, x: torch.Tensor) -> torch.Tensor:
@@ -104,3 +104,42 @@ def test_only_self_attention_depends_on_all_pairs():
     for module in ATTENTION_MODULES.values():
         m, x = module(16).eval(), torch.randn(1, 12, 16)
         torch.testing.assert_close(m(x)[:, order], m(x[:, order]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_gradient_of_the_normalisation_is_exact(dim):
+    x = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: l2_normalize(t, dim), (x,))
+    weights = torch.randn_like(x)
+    (l2_normalize(x, dim) * weights).sum().backward()
+    other = x.detach().clone().requires_grad_()
+    (F.normalize(other, dim=dim) * weights).sum().backward()
+    torch.testing.assert_close(x.grad, other.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_normalisation_is_the_same_with_and_without_gradients(dtype):
+    x = torch.randn(2, 7, 48, dtype=dtype)
+    x[0, 3] = 0
+    learning = l2_normalize(x.clone().requires_grad_(), -1)
+    torch.testing.assert_close(learning.detach(), l2_normalize(x, -1))
+    learning.sum().backward()  # a vector of zeros has no direction to keep
+    assert torch.isfinite(learning).all()
+
+
+@pytest.mark.parametrize("layer", [torch.nn.Linear(6, 4), torch.nn.Conv2d(6, 4, 1)])
+def test_scaled_weights_give_scaled_outputs(layer):
+    layer = layer.double()
+    linear = isinstance(layer, torch.nn.Linear)
+    scale = torch.randn((4,) if linear else (4, 1, 1), dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 5, 6, dtype=torch.float64) if linear else torch.randn(2, 6, 3, 5, dtype=torch.float64)
+    by_hand = scale * layer(x)
+    torch.testing.assert_close(scaled(layer, x, scale), by_hand)
+    grads = [
+        torch.autograd.grad(y.square().sum(), (scale, layer.weight, layer.bias))
+        for y in (scaled(layer, x, scale), by_hand)
+    ]
+    for ours, plain in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(scaled(torch.nn.Sequential(layer), x, scale), by_hand)  # an adapter around it
+    torch.testing.assert_close(scaled(layer, x, None), layer(x))

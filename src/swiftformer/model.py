@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from swiftformer.attention import EfficientAdditiveAttention
+from swiftformer.attention import EfficientAdditiveAttention, scaled
 
 if TYPE_CHECKING:
     from swiftformer.config import SwiftFormerConfig
@@ -87,8 +87,8 @@ class ConvBranch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.norm(self.depth_wise_conv(x))
-        branch = self.point_wise_conv2(self.act(self.point_wise_conv1(branch)))
-        return x + self.dropout(self.layer_scale * branch)
+        branch = self.act(self.point_wise_conv1(branch))
+        return x + self.dropout(scaled(self.point_wise_conv2, branch, self.layer_scale))
 
 
 class ConvEncoder(ConvBranch):
@@ -110,9 +110,9 @@ class Mlp(nn.Module):
         self.fc2 = nn.Conv2d(hidden_dim, dim, kernel_size=1)
         self.drop = nn.Dropout(drop_rate)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         x = self.drop(self.act(self.fc1(self.norm1(x))))
-        return self.drop(self.fc2(x))
+        return self.drop(scaled(self.fc2, x, scale))
 
 
 class EncoderBlock(nn.Module):
@@ -136,15 +136,13 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.local_representation(x)
-        attention = self.attend(x)
-        x = x + self.drop_path(self.layer_scale_1 * attention if self.use_layer_scale else attention)
-        mlp = self.linear(x)
-        return x + self.drop_path(self.layer_scale_2 * mlp if self.use_layer_scale else mlp)
+        x = x + self.drop_path(self.attend(x, self.layer_scale_1 if self.use_layer_scale else None))
+        return x + self.drop_path(self.linear(x, self.layer_scale_2 if self.use_layer_scale else None))
 
-    def attend(self, x: Tensor) -> Tensor:
+    def attend(self, x: Tensor, scale: Tensor | None) -> Tensor:
         batch, channels, height, width = x.shape
         tokens = x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)  # (B, H*W, C)
-        tokens = self.attn(tokens)
+        tokens = self.attn(tokens, None if scale is None else scale.flatten())
         return tokens.reshape(batch, height, width, channels).permute(0, 3, 1, 2)  # (B, C, H, W)
 
 
