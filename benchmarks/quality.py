@@ -30,6 +30,7 @@ from swiftformer.evaluate.classification import evaluate_classifier
 from swiftformer.files import atomic_file
 from swiftformer.train.distillation import load_teacher
 from swiftformer.train.distributed import Processes
+from swiftformer.train.memory import keep_freed_memory
 from swiftformer.train.objectives import ClassificationObjective
 from swiftformer.train.recipes import Recipe, get_recipe
 from swiftformer.train.step import TrainingStep
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
     arguments = parser.parse_args()
+    keep_freed_memory()
     fixed = ["progressive_sizes=", f"epochs={arguments.epochs}", "warmup_epochs=1", "auto_augment=", "color_jitter=0"]
     fixed += ["evaluate_every=2"]
     for name in arguments.only or NETWORKS:

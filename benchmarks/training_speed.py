@@ -27,6 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from swiftformer import SwiftFormerForImageClassificationWithTeacher
 from swiftformer.train.distributed import Processes
+from swiftformer.train.memory import keep_freed_memory
 from swiftformer.train.objectives import ClassificationObjective
 from swiftformer.train.recipes import get_recipe
 from swiftformer.train.step import TrainingStep
@@ -98,9 +99,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--steps", type=int, default=2, help="per round and implementation")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--keep-memory", action="store_true", help="as `swiftformer train` does, for all")
     parser.add_argument("--profile", action="store_true", help="say where this package's time goes instead")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
+    if arguments.keep_memory:
+        keep_freed_memory()
     pixels = torch.randn(arguments.batch, 3, arguments.size, arguments.size, device=device)
     targets = torch.randint(0, 1000, (arguments.batch,), device=device)
     processor = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"

@@ -48,7 +48,7 @@ def l2_normalize(x: Tensor, dim: int) -> Tensor:
     return F.normalize(x, dim=dim)
 
 
-def scaled(layer: nn.Module, x: Tensor, scale: Tensor | None) -> Tensor:
+def scaled(layer: Any, x: Tensor, scale: Tensor | None) -> Tensor:
     """`scale * layer(x)` of a 1x1 convolution and `(C, 1, 1)`, or of a linear layer and `(C,)`.
 
     The weights are scaled rather than what they give: a thousandth of the arithmetic, and of the memory for gradients.
@@ -56,10 +56,10 @@ def scaled(layer: nn.Module, x: Tensor, scale: Tensor | None) -> Tensor:
     """
     if scale is None:
         return layer(x)
-    if type(layer) is nn.Conv2d:
-        return F.conv2d(x, scale.view(-1, 1, 1, 1) * layer.weight, scale.flatten() * layer.bias)
-    if type(layer) is nn.Linear:
-        return F.linear(x, scale.view(-1, 1) * layer.weight, scale.flatten() * layer.bias)
+    if type(layer) in (nn.Conv2d, nn.Linear) and layer.bias is not None:
+        weight = scale.view(-1, *(1,) * (layer.weight.ndim - 1)) * layer.weight
+        apply: Any = F.conv2d if weight.ndim == 4 else F.linear
+        return apply(x, weight, scale.flatten() * layer.bias)
     return scale * layer(x)
 
 

@@ -21,6 +21,7 @@ from swiftformer.data.lasting_loader import LoaderError
 from swiftformer.data.loaders import Normalization
 from swiftformer.train.distributed import Processes, join_processes
 from swiftformer.train.interruption import StopRequest, TrainingStopped
+from swiftformer.train.memory import keep_freed_memory
 from swiftformer.train.plots import plot_confusion, plot_curves
 from swiftformer.train.progress import TrainingProgress
 from swiftformer.train.recipe import TrainingRecipe
@@ -103,6 +104,8 @@ def train(
             else task.network_of(state["config"])
         )
         net = net.to(processes.device)
+        if processes.device.type == "cpu":
+            keep_freed_memory()
         run = _Run(
             recipe,
             task,
@@ -221,9 +224,8 @@ class _Run:
                 log.epoch(self.metrics)
                 plot_curves(output / "metrics.jsonl", output / "curves.png", measures[0])
                 if measures[0] in self.metrics:
-                    if confusion is not None and plot_confusion(
-                        confusion, self.train_source.classes, output / "confusion.png"
-                    ):
+                    if confusion is not None:
+                        plot_confusion(confusion, self.train_source.classes, output / "confusion.png")
                         log.figure("confusion", output / "confusion.png", self.epoch)
                     config = self.step.net.config
                     sizes = {"train_images": len(self.train_source), "val_images": len(self.val_source)}
