@@ -70,7 +70,24 @@ def test_teachers_of_every_kind(tmp_path):
 @pytest.mark.parametrize("reference", ["regnety_160.deit_in1k", "timm/regnety_160.deit_in1k"])
 def test_a_teacher_that_cannot_be_downloaded(reference, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(CheckpointError, match="cannot be downloaded .* local-dir:FOLDER"):
+    message = "cannot be downloaded .* .*--set teacher=local-dir:FOLDER.*--set distillation=none"
+    with pytest.raises(CheckpointError, match=message):
         load_teacher(reference, 1000)
     with pytest.raises(CheckpointError, match="teacher nobody/nothing: no such file or folder"):
         load_teacher("nobody/nothing", 10)
+
+
+def test_classes_of_a_teacher_in_another_order(tmp_path):
+    """They would teach the wrong classes without a word."""
+    names = ["ant", "bee", "cat", "dog"]
+    reference = str(save(tiny(num_labels=4, id2label=dict(enumerate(names))), tmp_path / "ours"))
+    config = transformers.ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], num_labels=4)
+    config.id2label = dict(enumerate(names))
+    transformers.ResNetForImageClassification(config).save_pretrained(tmp_path / "stock")
+    transformers.ViTImageProcessor().save_pretrained(tmp_path / "stock")
+    for teacher in (reference, str(tmp_path / "stock")):
+        for classes in (names, ["n1", "n2", "n3", "n4"], ["ant", "wasp", "cat", "wolf"]):
+            load_teacher(teacher, 4, classes=classes)
+        for classes in (["ant", "cat", "bee", "dog"], ["bee", "ant", "wasp", "dog"]):
+            with pytest.raises(CheckpointError, match="expected the classes in the data's order, found .* in place"):
+                load_teacher(teacher, 4, classes=classes)

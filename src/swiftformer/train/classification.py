@@ -84,7 +84,8 @@ class Classification(Task):
         recipe = self.recipe
         teacher = teacher_logits = class_weights = None
         if recipe.distillation != "none":
-            teacher = load_teacher(recipe.teacher, len(source.classes), recipe.mean, recipe.std)
+            classes = source.classes
+            teacher = load_teacher(recipe.teacher, len(classes), recipe.mean, recipe.std, classes)
             teacher = teacher.to(processes.device)
             if recipe.cache_teacher:
                 teacher_logits = cached_logits(teacher, source, recipe, output, workers, processes, stop)

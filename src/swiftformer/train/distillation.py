@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -65,6 +66,7 @@ def load_teacher(
     num_labels: int,
     student_mean: tuple[float, ...] = IMAGENET_MEAN,
     student_std: tuple[float, ...] = IMAGENET_STD,
+    classes: Sequence[str] | None = None,
 ) -> Teacher:
     """Load a teacher: a checkpoint of this package, a timm model, or a transformers image classifier.
 
@@ -72,24 +74,32 @@ def load_teacher(
         reference: what `swiftformer.load` takes; a timm name (`regnety_160.deit_in1k`) or `local-dir:FOLDER`; a
             transformers hub id or folder.
         num_labels: classes of the student, which the teacher must share.
+        classes: their names; those that the teacher knows as well have to be in the same places.
 
     Raises:
-        CheckpointError: not found, not to be downloaded, or with another number of classes.
+        CheckpointError: not found, not to be downloaded, or with classes of another number or order.
     """
     import timm
 
     name = reference.removeprefix("timm/")
     if reference.startswith("local-dir:") or timm.is_model(name.split(".")[0]):
-        network, mean, std, size, found = _from_timm(name, reference)
+        network, mean, std, size, found, names = _from_timm(name, reference)
     else:
-        network, mean, std, size, found = _from_transformers(reference)
+        network, mean, std, size, found, names = _from_transformers(reference)
     if found != num_labels:
         raise CheckpointError(f"teacher {reference}: expected {num_labels} classes, as the data has, found {found}")
+    for place, (ours, theirs) in enumerate(zip(classes or (), names, strict=False)):
+        if ours != theirs and ours in names:
+            raise CheckpointError(
+                f"teacher {reference}: expected the classes in the data's order, found {ours} in place "
+                f"{names.index(ours)} instead of {place}"
+            )
     logger.info("teacher %s: %d classes, %d pixels", reference, found, size)
     return Teacher(network, mean, std, size, student_mean, student_std)
 
 
-Loaded = tuple[nn.Module, tuple[float, ...], tuple[float, ...], int, int]
+# Network, mean, std, size, number of classes, and their names where they are known.
+Loaded = tuple[nn.Module, tuple[float, ...], tuple[float, ...], int, int, list[str]]
 
 
 def _from_timm(name: str, reference: str) -> Loaded:
@@ -102,10 +112,12 @@ def _from_timm(name: str, reference: str) -> Loaded:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"teacher {reference}: cannot be downloaded ({reason}); fetch it where there is a network and give its "
-            f"folder as local-dir:FOLDER"
+            f"folder as --set teacher=local-dir:FOLDER, name another with --set teacher=, or do without by "
+            f"--set distillation=none"
         ) from error
     config: dict[str, Any] = resolve_data_config({}, model=network)
-    return network, config["mean"], config["std"], config["input_size"][-1], int(network.num_classes)
+    names = list(network.pretrained_cfg.get("label_names") or ())
+    return network, config["mean"], config["std"], config["input_size"][-1], int(network.num_classes), names
 
 
 def _from_transformers(reference: str) -> Loaded:
@@ -114,7 +126,8 @@ def _from_transformers(reference: str) -> Loaded:
     try:
         ours: Any = load(reference, task="classification")
         preprocessing = ours.preprocessing
-        return ours, preprocessing.mean, preprocessing.std, preprocessing.size[0], ours.num_labels
+        size, found = preprocessing.size[0], ours.num_labels
+        return ours, preprocessing.mean, preprocessing.std, size, found, _names(ours)
     except CheckpointError as error:
         first = error
     from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -125,8 +138,13 @@ def _from_transformers(reference: str) -> Loaded:
     except (OSError, ValueError):
         raise CheckpointError(f"teacher {first}") from first
     size = dict(processor.crop_size or {}) if getattr(processor, "do_center_crop", False) else dict(processor.size)
-    side = size.get("height") or size.get("shortest_edge") or 224
-    return network, tuple(processor.image_mean), tuple(processor.image_std), int(side), int(network.config.num_labels)
+    side = int(size.get("height") or size.get("shortest_edge") or 224)
+    mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+    return network, mean, std, side, int(network.config.num_labels), _names(network)
+
+
+def _names(network: Any) -> list[str]:
+    return [network.config.id2label[i] for i in range(network.config.num_labels)]
 
 
 def distillation_loss(
