@@ -14,7 +14,6 @@ from swiftformer.data.sources import open_source
 from swiftformer.evaluate.classification import evaluate_classifier, evaluate_reference, match_classes
 from swiftformer.train import classification, distillation, loop
 from swiftformer.train import state as state_module
-from swiftformer.train.plots import plot_confusion
 from swiftformer.train.recipes import get_recipe
 from swiftformer.train.state import read_state, write_state
 from swiftformer.train.step import TrainingStep
@@ -393,9 +392,3 @@ def test_one_good_state_stays_behind_the_last(image_folder, tmp_path):
         states[-1].write_bytes(b"damaged")
         assert read_state(output)["epochs"] == 1
         assert run(image_folder, output, resume=True)["epoch"] == 2
-
-
-def test_more_classes_than_a_picture_shows(tmp_path):
-    classes = [str(i) for i in range(401)]
-    assert not plot_confusion(torch.eye(401), classes, tmp_path / "confusion.png") and not list(tmp_path.iterdir())
-    assert plot_confusion(torch.eye(3), classes[:3], tmp_path / "confusion.png")

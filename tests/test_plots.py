@@ -1,0 +1,33 @@
+import torch
+from PIL import Image
+
+from swiftformer.train import plots
+from swiftformer.train.plots import plot_confusion
+
+
+def test_of_many_classes_the_most_confused_are_drawn(tmp_path, monkeypatch):
+    """Errors count for the class that is missed and for the one that is taken for it; shares are of the whole class."""
+    seen = {}
+    monkeypatch.setattr(plots, "save_figure", lambda figure, target: seen.update(axis=figure.axes[0]))
+    confusion = 8 * torch.eye(401, dtype=torch.long)
+    confusion[7, 300] = confusion[300, 7] = 2
+    confusion[range(40, 78), range(41, 79)] = 1  # 39 classes
+    confusion[5, 6] = 1
+    plot_confusion(confusion, [f"c{i}" for i in range(401)], tmp_path / "confusion.png")
+    axis = seen["axis"]
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    assert (
+        len(names) == 40
+        and {"c7", "c300", "c41", "c77"} <= {*names}
+        and names == sorted(names, key=lambda n: int(n[1:]))
+    )
+    assert axis.get_title() == "the 40 of 401 classes with the most errors"
+    shares = axis.images[0].get_array()
+    row, column = names.index("c7"), names.index("c300")
+    assert shares[row, column] == 20 and shares[row, row] == 80
+
+
+def test_few_classes_are_all_drawn(tmp_path):
+    plot_confusion(torch.eye(3), ["a", "b", "$c"], tmp_path / "confusion.png")
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert picture.width > 100
