@@ -1,6 +1,11 @@
 import pytest
+import torch
 
+from swiftformer.data.loaders import Normalization
+from swiftformer.data.sources import open_source
 from swiftformer.image_processing import AUTHORS
+from swiftformer.train.classification import Classification
+from swiftformer.train.distributed import Processes
 from swiftformer.train.recipes import RECIPES, TrainingRecipe, get_recipe
 
 
@@ -76,7 +81,8 @@ def test_paper_recipes_field_by_field():
         "ema_decay": 0.99996, "ema_warmup": False, "label_smoothing": 0.1, "color_jitter": 0.4,
         "interpolation": "bicubic", "random_erasing": 0.25, "repeated_augmentation": 3, "distillation": "hard",
         "distillation_alpha": 0.5, "distillation_tau": 1.0, "teacher": "regnety_160.deit_in1k", "image_size": 224,
-        "crop_pct": 0.875,
+        "crop_pct": 0.875, "crop_scale": (0.08, 1.0), "crop_ratio": (3 / 4, 4 / 3), "horizontal_flip": 0.5,
+        "drop_path_rate": 0.0, "mix_prob": 1.0, "schedule": "cosine", "progressive_sizes": (), "evaluate_every": 1,
     }  # fmt: skip
     own = {
         "xs": {"auto_augment": "", "mixup": 0.0, "cutmix": 0.0},
@@ -91,6 +97,15 @@ def test_paper_recipes_field_by_field():
         batch_size, accumulation = recipe.batches()
         assert (batch_size, accumulation) == (128, 16)
         assert recipe.preprocessing == AUTHORS
+        erase = Normalization(recipe, torch.device("cpu"), Classification(recipe).erasing).erase
+        assert (erase.probability, erase.per_pixel, erase.rand_color) == (0.25, True, False)
+
+
+def test_evaluation_takes_more_images_at_once(image_folder):
+    """The authors' main.py: one and a half times the training batch."""
+    task, source = Classification(get_recipe("paper_xs")), open_source(image_folder, "val")
+    batches = task.validation_batches(source, 8, 0, Processes(0, 1, torch.device("cpu")))
+    assert [len(labels) for _, labels, _ in batches] == [12, 4]
 
 
 def test_paper_recipe_of_ade20k():
