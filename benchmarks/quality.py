@@ -30,10 +30,12 @@ from swiftformer.evaluate.classification import evaluate_classifier
 from swiftformer.files import atomic_file
 from swiftformer.train.distillation import load_teacher
 from swiftformer.train.distributed import Processes
+from swiftformer.train.interruption import StopRequest
 from swiftformer.train.memory import keep_freed_memory
 from swiftformer.train.objectives import ClassificationObjective
 from swiftformer.train.recipes import Recipe, get_recipe
 from swiftformer.train.step import TrainingStep
+from swiftformer.train.teacher_cache import cached_logits
 
 NETWORKS = {
     "swiftformer-xs, l2": ("l2", "none"),
@@ -72,11 +74,13 @@ def train(name: str, recipe: Recipe, data: str, teacher: str, device: torch.devi
     net = build(kind, len(train_source.classes)).to(device, memory_format=torch.channels_last)
     loader = TrainingLoader(train_source, recipe, recipe.image_size, recipe.batch_size, workers)
     normalize = Normalization(recipe, device, recipe.random_erasing)
-    told = None
+    processes, told, told_logits = Processes(0, 1, device), None, None
     if distillation != "none":
         told = load_teacher(teacher, len(train_source.classes), recipe.mean, recipe.std).to(device)
-    objective = ClassificationObjective(recipe, device, told)
-    step = TrainingStep(recipe, net, Processes(0, 1, device), objective, updates_per_epoch=len(loader))
+        if recipe.cache_teacher:
+            told_logits = cached_logits(told, train_source, recipe, output, workers, processes, StopRequest())
+    objective = ClassificationObjective(recipe, device, told, told_logits)
+    step = TrainingStep(recipe, net, processes, objective, updates_per_epoch=len(loader))
     if isinstance(net, WithLogits):
         step.clipped = list(timm.models.model_parameters(net.net, exclude_head=True))
     val_batches = evaluation_loader(val_source, recipe.preprocessing, 2 * recipe.batch_size, workers)
