@@ -1,6 +1,8 @@
 #include "cpu.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <stdexcept>
 
 #if defined(SWIFTFORMER_AMX)
@@ -53,8 +55,10 @@ std::vector<Entry> entries() {
       found.push_back({"avx512_vnni", "int8", &avx512_int8});
     }
 #if defined(SWIFTFORMER_AMX)
-    static const bool amx = has_amx();
-    if (amx && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")) {
+    // No such processor was at hand when these were written: one that disagrees must not be trusted silently.
+    static const bool amx = has_amx() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
+                            multiplies_like(amx_bf16, avx512_bf16) && multiplies_like(amx_int8, avx512_int8);
+    if (amx) {
       found.push_back({"amx", "bf16", &amx_bf16});
       found.push_back({"amx", "int8", &amx_int8});
     }
@@ -67,6 +71,42 @@ std::vector<Entry> entries() {
 }
 
 }  // namespace
+
+bool multiplies_like(const Kernels& kernels, const Kernels& other) {
+  constexpr int rows = 19, depth = 32, columns = 3 * lanes, stride = 3 * lanes;
+  std::vector<uint32_t> operand(rows * stride);
+  std::vector<float> bias(columns, 0.5f), step(columns, 0.01f), found[2];
+  std::vector<int32_t> start(columns, -77);
+  const float step_of_row = 0.02f;
+  uint32_t bits = 1;
+  const auto some = [&] {
+    bits = bits * 1664525u + 1013904223u;
+    return (bits ^ bits >> 16) & (kernels.levels ? 0xffffffffu : 0xbf7fbf7fu);  // pairs of bfloat16 below 1
+  };
+  for (uint32_t& word : operand) word = some();
+  for (int r = 0; r < rows && kernels.levels; ++r) std::memcpy(&operand[r * stride + stride - 1], &step_of_row, 4);
+  std::vector<uint32_t> by_column(depth * columns);
+  for (uint32_t& word : by_column) word = some();
+  for (int which : {0, 1}) {
+    const Kernels& each = which ? other : kernels;
+    std::vector<uint32_t> words;
+    for (int first = 0; first < columns;) {
+      const int width = lanes * panel_of((columns - first) / lanes, each.widest);
+      for (int k = 0; k < depth; ++k) {
+        for (int c = first; c < first + width; ++c) words.push_back(by_column[c * depth + k]);
+      }
+      first += width;
+    }
+    const Matrix matrix{words.data(), bias.data(), step.data(), start.data(), depth, columns, depth};
+    std::vector<float>& out = found[which];
+    out.resize(rows * columns);
+    each.product(matrix, operand.data(), stride, rows, Then::store, out.data(), columns, out.data(), columns);
+  }
+  for (int i = 0; i < rows * columns; ++i) {
+    if (!(std::fabs(found[0][i] - found[1][i]) <= 1e-3f * (1.0f + std::fabs(found[1][i])))) return false;
+  }
+  return true;
+}
 
 std::vector<std::string> supported() {
   std::vector<std::string> names;

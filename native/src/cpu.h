@@ -17,4 +17,7 @@ std::vector<std::string> supported();
 // std::invalid_argument where this processor or this build lacks them.
 const Kernels& kernels_for(const std::string& isa, const std::string& precision);
 
+// Whether products are those of other kernels of the same precision, of rows and columns that leave tiles half empty.
+bool multiplies_like(const Kernels& kernels, const Kernels& other);
+
 }  // namespace swiftformer

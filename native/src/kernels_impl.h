@@ -416,19 +416,8 @@ void gelu_of_values(const float* values, int count, uint32_t* row) {
 
 template <class Op>
 constexpr Kernels table(const char* name) {
-  return {name,
-          Op::values_per_word,
-          WIDEST_PANEL,
-          1,
-          Op::levels,
-          product<Op>,
-          first_convolution,
-          Op::quantize,
-          convert<Op>,
-          depth_wise<Op>,
-          pool,
-          modulate<Op>,
-          gelu_of_values<Op>};
+  return {name,         Op::values_per_word, WIDEST_PANEL,   1,    Op::levels,   product<Op>,       first_convolution,
+          Op::quantize, convert<Op>,         depth_wise<Op>, pool, modulate<Op>, gelu_of_values<Op>};
 }
 
 }  // namespace

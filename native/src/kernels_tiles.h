@@ -1,5 +1,5 @@
-// Matrix products in tiles of AMX: up to 16 rows by 16 columns, two by two of them at once. Behind kernels_impl.h, whose
-// other kernels go with them.
+// Matrix products in tiles of AMX: up to 16 rows by 16 columns, two by two of them at once. Behind kernels_impl.h,
+// whose other kernels go with them.
 
 #pragma once
 
@@ -84,8 +84,8 @@ void finish_tile(const Tiling& tiling, int tile, const Target& target, const uin
   const int first = tiling.first_row(tile);
   for (int row = tile * tiling.rows; row < first + tiling.rows; ++row) {
     const uint32_t* operand = tiling.operand + row * tiling.operand_stride;
-    Vec value = Op::finish(Op::sum_of(sums + (row - first) * lanes), operand, tiling.operand_stride, tiling.matrix,
-                           column);
+    Vec value =
+        Op::finish(Op::sum_of(sums + (row - first) * lanes), operand, tiling.operand_stride, tiling.matrix, column);
     if (target.then == Then::gelu) {
       char* to = static_cast<char*>(target.out) + static_cast<size_t>(value_bytes) * row * target.out_stride;
       Op::put(to, column, activated<typename Op::Precision>(value));

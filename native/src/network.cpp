@@ -115,8 +115,8 @@ Product Network::packed(const Kernels& kernels, const Weight& weight, const Weig
     }
     first += vectors * lanes;
   }
-  product.matrix = {product.words.get(), product.bias.get(), product.step.get(), product.start.get(), depth, columns,
-                    used};
+  product.matrix = {
+      product.words.get(), product.bias.get(), product.step.get(), product.start.get(), depth, columns, used};
   return product;
 }
 
@@ -179,8 +179,7 @@ void Network::downsampling(const Weight& weight, const Weight& bias) {
   const int outputs = weight.shape.empty() ? 0 : weight.shape[0];
   expect(weight, {outputs, channels_, 3, 3}, "downsampling weight");
   expect(bias, {outputs}, "downsampling bias");
-  layers_.push_back(
-      Convolution{packed(kernels_, weight, bias, taps_first(channels_), Operand::map), false, channels_});
+  layers_.push_back(Convolution{packed(kernels_, weight, bias, taps_first(channels_), Operand::map), false, channels_});
   channels_ = outputs;
 }
 

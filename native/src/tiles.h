@@ -1,5 +1,5 @@
-// The eight tiles of AMX: sums in 0 to 3, rows of the operand in 4 and 5, words of the matrix in 6 and 7. A row of a tile
-// is sixteen words. Emulated where SWIFTFORMER_EMULATED_TILES is defined.
+// The eight tiles of AMX: sums in 0 to 3, rows of the operand in 4 and 5, words of the matrix in 6 and 7. A row of a
+// tile is sixteen words. Emulated where SWIFTFORMER_EMULATED_TILES is defined.
 
 #pragma once
 

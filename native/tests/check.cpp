@@ -178,6 +178,19 @@ struct Suite {
     report("networks " + mode.name(), worst.found, allowed(mode.precision), worst.where);
   }
 
+  // What the library asks before it uses tiles, of kernels that are right and of some that are not.
+  void asked_products(const Mode& mode) const {
+    const Kernels& plain = swiftformer::kernels_for("plain", mode.precision);
+    Kernels wrong = *mode.kernels;
+    wrong.product = [](const swiftformer::Matrix& matrix, uint32_t*, int, int rows, Then, void* out, int out_stride,
+                       const float*, int) {
+      for (int r = 0; r < rows; ++r)
+        std::copy_n(matrix.bias, matrix.columns, static_cast<float*>(out) + r * out_stride);
+    };
+    const bool right = swiftformer::multiplies_like(*mode.kernels, plain);
+    report("asked products " + mode.name(), !right + swiftformer::multiplies_like(wrong, plain), 0, "");
+  }
+
   // Rows become the same levels, but for one where a value lies between two, and the same levels the same sums.
   void levels(const Mode& mode) const {
     const Kernels& plain = swiftformer::kernels_for("plain", "int8");
@@ -376,6 +389,9 @@ int main(int count, char** arguments) {
     if (mode.precision != "int8" || mode.isa == "plain") continue;
     suite.levels(mode);
     suite.like_plain(mode);
+  }
+  for (const Mode& mode : suite.modes) {
+    if (mode.precision != "fp32") suite.asked_products(mode);
   }
   for (const Mode& mode : suite.modes) suite.gelu(mode);
   for (const Mode& mode : suite.modes) suite.four_callers(mode);
