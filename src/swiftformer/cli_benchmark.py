@@ -21,7 +21,7 @@ def benchmark(
     context: typer.Context,
     variants: Variants = "xs",
     batch: Annotated[str, typer.Option(help="Images per call, with commas.")] = "1,16",
-    size: Size = "224",
+    size: Annotated[str, typer.Option(help="Pixels: 224, or 480x640 for height x width, with commas.")] = "224",
     implementations: Annotated[str, typer.Option(help="swiftformer, timm, transformers; all by default.")] = "",
     engines: Annotated[str, typer.Option(help="Such as native,openvino; all by default.")] = "",
     precisions: Annotated[str, typer.Option(help="fp32, bf16, int8; all by default.")] = "",
@@ -38,10 +38,11 @@ def benchmark(
     from swiftformer.benchmark.latency import run_benchmark
     from swiftformer.benchmark.report import benchmark_table, plot_benchmark
 
+    check_output(output)
     result = run_benchmark(
         [name.lower() for name in listed(variants)],
         [parse_batch(text) for text in listed(batch)],
-        parse_size(size),
+        [parse_size(text) for text in listed(size)],
         implementations=listed(implementations),
         engines=listed(engines),
         precisions=listed(precisions),
@@ -59,6 +60,7 @@ def benchmark(
 def attention(
     tokens: Annotated[str, typer.Option(help="Numbers of tokens, with commas; 49 to 16,384 by default.")] = "",
     dim: Annotated[int, typer.Option(min=1, help="Width of a token.")] = 64,
+    threads: Threads = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     rounds: Annotated[int, typer.Option(min=1, help="Turns of every module.")] = 5,
     output: Output = None,
@@ -69,7 +71,8 @@ def attention(
     from swiftformer.benchmark.report import attention_table
 
     counts = [parse_batch(text) for text in listed(tokens)] or TOKENS
-    result = run_attention_benchmark(counts, dim, device=device, rounds=rounds)
+    check_output(output)
+    result = run_attention_benchmark(counts, dim, device=device, threads=threads, rounds=rounds)
     write_results(result, output, plot_attention)
     print_json(result) if as_json else attention_table(result)
 
@@ -94,6 +97,14 @@ def layers(
     net: Any = SwiftFormerForImageClassification.from_variant(model.lower()).eval() if known else load(model)
     result = profile_layers(fuse(net), batch, parse_size(size), device=device)
     print_json(result) if as_json else layers_table(result)
+
+
+def check_output(output: Path | None) -> None:
+    """Before the first of many measurements, not behind it."""
+    from swiftformer.files import check_writable
+
+    if output is not None:
+        check_writable(output)
 
 
 def write_results(result: Any, output: Path | None, plot: Any) -> None:

@@ -77,3 +77,18 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def check_writable(output: Path) -> None:
+    """Before minutes of work whose results go into a folder: it, or the nearest above that exists, takes a new file.
+
+    Raises:
+        NotADirectoryError, PermissionError: it does not.
+    """
+    folder = output
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder}: expected a folder, found a file")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder}: expected a folder that can be written to")

@@ -1,4 +1,4 @@
-"""Time and memory of the four attention modules of the paper's figure 2, over the number of tokens."""
+"""Time and allocations of the four attention modules of the paper's figure 2, over the number of tokens."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 
 from swiftformer.attention import ATTENTION_MODULES
 from swiftformer.benchmark.latency import describe_machine, time_calls
+from swiftformer.device import select_device
 
 TOKENS = (49, 196, 784, 1024, 2048, 4096, 8192, 16384)
 SLOPE_FROM = 1024  # tokens; below, what does not depend on them takes much of the time
@@ -24,6 +25,7 @@ def run_attention_benchmark(
     batch: int = 1,
     *,
     device: str = "cpu",
+    threads: int | None = None,
     rounds: int = 5,
     seconds: float = 0.1,
     progress: Callable[[str], None] = lambda text: None,
@@ -33,12 +35,19 @@ def run_attention_benchmark(
     Args:
         tokens: per image.
         dim: width of a token.
+        threads: on the CPU; by default torch's own choice.
 
     Returns:
-        `{"machine", "rows", "slopes"}`: rows with `module`, `tokens`, `median_ms` and `memory_mb`, the bytes that the
-        module allocates for intermediate results and output; slopes by module, of log time over log tokens from 1,024
-        tokens on.
+        `{"machine", "rows", "slopes"}`: rows with `module`, `tokens`, `median_ms` and `allocated_mb`, the 10^6 bytes
+        that a call allocates in all, which is more than it holds at a time; slopes by module, of log time over log
+        tokens from 1,024 tokens on.
+
+    Raises:
+        ValueError: no such device.
     """
+    device = str(select_device(device))
+    if threads is not None:
+        torch.set_num_threads(threads)
     torch.manual_seed(0)
     modules = {name: cls(dim).to(device).eval() for name, cls in ATTENTION_MODULES.items()}
     rows: list[dict[str, Any]] = []
@@ -53,7 +62,7 @@ def run_attention_benchmark(
             for name, module in modules.items():
                 median = 1e3 * statistics.median(measured[name])
                 rows.append(
-                    {"module": name, "tokens": count, "median_ms": median, "memory_mb": allocated(module, x) / 1e6}
+                    {"module": name, "tokens": count, "median_ms": median, "allocated_mb": allocated(module, x) / 1e6}
                 )
     return {"machine": describe_machine(device), "dim": dim, "batch": batch, "rows": rows, "slopes": slopes(rows)}
 
@@ -89,15 +98,19 @@ def slopes(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def plot_attention(result: dict[str, Any], file: Path) -> None:
-    """Time over tokens, both logarithmic."""
-    from swiftformer.train.plots import new_figure, save_figure
+    """Time and allocations over tokens, all logarithmic."""
+    from swiftformer.train.plots import GRID, new_figure, save_figure
 
-    figure, (axis,) = new_figure(6, 4)
+    figure, axes = new_figure(12, 4, columns=2)
     for name in dict.fromkeys(row["module"] for row in result["rows"]):
-        points = [(row["tokens"], row["median_ms"]) for row in result["rows"] if row["module"] == name]
+        rows = [row for row in result["rows"] if row["module"] == name]
         slope = result["slopes"].get(name)
-        axis.loglog(*zip(*points, strict=True), marker="o", label=name + (f", slope {slope:.2f}" if slope else ""))
-    axis.set(xlabel="tokens", ylabel="median time, ms")
-    axis.grid(which="both", color="#dddddd")
-    axis.legend(frameon=False)
+        for axis, key in zip(axes, ("median_ms", "allocated_mb"), strict=True):
+            points = [(row["tokens"], row[key]) for row in rows]
+            named = name + (f", slope {slope:.2f}" if slope and key == "median_ms" else "")
+            axis.loglog(*zip(*points, strict=True), marker="o", label=named)
+    for axis, label in zip(axes, ("median time, ms", "allocated in all, MB"), strict=True):
+        axis.set(xlabel="tokens", ylabel=label)
+        axis.grid(which="both", color=GRID)
+        axis.legend(frameon=False)
     save_figure(figure, file)

@@ -26,7 +26,7 @@ Call = Callable[[], np.ndarray]
 
 
 class Case:
-    """A variant, a batch and a size, with what the candidates share.
+    """A variant, a batch and a size, with what the candidates share. What was compiled for an earlier one is forgotten.
 
     Args:
         folder: for what they write; it is removed in the end.
@@ -39,6 +39,8 @@ class Case:
         self.threads, self.device, self.folder = threads, device, folder
         if threads is not None:
             torch.set_num_threads(threads)
+        # Dynamo counts the compilations of a function over all cases, and compiles no more than eight.
+        torch._dynamo.reset()
         self.pixels = torch.from_numpy(np.resize(self.images, (batch, *self.images.shape[1:])))
 
     @cached_property
@@ -115,12 +117,17 @@ class Candidate:
     def installed(self, device: str) -> bool:
         return device.split(":")[0] in self.devices and all(util.find_spec(name) for name in self.needs)
 
+    @property
+    def compiled(self) -> bool:
+        """Whether making the call takes a minute of compilation on a CPU."""
+        return self.engine.startswith("torch-compile")
+
     def __str__(self) -> str:
         return f"{self.implementation} in {self.engine}, {self.precision}"
 
 
-def ours_in_torch(mode: str, dtype: torch.dtype) -> Callable[[Case], Call]:
-    return lambda case: torch_call(fuse(case.model()), case, dtype, channels_last=True, mode=mode)
+def ours_in_torch(mode: str, dtype: torch.dtype, frozen: bool = False) -> Callable[[Case], Call]:
+    return lambda case: torch_call(fuse(case.model()), case, dtype, True, mode, frozen)
 
 
 def ours_in_file(format_: str, precision: str) -> Callable[[Case], Path]:
@@ -245,8 +252,10 @@ def in_runtime(
 
 CANDIDATES = [
     in_torch("swiftformer", "torch", "fp32", ours_in_torch("eager", F32)),
-    in_torch("swiftformer", "torch-compile", "fp32", ours_in_torch("default", F32)),
-    in_torch("swiftformer", "torch-compile", "bf16", ours_in_torch("default", BF16)),
+    in_torch("swiftformer", "torch-compile", "fp32", ours_in_torch("default", F32), "cuda"),
+    in_torch("swiftformer", "torch-compile", "bf16", ours_in_torch("default", BF16), "cuda"),
+    in_torch("swiftformer", "torch-compile frozen", "fp32", ours_in_torch("default", F32, True), "cpu"),
+    in_torch("swiftformer", "torch-compile frozen", "bf16", ours_in_torch("default", BF16, True), "cpu"),
     in_torch("swiftformer", "torch-cudagraphs", "bf16", ours_in_torch("reduce-overhead", BF16), "cuda"),
     in_runtime("swiftformer", "native", "fp32", ours_in_file("native", "fp32"), NATIVE),
     in_runtime("swiftformer", "native", "bf16", ours_in_file("native", "fp32"), NATIVE),
@@ -262,7 +271,7 @@ for peer in ("timm", "transformers"):
         in_torch(peer, "torch", "fp32", peer_in_torch(peer, "eager", F32)),
         in_torch(peer, "torch channels_last", "fp32", peer_in_torch(peer, "eager", F32, True)),
         in_torch(peer, "torch channels_last", "bf16", peer_in_torch(peer, "eager", BF16, True), "cuda"),
-        in_torch(peer, "torch-compile", "fp32", peer_in_torch(peer, "default", F32, True)),
+        in_torch(peer, "torch-compile", "fp32", peer_in_torch(peer, "default", F32, True), "cuda"),
         in_torch(peer, "torch-compile frozen", "fp32", peer_in_torch(peer, "default", F32, True, True), "cpu"),
         in_torch(peer, "torch-compile frozen", "bf16", peer_in_torch(peer, "default", BF16, True, True), "cpu"),
         in_torch(peer, "torch max-autotune", "bf16", peer_in_torch(peer, "max-autotune", BF16, True), "cuda"),

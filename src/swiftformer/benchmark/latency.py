@@ -12,13 +12,17 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from swiftformer.benchmark.candidates import CANDIDATES, Candidate, Case
 from swiftformer.benchmark.footprint import footprint
+from swiftformer.benchmark.peers import against_peers
+from swiftformer.device import select_device
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +34,7 @@ PACKAGES = ("torch", "timm", "transformers", "swiftformer-native", "openvino", "
 def run_benchmark(
     variants: Sequence[str] = ("xs",),
     batches: Sequence[int] = (1, 16),
-    size: tuple[int, int] = (224, 224),
+    sizes: Sequence[tuple[int, int]] = ((224, 224),),
     *,
     implementations: Sequence[str] = (),
     engines: Sequence[str] = (),
@@ -43,33 +47,37 @@ def run_benchmark(
     progress: Callable[[str], None] = lambda text: None,
     save: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
-    """Time every candidate that is installed, for every variant and batch.
+    """Time every candidate that is installed, for every variant, batch and size.
 
     In each round every candidate is called in turn, in an order of its own, so that a slow moment of the machine hits
     all. All compute the July 2023 form with the same weights, but for transformers, which knows only that of March;
-    each is compared with the model of its form before it is timed.
+    each is compared with the model of its form before it is timed. One that fails, or computes something else, gets a
+    row with an `error`.
 
     Args:
         variants: xs, s, l1, l3.
         batches: images per call.
-        size: height and width in pixels.
+        sizes: height and width in pixels.
         implementations, engines, precisions: which candidates to take; empty for all.
         threads: of the CPU engines; by default the engine's own choice.
         device: `cpu` or `cuda`.
         rounds: of every candidate.
         seconds: that each candidate is timed for in a round; it is called at least twice.
-        footprints: also run each candidate once in a process of its own, for its memory and its start-up; on a CPU.
+        footprints: also run each candidate once in a process of its own, for its memory and its start-up; on a CPU, and
+            not those that would be compiled again for it.
         progress: called with what is being done.
-        save: called with the result so far after every variant and batch.
+        save: called with the result so far after every variant, batch and size.
 
     Returns:
-        `{"machine", "rows"}`; each row has `implementation`, `engine`, `precision`, `variant`, `batch`, `size`,
-        `median_ms`, `p95_ms`, `p99_ms`, `images_per_second`, `difference`, `calls`, and `prepare_seconds`, which is
-        loading, fusing, exporting, quantising and compiling in one, and what `footprint` measures; or an `error`.
+        `{"machine", "rows", "against_peers"}`; each row has `implementation`, `engine`, `precision`, `variant`,
+        `batch`, `size`, `median_ms`, `p95_ms`, `p99_ms`, `images_per_second`, `difference`, `calls`, and
+        `prepare_seconds`, which is loading, fusing, exporting, quantising and compiling in one, and what `footprint`
+        measures; or an `error`. The comparisons are those of `swiftformer.benchmark.peers.against_peers`.
 
     Raises:
-        ValueError: nothing to measure, or a candidate that computes something else.
+        ValueError: nothing to measure, or no such device.
     """
+    device = str(select_device(device))
     chosen = [
         candidate
         for candidate in CANDIDATES
@@ -88,10 +96,12 @@ def run_benchmark(
     if not chosen:
         raise ValueError("expected at least one candidate that is installed and asked for, found none")
     rows: list[dict[str, Any]] = []
-    result = {"machine": describe_machine(device), "rows": rows}
-    for variant in variants:
-        for batch in batches:
+    result: dict[str, Any] = {"machine": describe_machine(device), "rows": rows, "against_peers": []}
+    # Beyond its limit of compilations dynamo would run a function eagerly, and only log that.
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for variant, batch, size in product(variants, batches, sizes):
             rows += _measure(chosen, variant, batch, size, threads, device, rounds, seconds, footprints, progress)
+            result["against_peers"] = against_peers(rows)
             save(result)
     return result
 
@@ -108,6 +118,7 @@ def _measure(
     footprints: bool,
     progress: Callable[[str], None],
 ) -> list[dict[str, Any]]:
+    cell = f"{variant}, batch {batch}, {size[0]}x{size[1]}"
     folder = Path(tempfile.mkdtemp(prefix="swiftformer-benchmark-"))
     try:
         case = Case(variant, batch, size, threads, device, folder)
@@ -117,7 +128,7 @@ def _measure(
         calls: list[Callable[[], Any]] = []
         times: list[list[float]] = []
         for candidate in chosen:
-            progress(f"{variant}, batch {batch}: preparing {candidate}")
+            progress(f"{cell}: preparing {candidate}")
             row: dict[str, Any] = {
                 "implementation": candidate.implementation,
                 "engine": candidate.engine,
@@ -130,44 +141,46 @@ def _measure(
             try:
                 calls.append(candidate.call(case))
                 found = calls[-1]()
+                row["prepare_seconds"] = time.perf_counter() - start
+                row["difference"] = _agreeing(found, case.expected(candidate), candidate.precision)
             except Exception as error:  # whatever a peer's package may raise: the others are still measured
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                logger.warning("%s, batch %d: %s fails (%s)", variant, batch, candidate, reason)
+                logger.warning("%s: %s fails (%s)", cell, candidate, reason)
                 failed.append(row | {"error": reason})
-                del calls[len(rows) :]  # one that was made, and fails when called
+                del calls[len(rows) :]  # one that was made
                 continue
-            row["prepare_seconds"] = time.perf_counter() - start
-            expected = case.expected(candidate)
-            row["difference"] = float(np.abs(found - expected).max() / np.abs(expected).max())
-            if not row["difference"] <= AGREEMENT[candidate.precision]:
-                raise ValueError(
-                    f"{candidate}: expected a relative difference of at most {AGREEMENT[candidate.precision]}, "
-                    f"found {row['difference']:.2g}"
-                )
             rows.append(row)
             measured.append(candidate)
             times.append([])
         generator = random.Random(0)
         for number in range(rounds):
-            progress(f"{variant}, batch {batch}: round {number + 1} of {rounds}")
+            progress(f"{cell}: round {number + 1} of {rounds}")
             for place in generator.sample(range(len(calls)), len(calls)):
                 times[place] += time_calls(calls[place], seconds)
         for row, seconds_each in zip(rows, times, strict=True):
             row |= summary(seconds_each, batch)
         calls.clear()  # their threads and memory
         for row, candidate in zip(rows, measured, strict=True):
-            if footprints and device == "cpu":
-                progress(f"{variant}, batch {batch}: starting {candidate}")
+            if footprints and device == "cpu" and not candidate.compiled:
+                progress(f"{cell}: starting {candidate}")
                 try:
                     row |= footprint(candidate, case)
                 except Exception as error:  # whatever a peer's package may do: what is measured stays
                     row["footprint_error"] = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                    logger.warning(
-                        "%s, batch %d: no footprint of %s (%s)", variant, batch, candidate, row["footprint_error"]
-                    )
+                    logger.warning("%s: no footprint of %s (%s)", cell, candidate, row["footprint_error"])
         return rows + failed
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _agreeing(found: np.ndarray, expected: np.ndarray, precision: str) -> float:
+    """The largest difference of a logit over the largest logit; a ValueError beyond `AGREEMENT`."""
+    difference = float(np.abs(found - expected).max() / np.abs(expected).max())
+    if not difference <= AGREEMENT[precision]:
+        raise ValueError(
+            f"expected a relative difference of at most {AGREEMENT[precision]} from the model, found {difference:.2g}"
+        )
+    return difference
 
 
 def time_calls(call: Callable[[], Any], seconds: float) -> list[float]:
@@ -209,8 +222,6 @@ def describe_machine(device: str = "cpu") -> dict[str, Any]:
         wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
         machine["features"] = [name for name in wanted if name in named.get("flags", "").split()]
     if device.startswith("cuda"):
-        import torch
-
         machine["gpu"] = torch.cuda.get_device_name()
     for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):

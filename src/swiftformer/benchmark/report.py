@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,16 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from swiftformer.benchmark.peers import OURS, cells
 from swiftformer.reports import console
 
-OURS = "swiftformer"
+PLOT_COLUMNS = 3
 
 
 def benchmark_table(result: dict[str, Any]) -> None:
-    """A row for each candidate, a table for each variant and batch, the fastest first."""
-    for (variant, batch), rows in _cells(result["rows"]).items():
-        ordered = sorted((row for row in rows if "error" not in row), key=lambda row: row["median_ms"])
-        if not ordered:
-            continue
-        height, width = ordered[0]["size"]
-        cells = [
+    """A table for each variant, batch and size, the fastest candidate first, and one of this project over its peers."""
+    for cell, rows in cells(row for row in result["rows"] if "error" not in row).items():
+        lines = [
             (
                 f"{row['implementation']} {row['engine']}",
                 row["precision"],
@@ -36,66 +34,92 @@ def benchmark_table(result: dict[str, Any]) -> None:
                 ),
                 f"{row['difference']:.0e}",
             )
-            for row in ordered
+            for row in sorted(rows, key=lambda row: row["median_ms"])
         ]
         headings = ("", "precision", "median ms", "p95", "p99", "images/s", "load s", "start s", "MB", "difference")
-        _print(f"{variant}, batch {batch}, {height}x{width}", headings, cells)
+        _print(_title(*cell), headings, lines)
+    summary = [
+        (
+            _title(found["variant"], found["batch"], found["size"]),
+            *(_ratio(found[name]) for name in ("float32", "any_precision", "transformers_eager")),
+        )
+        for found in result["against_peers"]
+    ]
+    if any(text for line in summary for text in line[1:]):
+        compared = ("", "float32, best peer", "any precision, best peer", "float32, transformers eager")
+        _print("times as fast as the peers", compared, summary)
 
 
 def attention_table(result: dict[str, Any]) -> None:
-    """A row for each number of tokens: milliseconds and megabytes of each module."""
+    """A row for each number of tokens: milliseconds of each module, and megabytes that it allocates."""
     names = list(dict.fromkeys(row["module"] for row in result["rows"]))
     found = {(row["tokens"], row["module"]): row for row in result["rows"]}
-    cells = [
-        (str(count), *(f"{found[count, n]['median_ms']:.3g} ms, {found[count, n]['memory_mb']:.3g} MB" for n in names))
+    lines = [
+        (
+            str(count),
+            *(f"{found[count, n]['median_ms']:.3g} ms, {found[count, n]['allocated_mb']:.3g} MB" for n in names),
+        )
         for count in dict.fromkeys(row["tokens"] for row in result["rows"])
     ]
     if result["slopes"]:
-        cells.append(("slope", *(f"{result['slopes'][name]:.2f}" for name in names)))
-    _print(f"width {result['dim']}, batch {result['batch']}", ("tokens", *names), cells)
+        lines.append(("slope", *(f"{result['slopes'][name]:.2f}" for name in names)))
+    _print(f"width {result['dim']}, batch {result['batch']}; time, allocated MB", ("tokens", *names), lines)
 
 
 def layers_table(result: dict[str, Any]) -> None:
     """A row for each layer, in order."""
-    cells = [
+    lines = [
         (row["layer"], row["kind"], f"{row['median_ms']:.3f}", f"{100 * row['share']:.1f}%") for row in result["rows"]
     ]
-    cells.append(("all", "", f"{result['total_ms']:.3f}", "100%"))
+    lines.append(("all", "", f"{result['total_ms']:.3f}", "100%"))
     height, width = result["size"]
-    _print(f"batch {result['batch']}, {height}x{width}", ("layer", "kind", "median ms", "share"), cells)
+    _print(f"batch {result['batch']}, {height}x{width}", ("layer", "kind", "median ms", "share"), lines)
 
 
 def plot_benchmark(result: dict[str, Any], file: Path) -> None:
-    """Bars of median times, a panel for each variant and batch, this project's in another colour."""
-    from swiftformer.train.plots import GRID, INK, SECOND, new_figure, save_figure
+    """Bars of median times, a panel for each variant, batch and size, this project's in another colour.
 
-    cells = _cells([row for row in result["rows"] if "error" not in row])
-    most = max(len(rows) for rows in cells.values())
-    figure, axes = new_figure(5.5 * len(cells), 1 + 0.28 * most, columns=len(cells))
-    for axis, ((variant, batch), rows) in zip(axes, cells.items(), strict=True):
+    Nothing is drawn where nothing was measured.
+    """
+    from matplotlib.figure import Figure
+
+    from swiftformer.train.plots import GRID, INK, SECOND, save_figure
+
+    measured = cells(row for row in result["rows"] if "error" not in row)
+    if not measured:
+        return
+    columns = min(len(measured), PLOT_COLUMNS)
+    lines = math.ceil(len(measured) / columns)
+    most = max(len(rows) for rows in measured.values())
+    figure = Figure(figsize=(5.5 * columns, lines * (1 + 0.28 * most)), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axis, (cell, rows) in zip(axes, measured.items(), strict=False):
         ordered = sorted(rows, key=lambda row: -row["median_ms"])
         names = [f"{row['implementation']} {row['engine']} {row['precision']}" for row in ordered]
         colours = [INK if row["implementation"] == OURS else SECOND for row in ordered]
         bars = axis.barh(names, [row["median_ms"] for row in ordered], color=colours)
         axis.bar_label(bars, fmt="%.1f", padding=2, fontsize=7)
-        axis.set(title=f"{variant}, batch {batch}", xlabel="median ms")
+        axis.set(title=_title(*cell), xlabel="median ms")
         axis.grid(axis="x", color=GRID)
         axis.set_axisbelow(True)
         axis.tick_params(labelsize=7)
+    for axis in axes[len(measured) :]:
+        axis.remove()
     save_figure(figure, file)
 
 
-def _cells(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, int], list[dict[str, Any]]]:
-    cells: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for row in rows:
-        cells.setdefault((row["variant"], row["batch"]), []).append(row)
-    return cells
+def _title(variant: str, batch: int, size: Sequence[int]) -> str:
+    return f"{variant}, batch {batch}, {size[0]}x{size[1]}"
 
 
-def _print(title: str, headings: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+def _ratio(compared: dict[str, Any] | None) -> str:
+    return "" if compared is None else f"{compared['ratio']:.2f}x ({compared['ours']} : {compared['peer']})"
+
+
+def _print(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     table = Table(box=None, pad_edge=False, title=title, title_justify="left")
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="left" if i == 0 else "right")
-    for row in cells:
-        table.add_row(*(Text(cell) for cell in row))
+    for line in lines:
+        table.add_row(*(Text(cell) for cell in line))
     console().print(table)

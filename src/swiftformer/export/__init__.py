@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module, metadata, util
@@ -15,7 +14,7 @@ import swiftformer
 from swiftformer.artifact import Artifact, ArtifactError, checksums, is_artifact, read_artifact, sha256
 from swiftformer.engines.base import BackendMissingError
 from swiftformer.export.formats import FORMATS, TOLERANCES, ExportError, Format, Options
-from swiftformer.files import atomic_folder
+from swiftformer.files import atomic_folder, check_writable
 from swiftformer.image_processing import HUB, ImageSource, Preprocessing
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def export(
     target, precision = _checked(format, precision, calibration, max_drop, top1)
     if device != "cpu" and format != "aoti":
         raise ExportError(f"device: expected cpu for {format}, found {device!r}")
-    _check_writable(output)
+    check_writable(output)
     reference = model if isinstance(model, (str, Path)) else None
     given: Any = load(model, form=form) if isinstance(model, (str, Path)) else copy.deepcopy(model)
     net: Any = given.cpu().float().eval()
@@ -290,17 +289,6 @@ def _resized(preprocessing: Preprocessing, size: tuple[int, int], task: str) -> 
     ratio = max(new / old for new, old in zip(size, preprocessing.size, strict=True))
     resize_to = None if preprocessing.resize_to is None else max(round(preprocessing.resize_to * ratio), *size)
     return replace(preprocessing, size=size, resize_to=resize_to)
-
-
-def _check_writable(output: Path) -> None:
-    """Before minutes of work: the nearest folder that exists must take a new file."""
-    folder = output
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder}: expected a folder, found a file")
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"{folder}: expected a folder that can be written to")
 
 
 def _files(output: Path) -> set[str]:

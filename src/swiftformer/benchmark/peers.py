@@ -1,0 +1,67 @@
+"""What a reader of a benchmark wants to know: this project's best candidate over the peers' best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+OURS = "swiftformer"
+
+Row = dict[str, Any]
+
+
+def against_peers(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """How many times as fast as the peers this project is, by median times.
+
+    Args:
+        rows: of `run_benchmark`; those with an `error` do not count.
+
+    Returns:
+        For each cell its `variant`, `batch` and `size`, and three comparisons, each of the fastest candidates:
+        `float32`, both in float32; `any_precision`; and `transformers_eager`, this project in float32 with
+        transformers' model in torch, not compiled, in float32. A comparison has `ours` and `peer` (engine and
+        precision, of the peer with its implementation), `ours_ms`, `peer_ms`, and `ratio`, which is above 1 where this
+        project is faster; or is None where one of the two was not measured.
+    """
+    found = []
+    for (variant, batch, size), inside in cells(row for row in rows if "error" not in row).items():
+        ours = [row for row in inside if row["implementation"] == OURS]
+        peers = [row for row in inside if row["implementation"] != OURS]
+        eager = [row for row in peers if (row["implementation"], row["engine"]) == ("transformers", "torch")]
+        found.append(
+            {
+                "variant": variant,
+                "batch": batch,
+                "size": list(size),
+                "float32": _compared(_float32(ours), _float32(peers)),
+                "any_precision": _compared(ours, peers),
+                "transformers_eager": _compared(_float32(ours), _float32(eager)),
+            }
+        )
+    return found
+
+
+def cells(rows: Iterable[Row]) -> dict[tuple[str, int, tuple[int, int]], list[Row]]:
+    """Rows by variant, batch and size."""
+    found: dict[tuple[str, int, tuple[int, int]], list[Row]] = {}
+    for row in rows:
+        height, width = row["size"]
+        found.setdefault((row["variant"], row["batch"], (height, width)), []).append(row)
+    return found
+
+
+def _float32(rows: Iterable[Row]) -> list[Row]:
+    return [row for row in rows if row["precision"] == "fp32"]
+
+
+def _compared(ours: Sequence[Row], peers: Sequence[Row]) -> dict[str, Any] | None:
+    if not ours or not peers:
+        return None
+    mine, other = (min(rows, key=lambda row: row["median_ms"]) for rows in (ours, peers))
+    return {
+        "ours": f"{mine['engine']} {mine['precision']}",
+        "ours_ms": mine["median_ms"],
+        "peer": f"{other['implementation']} {other['engine']} {other['precision']}",
+        "peer_ms": other["median_ms"],
+        "ratio": other["median_ms"] / mine["median_ms"],
+    }
