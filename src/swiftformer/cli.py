@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from importlib import util
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
@@ -224,6 +225,12 @@ def main() -> None:
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     try:
         app()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if not package or util.find_spec(package) is not None:
+            raise
+        typer.echo(f"error: this needs {package}, which is not installed: pip install swiftformer", err=True)
+        sys.exit(2)
     except (ValueError, OSError) as error:
         lines = str(error).split("\n")
         typer.echo(f"error: {' '.join(line.strip() for line in lines).strip()}", err=True)

@@ -119,8 +119,8 @@ def classify(
         form: numeric form of the checkpoint, where its file cannot tell.
         top_k: classes per picture; fewer where the model has fewer.
         batch_size: pictures per forward pass.
-        engine, device, precision, threads: of `swiftformer.engines.open_engine`; in torch the device is by default CUDA
-            if there is one.
+        engine, device, precision, threads: of `swiftformer.engines.open_engine`; the device is by default CUDA if there
+            is one. Without, a checkpoint of a classifier runs in `native` where that is installed, otherwise in torch.
         skip_broken: report a picture that cannot be read in its result's `error` and go on; False raises.
 
     Yields:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from importlib import import_module, util
 from pathlib import Path
 
 from swiftformer.artifact import Artifact, ArtifactError, is_artifact, read_artifact
-from swiftformer.engines.base import Engine, EngineError
+from swiftformer.engines.base import Engine, EngineError, one_line
 
 __all__ = ["ENGINES", "Engine", "EngineError", "open_engine"]
 
@@ -43,8 +44,9 @@ def open_engine(
     Args:
         reference: the folder of an exported artifact, or anything that `swiftformer.load` takes, which runs in torch,
             and classifiers also in `native`.
-        engine: a key of `ENGINES`, for checkpoints also one of `TORCH_MODES`; `auto` takes the fastest that
-            is installed and runs the artifact, in the order of `ENGINES`, and says which in the log.
+        engine: a key of `ENGINES`, for checkpoints also one of `TORCH_MODES`. `auto` takes the first in the order of
+            `ENGINES` that is installed and runs the artifact as asked; for checkpoints of classifiers `native` where it
+            computes them and there is no GPU, otherwise torch. It says in the log which.
         device: `cpu`, `cuda`, ...; by default the engine's own choice.
         precision: `fp32`, `bf16` or `fp16`, where the engine can compute in another one than the artifact is stored in.
         threads: on the CPU; by default the engine's own choice.
@@ -60,57 +62,128 @@ def open_engine(
         raise EngineError(f"expected at least 1 thread, found {threads}")
     if engine not in ("auto", *ENGINES, *TORCH_MODES):
         raise EngineError(f"unknown engine {engine!r}: expected auto, {', '.join([*ENGINES, *TORCH_MODES])}")
-    only_native: dict[str, str] = {} if isa is None else {"isa": isa}
-    if not is_artifact(reference):
-        if engine == "native":
-            _expect_installed(engine)
-            from swiftformer.engines.native import from_reference
-
-            return from_reference(reference, device, precision, threads, form, isa)
-        if only_native:
-            raise EngineError(f"isa: expected the engine native, found {engine}")
-        if engine not in ("auto", "torch", *TORCH_MODES):
-            raise EngineError(f"{reference}: expected an exported artifact for the engine {engine}, found none there")
-        from swiftformer.engines.torch import TorchEngine
-
-        mode = "torch" if engine == "auto" else engine
-        return TorchEngine.from_reference(reference, mode, device, precision, threads, form)
-    if engine in TORCH_MODES:
-        raise EngineError(f"{reference}: expected a checkpoint for the engine {engine}, found an exported artifact")
-    artifact = read_artifact(reference)
-    name = _fastest(artifact, device) if engine == "auto" else engine
-    formats = ENGINES[name][2]
-    if artifact.format not in formats:
-        raise EngineError(
-            f"{reference}: expected an artifact that {name} runs ({', '.join(formats)}), found {artifact.format}"
-        )
-    if only_native and name != "native":
-        raise EngineError(f"isa: expected the engine native, found {name}")
-    _expect_installed(name)
-    module_of_engine = import_module(f"swiftformer.engines.{name}")
-    opened: Engine = module_of_engine.open_artifact(
-        Path(reference), artifact, device, precision, threads, **only_native
-    )
+    if is_artifact(reference):
+        opened = _open_artifact(reference, engine, device, precision, threads, isa)
+    else:
+        opened = _open_checkpoint(reference, engine, device, precision, threads, form, isa)
     if engine == "auto":
         logger.info("%s: running in %s", reference, opened.name)
     return opened
 
 
+def _open_checkpoint(
+    reference: str | Path,
+    engine: str,
+    device: str | None,
+    precision: str | None,
+    threads: int | None,
+    form: str | None,
+    isa: str | None,
+) -> Engine:
+    if engine not in ("auto", "native", "torch", *TORCH_MODES):
+        raise EngineError(f"{reference}: expected an exported artifact for the engine {engine}, found none there")
+    if isa is not None and engine not in ("auto", "native"):
+        raise EngineError(f"isa: expected the engine native, found {engine}")
+    if util.find_spec("torch") is None:
+        raise EngineError(
+            f"{reference}: expected an exported artifact where torch is not installed, found none there; a checkpoint "
+            "needs torch: pip install swiftformer"
+        )
+    if engine == "native" or isa is not None:
+        _expect_installed("native")
+        from swiftformer.engines.native import from_reference
+
+        return from_reference(reference, device, precision, threads, form, isa)
+    if engine == "auto" and _native_may_run(reference, device):
+        from swiftformer.engines.native import from_reference
+
+        with suppress(EngineError, ImportError):  # a network or a precision that it does not compute: torch does
+            return from_reference(reference, device, precision, threads, form)
+    from swiftformer.engines.torch import TorchEngine
+
+    mode = "torch" if engine == "auto" else engine
+    return TorchEngine.from_reference(reference, mode, device, precision, threads, form)
+
+
+def _native_may_run(reference: str | Path, device: str | None) -> bool:
+    """Whether a checkpoint is a classifier for the CPU, told without its weights."""
+    import torch
+
+    from swiftformer.checkpoints import stored_task
+
+    on_cpu = device == "cpu" or (device is None and not torch.cuda.is_available())
+    return on_cpu and _installed("native") and stored_task(reference) in ("classification", "backbone")
+
+
+def _open_artifact(
+    reference: str | Path, engine: str, device: str | None, precision: str | None, threads: int | None, isa: str | None
+) -> Engine:
+    if engine in TORCH_MODES:
+        raise EngineError(f"{reference}: expected a checkpoint for the engine {engine}, found an exported artifact")
+    artifact = read_artifact(reference)
+    refused: dict[str, EngineError] = {}
+    for name in _able(artifact) if engine == "auto" else [engine]:
+        try:
+            return _open_in(name, Path(reference), artifact, device, precision, threads, isa)
+        except EngineError as error:
+            refused[name] = error
+            if engine == "auto":
+                logger.info("%s: not in %s (%s)", reference, name, error)
+    if len(refused) == 1:
+        raise next(iter(refused.values()))
+    reasons = "; ".join(f"{name}: {error}" for name, error in refused.items())
+    raise EngineError(f"{reference}: expected an engine that runs this, found none ({reasons})")
+
+
+def _open_in(
+    name: str,
+    folder: Path,
+    artifact: Artifact,
+    device: str | None,
+    precision: str | None,
+    threads: int | None,
+    isa: str | None,
+) -> Engine:
+    formats = ENGINES[name][2]
+    if artifact.format not in formats:
+        raise EngineError(
+            f"{folder}: expected an artifact that {name} runs ({', '.join(formats)}), found {artifact.format}"
+        )
+    if isa is not None and name != "native":
+        raise EngineError(f"isa: expected the engine native, found {name}")
+    _expect_installed(name)
+    only_native = {} if isa is None else {"isa": isa}
+    try:
+        opened: Engine = import_module(f"swiftformer.engines.{name}").open_artifact(
+            folder, artifact, device, precision, threads, **only_native
+        )
+    except ImportError as error:
+        raise EngineError(f"{ENGINES[name][0]} is installed, but cannot be imported ({one_line(error)})") from None
+    return opened
+
+
+def _installed(name: str) -> bool:
+    return util.find_spec(ENGINES[name][0]) is not None
+
+
 def _expect_installed(name: str) -> None:
-    module, extra, _ = ENGINES[name]
-    if util.find_spec(module) is None:
-        raise EngineError(f"the engine {name} needs {module}: pip install 'swiftformer[{extra}]'")
+    if not _installed(name):
+        raise EngineError(f"the engine {name} needs {ENGINES[name][0]}: pip install {_package(name)}")
 
 
-def _fastest(artifact: Artifact, device: str | None) -> str:
+def _package(name: str) -> str:
+    extra = ENGINES[name][1]
+    return f"'swiftformer[{extra}]'" if extra else "swiftformer"
+
+
+def _able(artifact: Artifact) -> list[str]:
+    """The engines that are installed and run the format, the fastest first."""
     able = [name for name, (_, _, formats) in ENGINES.items() if artifact.format in formats]
-    if device is not None and device.startswith("cuda"):
-        able = [name for name in able if name != "openvino"]  # it knows no CUDA
     if not able:
         raise ArtifactError(f"expected a format that runs on this system, found {artifact.format}")
-    for name in able:
-        if util.find_spec(ENGINES[name][0]) is not None:
-            return name
+    if installed := [name for name in able if _installed(name)]:
+        return installed
     modules = " or ".join(ENGINES[name][0] for name in able)
-    extras = " or ".join(f"'swiftformer[{ENGINES[name][1]}]'" for name in able)
-    raise EngineError(f"an artifact of {artifact.format} needs {modules}: pip install {extras}")
+    raise EngineError(
+        f"an artifact of {artifact.format} needs {modules}: pip install {' or '.join(map(_package, able))}"
+    )

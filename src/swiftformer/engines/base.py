@@ -18,6 +18,12 @@ class BackendMissingError(EngineError):
     """A runtime without the part that a model was lowered for; the model itself may be sound."""
 
 
+def one_line(error: BaseException, line: int = 0) -> str:
+    """A line of what an error of a runtime says, or its class where it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[line].strip()
+
+
 def expect_stored(engine: str, artifact: Artifact, precision: str | None) -> None:
     """Of an engine that has no choice: an EngineError for another precision than the artifact is stored in."""
     if precision not in (None, artifact.precision):
@@ -83,8 +89,8 @@ class Engine(ABC):
         except EngineError:
             raise
         except Exception as error:  # of many classes, the runtimes' own
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise EngineError(f"{self.name} fails on an input of shape {batch.shape} ({reason[-1].strip()})") from error
+            reason = one_line(error, -1)
+            raise EngineError(f"{self.name} fails on an input of shape {batch.shape} ({reason})") from error
 
     @abstractmethod
     def run(self, batch: np.ndarray) -> list[np.ndarray]:

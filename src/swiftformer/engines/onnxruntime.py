@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from swiftformer.artifact import Artifact
-from swiftformer.engines.base import Engine, EngineError, expect_stored
+from swiftformer.engines.base import Engine, EngineError, expect_stored, one_line
 
 PROVIDERS = {
     "cpu": ["CPUExecutionProvider"],
@@ -22,26 +22,29 @@ class OnnxRuntimeEngine(Engine):
 
     Args:
         file: the .onnx file.
-        device: a key of `PROVIDERS`.
+        device: a key of `PROVIDERS`; of `cuda` and `tensorrt` also with a number, such as `cuda:1`.
     """
 
     def __init__(self, file: Path, artifact: Artifact, device: str = "cpu", threads: int | None = None) -> None:
         import onnxruntime
 
-        if device not in PROVIDERS:
+        kind, _, index = device.partition(":")
+        if kind not in PROVIDERS or (":" in device and not (index.isdecimal() and kind in ("cuda", "tensorrt"))):
             raise EngineError(f"device: expected one of {', '.join(PROVIDERS)} for onnxruntime, found {device!r}")
-        if PROVIDERS[device][0] not in onnxruntime.get_available_providers():
-            raise EngineError(f"device: expected an onnxruntime with {PROVIDERS[device][0]}, found one without")
+        first, *others = PROVIDERS[kind]
+        if first not in onnxruntime.get_available_providers():
+            raise EngineError(f"device: expected an onnxruntime with {first}, found one without")
+        providers = [(first, {"device_id": index}) if index else first, *others]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
-            self.session = onnxruntime.InferenceSession(str(file), options, providers=PROVIDERS[device])
+            self.session = onnxruntime.InferenceSession(str(file), options, providers=providers)
         except Exception as error:  # of many classes, all of them the runtime's own
-            raise EngineError(f"{file}: onnxruntime refuses it ({str(error).strip().splitlines()[0]})") from None
-        if self.session.get_providers()[0] != PROVIDERS[device][0]:
-            raise EngineError(f"device: expected {PROVIDERS[device][0]} to start, found that onnxruntime fell back")
+            raise EngineError(f"{file}: onnxruntime refuses it ({one_line(error)})") from None
+        if self.session.get_providers()[0] != first:
+            raise EngineError(f"device: expected {first} to start, found that onnxruntime fell back")
         self.name = f"onnxruntime {artifact.precision} {device}"
         self.preprocessing, self.labels = artifact.preprocessing, artifact.labels
         self.outputs, self.input_shape = artifact.outputs, artifact.input_shape

@@ -1,0 +1,177 @@
+"""Which engine `auto` takes, of artifacts and of checkpoints, and what is said where packages are missing."""
+
+import json
+import logging
+import subprocess
+import sys
+from importlib import resources
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import tiny
+from swiftformer import SwiftFormerForSemanticSegmentation, engines, load, save
+from swiftformer.engines import EngineError, open_engine
+from swiftformer.export import export
+from swiftformer.image_processing import Preprocessing
+from swiftformer.predict import classify
+from test_export import broken, rewrite
+from test_native_engine import contract
+
+SMALL = Preprocessing(size=(64, 64), resize="shortest", resize_to=64)
+PICTURE = str(resources.files("swiftformer") / "samples" / "cat.jpg")
+
+
+@pytest.fixture(autouse=True)
+def _log(caplog):
+    caplog.set_level(logging.INFO, "swiftformer.engines")
+
+
+@pytest.fixture(scope="module")
+def onnx(tmp_path_factory):
+    model = tiny()
+    model.preprocessing = SMALL
+    folder = tmp_path_factory.mktemp("onnx") / "a"
+    export(model, folder, "onnx")
+    return folder
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    model = tiny()
+    model.preprocessing = SMALL
+    return save(model, tmp_path / "model")
+
+
+def only_cuda(monkeypatch):
+    """An onnxruntime for a GPU, which keeps what it was asked for."""
+    import onnxruntime
+
+    asked = []
+
+    class Session:
+        def __init__(self, file, options, providers):
+            asked.extend(providers)
+
+        def get_providers(self):
+            return [asked[0][0] if isinstance(asked[0], tuple) else asked[0]]
+
+        def get_inputs(self):
+            return [type("Input", (), {"name": "pixel_values"})]
+
+    every = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CoreMLExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: every)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("device", "first"),
+    [
+        ("cuda", "CUDAExecutionProvider"),
+        ("cuda:0", ("CUDAExecutionProvider", {"device_id": "0"})),
+        ("tensorrt", "TensorrtExecutionProvider"),
+        ("tensorrt:1", ("TensorrtExecutionProvider", {"device_id": "1"})),
+        ("coreml", "CoreMLExecutionProvider"),
+    ],
+)
+def test_auto_takes_the_engine_that_knows_the_device(onnx, monkeypatch, device, first):
+    asked = only_cuda(monkeypatch)
+    assert open_engine(onnx, device=device).name == f"onnxruntime fp32 {device}"
+    assert asked[0] == first and asked[-1] == "CPUExecutionProvider"
+
+
+def test_a_device_that_no_engine_has(onnx):
+    for device in ("cuda:x", "coreml:1", "cuda:"):
+        with pytest.raises(EngineError, match=r"found none \(openvino: device: .*; onnxruntime: device: ") as caught:
+            open_engine(onnx, device=device)
+        assert "\n" not in str(caught.value)
+
+
+def test_auto_goes_on_where_an_engine_refuses(onnx, tmp_path, monkeypatch, caplog):
+    folder = broken(onnx, tmp_path, lambda copy: rewrite(copy, precision="int8"))
+    assert open_engine(folder, precision="int8").name.startswith("onnxruntime int8")
+    assert "not in openvino (precision: expected one of fp32, bf16, fp16 for openvino, found 'int8')" in caplog.text
+    assert "running in onnxruntime int8 cpu" in caplog.text
+    module = "swiftformer.engines.openvino"
+    monkeypatch.setitem(sys.modules, module, type(sys)(module))
+    sys.modules[module].open_artifact = lambda *_: (_ for _ in ()).throw(ImportError("libtbb.so: cannot open"))
+    assert open_engine(onnx).name.startswith("onnxruntime fp32")
+    assert "openvino is installed, but cannot be imported (libtbb.so: cannot open)" in caplog.text
+    with pytest.raises(EngineError, match=r"cannot be imported \(libtbb.so"):
+        open_engine(onnx, "openvino")
+
+
+@pytest.fixture(params=["contract", "compiled"])
+def native(request, monkeypatch):
+    if request.param == "contract":
+        monkeypatch.setitem(sys.modules, "swiftformer_native", contract())
+    else:
+        pytest.importorskip("swiftformer_native")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_classifiers_run_in_native_and_answer_as_in_torch(native, checkpoint, caplog):
+    x = np.random.default_rng(0).standard_normal((2, 3, 65, 97)).astype(np.float32)
+    engine, other = open_engine(checkpoint), open_engine(checkpoint, "torch")
+    assert engine.name.startswith("native fp32 ") and f"{checkpoint}: running in native fp32" in caplog.text
+    assert np.abs(engine(x)["logits"] - other(x)["logits"]).max() < 1e-5 * np.abs(other(x)["logits"]).max()
+    assert open_engine(checkpoint, device="cpu", precision="fp32").name.startswith("native fp32 ")
+    assert open_engine(checkpoint, isa="plain").name == "native fp32 plain"
+    (found,), (expected,) = classify(PICTURE, checkpoint), classify(PICTURE, load(checkpoint))
+    assert found.predictions[0].label == expected.predictions[0].label
+    assert found.predictions[0].probability == pytest.approx(expected.predictions[0].probability, abs=1e-5)
+
+
+def test_other_checkpoints_run_in_torch(native, checkpoint, tmp_path, monkeypatch, caplog):
+    relu = tiny(hidden_act="relu")
+    assert open_engine(save(relu, tmp_path / "relu")).name == "torch fp32 cpu"
+    assert "running in torch fp32 cpu" in caplog.text and "gelu" not in caplog.text
+    assert open_engine(checkpoint, precision="fp16").name == "torch fp16 cpu"
+    config = tiny(num_labels=3).config
+    segmenter = save(SwiftFormerForSemanticSegmentation(config), tmp_path / "segmenter")
+    monkeypatch.setattr("swiftformer.engines.native.from_reference", lambda *_: pytest.fail("loaded for nothing"))
+    assert open_engine(segmenter).name == "torch fp32 cpu"
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)  # a GPU is faster
+        patch.setattr("swiftformer.engines.torch.select_device", lambda _: torch.device("cpu"))
+        assert open_engine(checkpoint).name == "torch fp32 cpu"
+    monkeypatch.setitem(sys.modules, "swiftformer_native", None)
+    assert open_engine(checkpoint).name == "torch fp32 cpu"
+
+
+def test_a_package_that_is_not_installed(onnx, tmp_path, monkeypatch):
+    absent = {name: ("no_such_module", extra, formats) for name, (_, extra, formats) in engines.ENGINES.items()}
+    monkeypatch.setattr(engines, "ENGINES", absent)
+    with pytest.raises(EngineError, match=r"the engine torch needs no_such_module: pip install swiftformer$"):
+        open_engine(broken(onnx, tmp_path, lambda copy: rewrite(copy, format="torch-export")), "torch")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["classify", PICTURE, "--model", "/nowhere"], "/nowhere: expected an exported artifact where torch is not"),
+        (["classify", PICTURE], "expected an exported artifact where torch is not installed, found none there; a"),
+        (["evaluate", "--data", "photos", "--model", "{onnx}"], "this needs torch, which is not installed"),
+        (["info", "xs"], "this needs torch, which is not installed"),
+    ],
+)
+def test_without_torch_one_line_says_so(onnx, arguments, message):
+    script = "import sys; sys.modules['torch'] = None\nfrom swiftformer.cli import main\nmain()"
+    arguments = [argument.format(onnx=onnx) for argument in arguments]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
+    assert len(lines) == 1 and message in lines[0] and "pip install swiftformer" in lines[0]
+
+
+def test_classifying_an_onnx_artifact_starts_no_torch(onnx):
+    """The whole command, in a machine that has torch: importing it would take longer than all the rest."""
+    script = (
+        "import sys\nfrom swiftformer.cli import main\n"
+        "try: main()\nfinally: print('torch' in sys.modules, file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", script, "classify", PICTURE, "--model", str(onnx), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert len(json.loads(done.stdout)) == 1 and done.stderr.splitlines()[-1] == "False"
