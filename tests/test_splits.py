@@ -105,11 +105,30 @@ def test_data_with_a_training_split_only(image_folder, caplog):
         (("train", "val", "test"), "testing", "test"),
         (("train", "dev"), "validation", "dev"),
         (("test",), None, "test"),
+        (("train", "heldout"), None, "heldout"),
+        (("training", "heldout"), None, "heldout"),
+        (("heldout",), None, "heldout"),
+        (("train", "val", "heldout"), None, "val"),
     ],
 )
 def test_which_split_is_chosen(present, split, chosen):
     sources = {name: Named({f"a/{name}"}) for name in present}
     assert choose({name: lambda name=name: sources[name] for name in present}, split, "data") is sources[chosen]
+
+
+def test_several_splits_of_unknown_names_are_asked_for():
+    with pytest.raises(ValueError, match=r"data: expected --split with one of hidden, holdout, found none"):
+        choose({name: lambda: Named({"a/0"}) for name in ("train", "holdout", "hidden")}, None, "data")
+
+
+def test_a_folder_without_splits_says_that_all_of_it_is_taken(image_folder, caplog):
+    with caplog.at_level(logging.INFO, "swiftformer"):
+        assert len(open_source(image_folder / "train", None)) == 48
+        open_source(image_folder / "train", "all")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{image_folder / 'train'} has no validation split: taking all 48 pictures; "
+        "--split val evaluates what training holds out"
+    ]
 
 
 def test_everything_of_several_splits():

@@ -150,22 +150,32 @@ def choose(splits: Splits, split: str | None, where: str) -> Source:
     if whole is not None and split in ("train", "val"):
         return _share(splits[whole](), split, where)
     if ALL in splits:
-        return splits[ALL]()
+        return _all_of(splits[ALL](), where) if split is None else splits[ALL]()
     if split == ALL:
         return Joined([opener() for opener in splits.values()])
-    if split is None and evaluation is None and train is not None:
-        source = splits[train]()
-        logger.info(
-            "%s has no validation split: taking all %d pictures; --split val evaluates what training holds out",
-            where,
-            len(source),
-        )
-        return source
+    if split is None and evaluation is None:
+        others = sorted(set(splits) - set(SPLIT_ALIASES["train"]))
+        if len(others) > 1:
+            raise ValueError(f"{where}: expected --split with one of {', '.join(others)}, found none")
+        if others:
+            logger.info("%s: taking the split %s", where, others[0])
+            return splits[others[0]]()
+        if train is not None:
+            return _all_of(splits[train](), where)
     name = found(split or "val")
     if name is None:
         wanted = ", ".join(SPLIT_ALIASES.get(split or "val", (str(split),)))
         raise ValueError(f"{where}: expected a split named one of {wanted}, found {', '.join(sorted(splits))}")
     return splits[name]()
+
+
+def _all_of(source: KeyedSource, where: str) -> Source:
+    logger.info(
+        "%s has no validation split: taking all %d pictures; --split val evaluates what training holds out",
+        where,
+        len(source),
+    )
+    return source
 
 
 def _share(source: KeyedSource, split: str, where: str) -> Source:
