@@ -205,10 +205,35 @@ def test_a_split_of_two_words(tmp_path, pictures, caplog):
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
+def test_splits_of_unusual_names(tmp_path):
+    for name, seeds in (("a", range(3)), ("heldout", range(4))):
+        write_coco(tmp_path / "annotations" / f"instances_{name}.json", coco(seeds))
+        for seed in seeds:
+            picture(tmp_path / "images" / name / f"p{seed}.png", seed)
+    assert len(open_detection(tmp_path, "heldout")) == 4 and len(open_detection(tmp_path, "a")) == 3
+    with pytest.raises(ValueError, match="expected --split with one of a, heldout, found none"):
+        open_detection(tmp_path)
+    (tmp_path / "annotations" / "instances_a.json").rename(tmp_path / "annotations" / "instances_train.json")
+    (tmp_path / "images" / "a").rename(tmp_path / "images" / "train")
+    assert len(open_detection(tmp_path)) == 4  # not the training pictures
+
+
+def test_pictures_in_the_folder_of_another_split(tmp_path):
+    write_coco(tmp_path / "annotations" / "instances_test.json", coco(range(3)))
+    for seed in range(3):
+        picture(tmp_path / "images" / "val" / f"p{seed}.png", seed)
+    source = open_detection(tmp_path)
+    assert len(source) == 3 and source.name(0).endswith("images/val/p0.png")
+    (tmp_path / "images" / "test").mkdir()
+    (tmp_path / "images" / "val" / "p0.png").rename(tmp_path / "images" / "test" / "p0.png")
+    assert len(open_detection(tmp_path)) == 1  # the others may be different pictures of the same name
+
+
 def test_folders_with_unusual_names(tmp_path):
     root = make(tmp_path / "data", "roboflow coco")
     (root / "val").rename(root / "heldout")
-    assert len(open_detection(root)) == 6 and len(open_detection(root, "heldout")) == 3  # beside a usual name
+    assert len(open_detection(root)) == len(open_detection(root, "heldout")) == 3  # rather than the training pictures
+    assert len(open_detection(root, "train")) == 5
     (root / "train").rename(root / "more")
     (root / ".hidden").mkdir()
     write_coco(root / ".hidden" / "_annotations.coco.json", coco(range(3)))

@@ -252,6 +252,13 @@ def test_folders_that_are_no_data_set(tmp_path, make, split, message):
         open_segmentation(tmp_path / "nowhere")
 
 
+def test_linked_folders(folder, tmp_path):
+    for kind in ("images", "annotations"):
+        (tmp_path / "linked" / kind).mkdir(parents=True)
+        (tmp_path / "linked" / kind / "heldout").symlink_to(folder / kind / "val")
+    assert len(open_segmentation(tmp_path / "linked", "heldout")) == len(open_segmentation(folder, "val")) > 0
+
+
 def test_hidden_files_are_left_out(folder):
     (folder / "images" / "val" / "._00.png").write_bytes(b"x")
     write(folder / "images/val/.cache/00.png", folder / "annotations/val/.cache/00.png", *picture())

@@ -184,7 +184,7 @@ def test_evaluating_on_a_folder(segmentation_folder):
         evaluate_reference(torch.nn.Linear(1, 1), str(segmentation_folder), device="cpu")
 
 
-def test_classes_are_matched_by_name(segmentation_folder):
+def test_classes_are_matched_by_name(segmentation_folder, caplog):
     options = {"workers": 0, "device": "cpu", "per_class": True}
     expected = evaluate_reference(segmenter(), str(segmentation_folder), **options)
     net = segmenter(labels=["cat", "dog", "sky"])
@@ -195,8 +195,16 @@ def test_classes_are_matched_by_name(segmentation_folder):
     assert same["iou/sky"] == expected["iou/class_2"]
     other = evaluate_reference(net, str(segmentation_folder), classes="sky,cat,dog", **options)
     assert other["miou"] != expected["miou"]
-    with pytest.raises(ValueError, match="expected classes that the model knows .* found 1 others"):
+    assert (
+        evaluate_reference(net, str(segmentation_folder), classes="Sky,CAT,dog", **options).items()
+        >= {key: value for key, value in other.items() if not key.startswith(("images_per", "iou"))}.items()
+    )
+    listed = evaluate_reference(net, str(segmentation_folder), classes="cat,dog,sky,void", **options)
+    assert listed["miou"] == same["miou"] and listed["unreadable"] == 0  # no pixel is void
+    assert "the model does not know void" in caplog.text
+    with pytest.raises(ValueError, match="expected readable images to evaluate on, found none"):
         evaluate_reference(net, str(segmentation_folder), classes="cat,dog,cow", **options)
+    assert "expected pixels of classes that the model knows, found cow" in caplog.text
 
 
 def test_the_offset_of_the_masks_goes_with_the_model(segmentation_folder, tmp_path):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from swiftformer.data.folders import files_below
 from swiftformer.data.sources import is_image
 from swiftformer.image_processing import ImageError, ImageSource, Preprocessing, open_image
 from swiftformer.locate import DEFAULT_MODEL
@@ -63,7 +64,7 @@ def find_images(references: Iterable[str]) -> list[tuple[str, ImageSource]]:
         if reference == "-":
             found.append(("-", sys.stdin.buffer.read()))
         elif path.is_dir():
-            files = sorted(file for file in path.rglob("*") if is_image(file))
+            files = sorted(filter(is_image, files_below(path)))
             if not files:
                 raise ImageError(f"{reference}: expected a folder with images, found none")
             found += [(str(f), f) for f in files]

@@ -44,8 +44,9 @@ def find(root: Path, names: set[str], masks: bool, problems: Problems) -> Opener
         words = {file: word for file in chosen if (word := _word(file.stem, names))}
         if folder == root:  # other JSON files are likely to lie there
             chosen = [file for file in chosen if file in words or file.stem.startswith("instances_")]
-        if words:
-            found = by_split(words, folder)
+        bare = {file: file.stem.removeprefix("instances_") for file in chosen if file.stem.startswith("instances_")}
+        if words or len(bare) == len(chosen) > 1:
+            found = by_split(bare | words, folder)
             return {n: partial(read, file, root, _words(file.stem), masks, problems) for n, file in found.items()}
         if len(chosen) == 1:
             return {ALL: partial(read, chosen[0], root, _words(chosen[0].stem), masks, problems)}
@@ -54,7 +55,9 @@ def find(root: Path, names: set[str], masks: bool, problems: Problems) -> Opener
             raise ValueError(f"{folder}: expected files named instances_SPLIT.json, found {found_names}")
     inside = {file: file.parent.name for name in INSIDE for file in sorted(root.glob(f"*/{name}"))}
     if any(split_of(name) in names for name in inside.values()):
-        found = by_split({f: name for f, name in inside.items() if split_of(name) in names}, root)
+        usual = {f: name for f, name in inside.items() if split_of(name) in names}
+        others = {f: name for f, name in inside.items() if f.name == INSIDE[0] and name[0] != "."}
+        found = by_split(others | usual, root)
         return {n: partial(read, file, root, [inside[file]], masks, problems) for n, file in found.items()}
     alone = next((root / name for name in INSIDE if (root / name).is_file()), None)
     if alone is not None:
@@ -95,7 +98,8 @@ def read(file: Path, root: Path, split: list[str], masks: bool, problems: Proble
     ids, names = _categories(content["categories"], file)
     label_of = {category: label for label, category in enumerate(ids)}
     builder = TableBuilder(masks)
-    index_of = _pictures(builder, content["images"], file, _folders(file, root, split), problems)
+    folders = _holding(_folders(file, root, split), root, content["images"])
+    index_of = _pictures(builder, content["images"], file, folders, problems)
     for number, entry in enumerate(content["annotations"]):
         try:
             problem, what = _annotate(builder, entry, index_of, label_of), "clipped"
@@ -155,6 +159,17 @@ def _folders(file: Path, root: Path, split: list[str]) -> list[str]:
     below = [part for word in words for part in (f"images/{word}", word, f"{word}/images", f"images/{word}/images")]
     folders = [root / part for part in [*below, "images", "."]] + [file.parent, file.parent / "images"]
     return list(dict.fromkeys(str(folder) for folder in folders if folder.is_dir()))
+
+
+def _holding(folders: list[str], root: Path, entries: list[Any]) -> list[str]:
+    """These folders; where none of them has any of the first pictures, also the others of the data set."""
+    names = [
+        name for entry in entries[:20] if isinstance(entry, dict) and isinstance(name := entry.get("file_name"), str)
+    ]
+    if any(Path(folder, name).is_file() for folder in folders for name in names):
+        return folders
+    below = [path for base in (root / "images", root) if base.is_dir() for path in sorted(base.iterdir())]
+    return list(dict.fromkeys([*folders, *(str(path) for path in below if path.is_dir() and path.name[0] != ".")]))
 
 
 def _pictures(

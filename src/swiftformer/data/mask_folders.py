@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from swiftformer.data.class_names import KNOWN
+from swiftformer.data.folders import files_below
 from swiftformer.data.sources import is_image
 from swiftformer.data.splits import ALL, SPLIT_ALIASES
 
@@ -159,9 +160,7 @@ def _files(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
 
 
 def _walk(folder: Path, wanted: Callable[[Path], bool]) -> Iterator[Path]:
-    for file in folder.rglob("*"):
-        if wanted(file) and not any(part.startswith(".") for part in file.relative_to(folder).parts):
-            yield file
+    return filter(wanted, files_below(folder))
 
 
 def _by_stem(folder: Path, wanted: Callable[[Path], bool]) -> dict[str, Path]:

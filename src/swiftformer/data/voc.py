@@ -13,6 +13,7 @@ from swiftformer.data.class_names import KNOWN
 from swiftformer.data.detection_checks import Box, Problems, fit, upright_size
 from swiftformer.data.detection_splits import Openers, by_split, split_of
 from swiftformer.data.detection_table import Table, TableBuilder
+from swiftformer.data.folders import files_below
 from swiftformer.data.sources import is_image
 from swiftformer.data.splits import ALL
 from swiftformer.image_processing import ImageError
@@ -97,8 +98,7 @@ def _first(base: Path, names: tuple[str, ...], pattern: str) -> Path | None:
 
 
 def _by_stem(folder: Path, wanted: Callable[[Path], bool]) -> dict[str, Path]:
-    files = (file for file in folder.rglob("*") if wanted(file) and file.name[0] != ".")
-    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in filter(wanted, files_below(folder))}
 
 
 def parse(xml: Path) -> Annotated:

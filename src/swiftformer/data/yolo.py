@@ -12,6 +12,7 @@ from swiftformer.data.class_names import find_names
 from swiftformer.data.detection_checks import Box, Problems, fit, upright_size
 from swiftformer.data.detection_splits import Openers, by_split, split_of
 from swiftformer.data.detection_table import Table, TableBuilder
+from swiftformer.data.folders import files_below
 from swiftformer.data.object_masks import check_size, pack_polygons
 from swiftformer.data.sources import is_image
 from swiftformer.data.splits import ALL
@@ -97,7 +98,9 @@ def _count(folders: dict[str, list[Pair]]) -> int:
 
 
 def _label_files(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.rglob("*.txt") if f.name not in NAME_FILES and f.name[0] != ".")
+    if not folder.is_dir():
+        return []
+    return sorted(file for file in files_below(folder) if file.suffix == ".txt" and file.name not in NAME_FILES)
 
 
 def _has_labels(folder: Path) -> bool:
@@ -128,7 +131,7 @@ def _table(
     builder = TableBuilder(masks)
     for images, labels in folders:
         text_of = {file.relative_to(labels).with_suffix("").as_posix(): file for file in _label_files(labels)}
-        for image in sorted(file for file in images.rglob("*") if is_image(file)):
+        for image in sorted(filter(is_image, files_below(images))):
             text = text_of.pop(image.relative_to(images).with_suffix("").as_posix(), None)
             try:
                 size = upright_size(str(image))

@@ -168,7 +168,10 @@ def evaluate_reference(
 
 
 def match_classes(names: list[str], classes: list[str], labels: list[int]) -> list[int]:
-    """The labels of a data set with `classes`, as indices of a model with `names`."""
+    """The labels of a data set with `classes`, as indices of a model with `names`; capitals do not matter."""
+    folded = {name.casefold(): name for name in names}
+    if len(folded) == len({*names}):
+        classes = [folded.get(name.casefold(), name) for name in classes]
     known = set(classes) & set(names)
     if classes == names:
         return list(labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -24,6 +25,8 @@ from swiftformer.segmentation_inference import segment_logits
 from swiftformer.train.distributed import Processes, join_processes
 
 VALUES_AT_ONCE = 2**26  # of upsampled logits: 256 MB
+
+logger = logging.getLogger(__name__)
 
 
 class SegmentationMetrics:
@@ -251,4 +254,16 @@ def _matched(source: SegmentationSource, names: list[str]) -> SegmentationSource
     """The data set with the classes of a model."""
     if source.classes == names:
         return source
-    return Relabelled(source, match_classes(names, source.classes, list(range(len(source.classes)))), names)
+    folded = {name.casefold() for name in names}
+    known = [place for place, name in enumerate(source.classes) if name.casefold() in folded]
+    if not known:
+        return Relabelled(source, match_classes(names, source.classes, list(range(len(source.classes)))), names)
+    places = [-1] * len(source.classes)
+    for place, match in zip(
+        known, match_classes(names, [source.classes[p] for p in known], [*range(len(known))]), strict=True
+    ):
+        places[place] = match
+    if len(known) < len(places):
+        others = [name for place, name in zip(places, source.classes, strict=True) if place < 0]
+        logger.warning("the model does not know %s: pictures that show them are left out", ", ".join(others))
+    return Relabelled(source, places, names)
