@@ -65,7 +65,7 @@ class SwiftFormerForRealTimeDetection(SwiftFormerBackbone):
             In training `loss` and `loss_dict`, in eval mode `scores`, `labels`, `boxes`, `logits` and `pred_boxes`.
 
         Raises:
-            ValueError: training without labels, labels that do not fit the pictures, or pictures that are too small.
+            ValueError: training without labels, or labels that do not fit the pictures.
         """
         outputs: Any = super().forward(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
         size = pixel_values.shape[2], pixel_values.shape[3]

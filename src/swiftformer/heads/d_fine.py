@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,23 +49,20 @@ class DFineHead(nn.Module):
         Returns:
             `(B, detr_queries, num_labels)`, and `(B, detr_queries, 4)`: x and y of the centre, width and height, as
             shares of W and H.
-
-        Raises:
-            ValueError: pictures with fewer places for objects than there are queries.
         """
         found = self._decoded(maps, None)
         boxes = found.intermediate_reference_points[:, -1]
-        return found.intermediate_logits[:, -1], boxes * boxes.new_tensor(_reach(maps, size))
+        return found.intermediate_logits[:, -1], boxes * boxes.new_tensor(self._reach(maps, size))
 
     def losses(
         self, maps: Sequence[Tensor], size: tuple[int, int], labels: list[dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """The losses by name, in training. Arguments and errors are those of `forward`.
+        """The losses by name, in training. Arguments are those of `forward`, errors those of `d_fine_losses`.
 
         Args:
             labels: of each picture `class_labels` `(n,)` and `boxes` `(n, 4)`, as shares of W and H.
         """
-        reach = maps[0].new_tensor(_reach(maps, size), dtype=torch.float32)
+        reach = maps[0].new_tensor(self._reach(maps, size), dtype=torch.float32)
         within = [{"class_labels": of["class_labels"].long(), "boxes": of["boxes"].float() / reach} for of in labels]
         found = self._decoded(maps, within)
         losses = d_fine_losses(found, within, self.model.config)
@@ -74,14 +72,8 @@ class DFineHead(nn.Module):
 
     def _decoded(self, maps: Sequence[Tensor], labels: list[dict[str, Tensor]] | None) -> Any:
         """transformers' output; boxes are shares of what `_reach` says that the maps cover."""
-        height, width = maps[-1].shape[2:]
-        doublings, queries = range(len(maps) - 1, -1, -1), self.model.config.num_queries
-        places = sum((height << i) * (width << i) for i in doublings)
-        if places < queries:
-            raise ValueError(
-                f"expected pictures with places for {queries} queries, one for each 8x8, 16x16 and 32x32 pixels, "
-                f"found {places}; a larger input or fewer detr_queries help"
-            )
+        height, width = self._grid(maps)
+        doublings = range(len(maps) - 1, -1, -1)
         projected = [
             _filled(project(x), (height << i, width << i))
             for project, x, i in zip(self.model.encoder_input_proj, maps, doublings, strict=True)
@@ -93,6 +85,17 @@ class DFineHead(nn.Module):
             # A backbone's maps would be `inputs_embeds`; behind the encoder transformers asks for their batch alone.
             encoded = BaseModelOutput(last_hidden_state=levels)  # type: ignore[arg-type]
             return self.model(None, inputs_embeds=levels[0], encoder_outputs=encoded, labels=labels, return_dict=True)
+
+    def _grid(self, maps: Sequence[Tensor]) -> tuple[int, int]:
+        """Rows and columns of the coarsest map, with further rows where there are fewer places than queries."""
+        height, width = maps[-1].shape[2:]
+        places = sum(4**level for level in range(len(maps)))  # in each of its pixels
+        return max(height, math.ceil(self.model.config.num_queries / (places * width))), width
+
+    def _reach(self, maps: Sequence[Tensor], size: tuple[int, int]) -> list[float]:
+        """What the maps cover, as shares of W, H, W and H: more than a picture, as they are rounded or filled up."""
+        height, width = (32 * side / whole for side, whole in zip(self._grid(maps), size, strict=True))
+        return [width, height, width, height]
 
 
 def d_fine_config(in_channels: Sequence[int], num_labels: int, config: SwiftFormerConfig) -> DFineConfig:
@@ -175,12 +178,6 @@ def best(logits: Tensor, boxes: Tensor, places: int) -> tuple[Tensor, Tensor, Te
     found = boxes.gather(1, (chosen // classes)[..., None].expand(-1, -1, 4))
     free = places - scores.shape[1]
     return F.pad(scores, (0, free)), F.pad(chosen % classes, (0, free)), F.pad(found, (0, 0, 0, free))
-
-
-def _reach(maps: Sequence[Tensor], size: tuple[int, int]) -> list[float]:
-    """What maps of strides 8, 16 and 32 cover, as shares of W, H, W and H: more than a picture, as they are rounded."""
-    height, width = (32 * side / whole for side, whole in zip(maps[-1].shape[2:], size, strict=True))
-    return [width, height, width, height]
 
 
 def _filled(x: Tensor, size: Sequence[int]) -> Tensor:
