@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from importlib import resources
@@ -12,6 +13,8 @@ import torch
 
 from conftest import tiny
 from swiftformer import SwiftFormerForSemanticSegmentation, engines, load, save
+from swiftformer.artifact import Artifact
+from swiftformer.checkpoints import CheckpointError
 from swiftformer.engines import EngineError, open_engine
 from swiftformer.export import export
 from swiftformer.image_processing import Preprocessing
@@ -175,3 +178,72 @@ def test_classifying_an_onnx_artifact_starts_no_torch(onnx):
     command = [sys.executable, "-c", script, "classify", PICTURE, "--model", str(onnx), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert len(json.loads(done.stdout)) == 1 and done.stderr.splitlines()[-1] == "False"
+
+
+def test_an_unreadable_graph_is_told_in_one_line(onnx, tmp_path):
+    """Also by readers that print by themselves, so in a process of its own."""
+    pytest.importorskip("openvino")
+
+    def change(copy):
+        rewrite(copy, checksums={})
+        (copy / "model.onnx").write_bytes(b"x" * 100)
+
+    folder = broken(onnx, tmp_path, change)
+    command = [sys.executable, "-m", "swiftformer", "classify", PICTURE, "--model", str(folder), "--engine", "openvino"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "openvino refuses it (expected an ONNX model" in done.stderr
+    assert "GraphDef" not in done.stderr and "absl" not in done.stderr
+
+
+def test_a_file_of_an_artifact_is_told_from_a_checkpoint(onnx, tmp_path):
+    for file in (
+        onnx / "model.onnx",
+        broken(onnx, tmp_path, lambda copy: (copy / "weights.bin").touch()) / "weights.bin",
+    ):
+        with pytest.raises(
+            CheckpointError, match="or the folder of an exported artifact with its metadata.json, found"
+        ):
+            open_engine(file)
+    (tmp_path / "broken" / "metadata.json").unlink()
+    with pytest.raises(
+        CheckpointError, match="expected config.json and .*, or the metadata.json of an exported artifact"
+    ):
+        open_engine(tmp_path / "broken")
+
+
+def program(tmp_path, format_, **versions):
+    """An artifact of torch whose program is not reached, or not one."""
+    model = tiny()
+    folder = tmp_path / format_
+    folder.mkdir()
+    (folder / "model.pt2").write_bytes(b"")
+    fields = {"precision": "fp32", "file": "model.pt2", "task": "classification", "outputs": ("logits",), "channels": 3}
+    shape = {"batch": 1, "size": (64, 64), "value_range": "normalized", "preprocessing": SMALL}
+    labels = tuple(model.config.id2label.values())
+    Artifact(format_, **fields, **shape, labels=labels, versions=versions).write(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("versions", "message"),
+    [
+        ({"torch": "2.1.0"}, f"expected torch 2.1.0, which compiled it, found {torch.__version__}: export it anew"),
+        (
+            {"torch": torch.__version__, "cpu": "AVX1024"},
+            "expected a processor with AVX1024, for which it was compiled",
+        ),
+        ({"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}, "torch refuses it"),
+        ({}, "torch refuses it"),
+    ],
+)
+def test_machine_code_of_another_torch_or_processor_is_refused(tmp_path, versions, message):
+    with pytest.raises(EngineError, match=re.escape(message)) as caught:
+        open_engine(program(tmp_path, "aoti", **versions))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("version", "warned"), [("99.0.0+cu200", True), ("2.0.0", False), (torch.__version__, False)])
+def test_a_program_of_a_newer_torch_is_warned_of(tmp_path, caplog, version, warned):
+    with pytest.raises(EngineError, match="expected a program of torch.export"):
+        open_engine(program(tmp_path, "torch-export", torch=version))
+    assert ("written by torch 99.0.0+cu200, which is newer than the" in caplog.text) == warned

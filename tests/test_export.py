@@ -20,6 +20,7 @@ from swiftformer.deploy import fuse
 from swiftformer.engines import EngineError, open_engine
 from swiftformer.engines.openvino import shared_core
 from swiftformer.export import FORMATS, ExportError, calibration_pictures, export
+from swiftformer.export import compare as comparison
 from swiftformer.export.compare import pictures
 from swiftformer.export.sensitivity import round_activations, round_weights, sensitivities
 from swiftformer.image_processing import Preprocessing
@@ -264,6 +265,10 @@ BAD = {
     "fixed batch": ({"format": "qnn", "batch": "dynamic"}, "expected a fixed batch, found dynamic"),
     "batch": ({"batch": 0}, "a batch of at least 1, found 64 and 0"),
     "device": ({"device": "cuda"}, "device: expected cpu for onnx, found 'cuda'"),
+    "no such GPU": (
+        {"format": "aoti", "device": "cuda:7"},
+        "device: expected one that this machine has, found 'cuda:7'",
+    ),
     "size": ({"size": (16, 64)}, "expected a size of at least 32 pixels"),
     "no pictures": ({"images": []}, "expected pictures, found none"),
 }
@@ -279,6 +284,14 @@ def test_bad_options(tmp_path, options, message):
 def test_a_wrong_export_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setitem(exports.TOLERANCES, "fp32", 0.0)
     with pytest.raises(ExportError, match="expected a relative difference from PyTorch of at most 0, found"):
+        export(small(), tmp_path / "a", "openvino")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_difference_that_is_no_number_at_the_second_size_is_refused(tmp_path, monkeypatch):
+    found = iter([(1e-7, 1.0), (float("nan"), 1.0)])
+    monkeypatch.setattr(comparison, "_difference", lambda *_: next(found))
+    with pytest.raises(ExportError, match="expected a relative difference from PyTorch of at most 0.0001, found nan"):
         export(small(), tmp_path / "a", "openvino")
     assert list(tmp_path.iterdir()) == []
 

@@ -16,6 +16,7 @@ BUNDLED = ("swiftformer-xs-cifar10",)
 DEFAULT_MODEL = BUNDLED[0]
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+GRAPHS = (".onnx", ".xml", ".pt2", ".pte", ".tflite", ".mlpackage")  # of exported artifacts
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 # A training run keeps its best weights here; see train/loop.py.
 RUN_FOLDERS = ("best", "last")
@@ -77,6 +78,11 @@ def locate(reference: str | Path) -> Located:
 def _file(path: Path) -> Located:
     if path.name in WEIGHT_FILES and (path.parent / "config.json").exists():
         return _folder(path.parent, path)
+    if path.suffix in GRAPHS or (path.parent / "metadata.json").is_file():
+        raise CheckpointError(
+            f"{path}: expected a checkpoint, or the folder of an exported artifact with its metadata.json, found a "
+            "file of an artifact"
+        )
     return Located(path=path, weights=path)
 
 
@@ -88,9 +94,10 @@ def _folder(path: Path, weights: Path | None = None) -> Located:
     weights = weights or next((path / name for name in WEIGHT_FILES if (path / name).exists()), None)
     if weights is None or not (path / "config.json").exists():
         files = sorted(file.name for file in path.iterdir()) or ["nothing"]
-        raise CheckpointError(
-            f"{path}: expected config.json and {' or '.join(WEIGHT_FILES)}, found {', '.join(files[:8])}"
-        )
+        expected = f"config.json and {' or '.join(WEIGHT_FILES)}"
+        if path.suffix in GRAPHS or any(name.endswith(GRAPHS) or name == "network.json" for name in files):
+            expected += ", or the metadata.json of an exported artifact"
+        raise CheckpointError(f"{path}: expected {expected}, found {', '.join(files[:8])}")
     config = _json(path / "config.json")
     if "architecture" in config:
         return _timm_folder(path, weights, config)

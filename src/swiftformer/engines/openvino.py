@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from swiftformer.artifact import Artifact
-from swiftformer.engines.base import Engine, EngineError
+from swiftformer.engines.base import Engine, EngineError, one_line
 
 TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
@@ -25,6 +25,13 @@ def shared_core() -> Any:
     import openvino
 
     return openvino.Core()
+
+
+def _is_onnx(file: Path) -> bool:
+    """Asked first, because OpenVINO's readers of other formats print what they make of a broken file."""
+    from openvino.frontend import FrontEndManager
+
+    return FrontEndManager().load_by_framework("onnx").supported(str(file))
 
 
 class OpenVinoEngine(Engine):
@@ -59,9 +66,11 @@ class OpenVinoEngine(Engine):
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = threads
         try:
+            if file.suffix == ".onnx" and not _is_onnx(file):
+                raise RuntimeError("expected an ONNX model, found something else")
             self.compiled = core.compile_model(str(file), device, config)
         except RuntimeError as error:
-            raise EngineError(f"{file}: openvino refuses it ({str(error).strip().splitlines()[-1]})") from None
+            raise EngineError(f"{file}: openvino refuses it ({one_line(error, -1)})") from None
         self.request = self.compiled.create_infer_request()
         self.name = " ".join(dict.fromkeys(["openvino", stored, computed or stored, device.lower()]))
         self.preprocessing, self.labels = artifact.preprocessing, artifact.labels

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import logging
+import re
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,8 @@ from swiftformer.image_processing import HUB
 
 if TYPE_CHECKING:
     from swiftformer.deploy import DeployModel
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Engine: mode of torch.compile.
@@ -133,6 +137,24 @@ def refuse_pickles(file: Path) -> None:
         raise EngineError(f"{file}: expected a program of torch.export, found {error}") from None
 
 
+def _check_versions(folder: Path, artifact: Artifact) -> None:
+    """Raise EngineError for machine code made by another torch or for another processor, which would end the process;
+    warn of a program that a newer torch wrote."""
+    made, here = artifact.versions.get("torch", torch.__version__), torch.__version__
+    made_series, series = (re.findall(r"\d+", version)[:2] for version in (made, here))
+    if artifact.format == "aoti":
+        if made_series != series:
+            raise EngineError(f"{folder}: expected torch {made}, which compiled it, found {here}: export it anew")
+        processor = torch.backends.cpu.get_cpu_capability()
+        if artifact.versions.get("cpu", processor) != processor:
+            raise EngineError(
+                f"{folder}: expected a processor with {artifact.versions['cpu']}, for which it was compiled, found "
+                f"{processor}: export it anew"
+            )
+    elif list(map(int, made_series)) > list(map(int, series)):
+        logger.warning("%s: written by torch %s, which is newer than the %s here", folder, made, here)
+
+
 def open_artifact(
     folder: Path, artifact: Artifact, device: str | None, precision: str | None, threads: int | None
 ) -> Engine:
@@ -141,6 +163,7 @@ def open_artifact(
         raise EngineError(f"torch computes as the program is stored: expected {artifact.precision}, found {precision}")
     file = folder / artifact.file
     where = select_device(device or artifact.device)
+    _check_versions(folder, artifact)
     if artifact.format == "torch-export":
         refuse_pickles(file)
     if artifact.device.split(":")[0] != where.type and artifact.format == "aoti":

@@ -74,8 +74,11 @@ def export(
         CheckpointError: the model cannot be loaded.
         OSError: the output cannot be written.
     """
+    import torch
+
     from swiftformer.checkpoints import load
     from swiftformer.deploy import fuse
+    from swiftformer.device import select_device
     from swiftformer.export.compare import compare, pictures, raw_pixels
     from swiftformer.export.graph import DeployGraph
     from swiftformer.export.search import write_within_drop
@@ -84,6 +87,10 @@ def export(
     target, precision = _checked(format, precision, calibration, max_drop, top1)
     if device != "cpu" and format != "aoti":
         raise ExportError(f"device: expected cpu for {format}, found {device!r}")
+    try:
+        select_device(device)
+    except ValueError as error:
+        raise ExportError(str(error)) from None
     check_writable(output)
     reference = model if isinstance(model, (str, Path)) else None
     given: Any = load(model, form=form) if isinstance(model, (str, Path)) else copy.deepcopy(model)
@@ -123,6 +130,7 @@ def export(
         calibration=prepared(calibration) if calibration is not None else None,
         device=device,
     )
+    machine_code = {"cpu": torch.backends.cpu.get_cpu_capability()} if format == "aoti" and device == "cpu" else {}
     fused = fuse(net, raw_input=normalize)
     graph = DeployGraph(fused, softmax=softmax)
     assert fused.preprocessing is not None
@@ -140,7 +148,7 @@ def export(
         labels=labels,
         device=device,
         source=_source(reference, net),
-        versions={"swiftformer": swiftformer.__version__, **_versions("torch", *target.packages)},
+        versions={"swiftformer": swiftformer.__version__, **_versions("torch", *target.packages), **machine_code},
     )
     writer = import_module(f"swiftformer.export.{target.module}")
 

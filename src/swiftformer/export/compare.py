@@ -59,7 +59,7 @@ def compare(folder: Path, model: Any, options: Options) -> dict[str, float]:
     worst = agreement["max_relative_difference"]
     if options.size is None:
         wider = np.pad(images[:2], ((0, 0), (0, 0), (0, 0), (16, 24)), mode="reflect")
-        worst = max(worst, _difference(engine, model, wider, options)[0])
+        worst = float(np.maximum(worst, _difference(engine, model, wider, options)[0]))  # not max, which loses a NaN
     if not worst <= TOLERANCES[options.precision]:
         raise ExportError(
             f"{options.format} {options.precision}: expected a relative difference from PyTorch of at most "
@@ -82,7 +82,7 @@ def _difference(engine: Engine, model: Any, images: np.ndarray, options: Options
     expected = [tensor.numpy() for tensor in maps]
     if [a.shape for a in found] != [b.shape for b in expected]:
         return float("inf"), 0.0
-    worst = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(found, expected, strict=True))
+    worst = float(np.max([np.abs(a - b).max() / np.abs(b).max() for a, b in zip(found, expected, strict=True)]))
     if not all(np.isfinite(a).all() for a in found):
         worst = float("nan")
     return worst, float((found[-1].argmax(axis=1) == expected[-1].argmax(axis=1)).mean())
