@@ -2,6 +2,7 @@
 
 import multiprocessing
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,3 +144,11 @@ def test_a_forked_process(recwarn):
     assert answers.get(timeout=60) == expected
     process.join(timeout=60)
     assert process.exitcode == 0
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="tells the instruction sets on Linux alone")
+def test_tiles_are_taken_where_the_processor_has_them():
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = {word for line in lines if line.startswith("flags") for word in line.split()}
+    has = {"amx_tile", "amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni"} <= flags
+    assert ("amx" in native.supported()) == has
