@@ -14,6 +14,7 @@ from torch import nn
 from swiftformer import SwiftFormerConfig, SwiftFormerForImageClassificationWithTeacher, load
 from swiftformer.data.epoch_loader import seed_generators
 from swiftformer.evaluate.classification import evaluate_reference
+from swiftformer.train.distributed import join_processes
 from swiftformer.train.recipes import get_recipe
 from swiftformer.train.state import read_state
 from train_worker import Started
@@ -242,3 +243,13 @@ def test_synchronised_batchnorm_in_one_process_is_batchnorm(tmp_path):
         torch.testing.assert_close(plain.eval()(x), synced.eval()(x))
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_sharding_is_refused_rather_than_ignored(monkeypatch, kind):
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    with (
+        pytest.raises(ValueError, match=f"expected copies of the network in all processes.*found {kind}"),
+        join_processes("cpu"),
+    ):
+        pass

@@ -92,7 +92,16 @@ def join_processes(device: str | torch.device | None = None) -> Iterator[Process
 
     On GPUs every process takes the one of its LOCAL_RANK and talks through NCCL, on CPUs through Gloo. Without those
     variables this is the only process.
+
+    Raises:
+        ValueError: `accelerate launch` was asked for sharding or DeepSpeed, or the variables are not complete.
     """
+    for kind in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() in ("true", "1"):
+            raise ValueError(
+                f"expected copies of the network in all processes, as the largest has 28 million weights, found {kind}: "
+                "configure accelerate without it"
+            )
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         yield Processes(0, 1, select_device(device))
         return
