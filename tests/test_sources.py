@@ -12,6 +12,7 @@ from PIL import Image
 
 from conftest import shared
 from swiftformer.data import hub, parquet
+from swiftformer.data.class_names import differences
 from swiftformer.data.hub import DatasetsSource
 from swiftformer.data.sources import open_source
 from swiftformer.image_processing import ImageError
@@ -260,3 +261,8 @@ def test_missing_path_and_unreachable_name():
             open_source(address, "val")
     with pytest.raises(ValueError, match="nobody/nothing: no such folder, and the datasets library cannot load it"):
         open_source("nobody/nothing", "val")
+
+
+def test_how_classes_differ():
+    assert differences(["a", "b"], ["b", "a"], "x", "y") == "the same names in another order"
+    assert differences(["a", "b"], ["b"], "x", "y") == "1 only in x (a)"

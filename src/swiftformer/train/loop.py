@@ -338,7 +338,7 @@ class _Run:
         if self.asked_to_stop():
             self.stop_here()
         self.metrics |= {name: result[name] for name in self.task.measures}
-        if self.metrics[self.task.measures[0]] > self.best:
+        if self.metrics[self.task.measures[0]] >= self.best:  # of equals the one that was trained longer
             self.best = self.metrics[self.task.measures[0]]
             if main:
                 save_weights(evaluated, fields, output / "best")
