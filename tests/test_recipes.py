@@ -1,12 +1,18 @@
+import dataclasses
+
 import pytest
 import torch
 
+from conftest import tiny
+from swiftformer import CheckpointError, save
 from swiftformer.data.loaders import Normalization
 from swiftformer.data.sources import open_source
-from swiftformer.image_processing import AUTHORS
+from swiftformer.image_processing import AUTHORS, Preprocessing
 from swiftformer.train.classification import Classification
 from swiftformer.train.distributed import Processes
+from swiftformer.train.fitting import fitted
 from swiftformer.train.recipes import RECIPES, TrainingRecipe, get_recipe
+from swiftformer.train.run_folder import write_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -119,3 +125,25 @@ def test_progressive_sizes_share_the_first_part():
     recipe = get_recipe("small_images", ["epochs=10", "progressive_sizes=32,48"])
     assert [recipe.image_size_at(epoch) for epoch in range(10)] == [32] * 3 + [48] * 3 + [64] * 4
     assert get_recipe("finetune").image_size_at(0) == 224
+
+
+def test_fine_tuning_fits_checkpoint_and_data(tmp_path, caplog):
+    """What a person has set stays, and a run that goes on keeps what it began with."""
+    caplog.set_level("INFO", "swiftformer")
+    model = tiny()
+    model.preprocessing = Preprocessing(size=(64, 64))
+    reference = str(save(model, tmp_path / "model"))
+    recipe = get_recipe("finetune")
+    assert fitted(recipe, [], reference, 320) == dataclasses.replace(recipe, image_size=64)
+    assert fitted(recipe, ["image_size=224"], reference, 320) == recipe
+    few = fitted(recipe, [], reference, 319)
+    assert few == dataclasses.replace(recipe, image_size=64, batch_size=8, lr=1e-3)
+    assert caplog.messages[-1] == (
+        "for this checkpoint and 319 training images: image_size=64, batch_size=8, lr=0.001; --set decides otherwise"
+    )
+    assert fitted(recipe, ["batch_size=32"], reference, 319).batch_size == 32
+    write_recipe(dataclasses.asdict(few), tmp_path)
+    assert fitted(recipe, [], None, 1000, tmp_path) == few
+    assert fitted(recipe, ["lr=2e-4"], None, 1000, tmp_path).lr == 2e-4
+    with pytest.raises(CheckpointError, match="absent: no such file or folder"):
+        fitted(recipe, [], str(tmp_path / "absent"), 319)

@@ -84,6 +84,10 @@ def train(
         )
     options: dict[str, Any] = {"classes": classes, "reduce_zero_label": reduce_zero_label}
     train_source, val_source = open_splits(chosen.task, data, level, options, on_error)
+    if name == "finetune":
+        from swiftformer.train.fitting import fitted
+
+        chosen = fitted(chosen, set_ or (), model, len(train_source), output if resume else None)
     metrics = run(
         chosen,
         train_source,

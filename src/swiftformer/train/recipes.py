@@ -97,6 +97,8 @@ def finetune() -> Recipe:
     """From a checkpoint to one's own classes.
 
     swiftformer train --data FOLDER --model CHECKPOINT --recipe finetune
+
+    On the command line, image size, batch size and learning rate follow checkpoint and data: see `train/fitting.py`.
     """
     return Recipe(
         epochs=30,

@@ -1,0 +1,59 @@
+"""What the recipe `finetune` takes from the checkpoint and the data, where a person does not say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from swiftformer.train.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+FEW = 320  # training images; of fewer, batches of 32 make too few updates for a new head
+FOR_FEW = {"batch_size": 8, "lr": 1e-3}
+
+
+def fitted(recipe: Recipe, settings: Iterable[str], model: str | None, images: int, run: Path | None = None) -> Recipe:
+    """A recipe with the checkpoint's image size and, for few images, small batches and a higher learning rate.
+
+    Args:
+        settings: `key=value` that a person gave; these keys stay.
+        model: reference of the checkpoint.
+        images: to train on.
+        run: folder of a run that is to be resumed: then its own values are taken.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+    """
+    given = {setting.partition("=")[0] for setting in settings}
+    if run is not None and (stored := run / "recipe.json").exists():
+        known = json.loads(stored.read_text())
+        return _changed(recipe, {key: known[key] for key in ("image_size", *FOR_FEW)}, given)
+    changes: dict[str, Any] = {}
+    if model is not None and (size := _image_size(model)):
+        changes["image_size"] = size
+    if images < FEW:
+        changes |= FOR_FEW
+    chosen = _changed(recipe, changes, given)
+    told = [f"{key}={value}" for key, value in changes.items() if getattr(recipe, key) != getattr(chosen, key)]
+    if told:
+        logger.info("for this checkpoint and %d training images: %s; --set decides otherwise", images, ", ".join(told))
+    return chosen
+
+
+def _changed(recipe: Recipe, changes: dict[str, Any], given: set[str]) -> Recipe:
+    return dataclasses.replace(recipe, **{key: value for key, value in changes.items() if key not in given})
+
+
+def _image_size(model: str) -> int | None:
+    """Side of the square images that a checkpoint of a classifier wants, where its files tell."""
+    from swiftformer.locate import locate
+
+    located = locate(model)
+    if located.preprocessing is None or located.task != "classification":
+        return None
+    height, width = located.preprocessing.size
+    return height if height == width else None
