@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from conftest import TINY, randomize, relative, tiny
@@ -105,6 +107,30 @@ def test_half_precision(dtype, bound):
     with torch.inference_mode():
         assert relative(fused(x.to(dtype)).float(), model(x).logits) < bound
         assert fused(torch.zeros(1, 3, 64, 64, dtype=dtype)).isfinite().all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_any_form_width_and_size(data):
+    """Small networks of random statistics, and the same after a few steps of training."""
+    fields = data.draw(st.sampled_from(FORMS)) | {
+        "depths": data.draw(st.lists(st.integers(1, 2), min_size=4, max_size=4)),
+        "embed_dims": [8 * width for width in data.draw(st.lists(st.integers(1, 4), min_size=4, max_size=4))],
+        "use_layer_scale": data.draw(st.booleans()),
+        "distillation": data.draw(st.booleans()),
+    }
+    side = st.integers(33, 100)
+    x = torch.randn(2, 3, data.draw(side), data.draw(side), dtype=torch.float64)
+    model = tiny(**fields).double()
+    if data.draw(st.booleans()):
+        optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3)
+        for _ in range(3):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x).logits, torch.tensor([0, 1])).backward()
+            optimizer.step()
+        model.eval()
+    with torch.inference_mode():
+        assert relative(fuse(model)(x), model(x).logits) < 1e-9
 
 
 def test_raw_input():
