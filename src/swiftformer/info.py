@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, get_args
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from swiftformer.checkpoints import load
 from swiftformer.config import SwiftFormerConfig
-from swiftformer.hf import SwiftFormerForImageClassification
+from swiftformer.heads.rcnn import BOX_SIZE, MASK_SIZE
 from swiftformer.model import Stage
-from swiftformer.segmentation import SwiftFormerForSemanticSegmentation
+from swiftformer.model_kinds import REAL_TIME, Task, kind_of, model_class
 from swiftformer.variants import VARIANTS
 
-# The model whose layers are counted for a task.
-MODELS: dict[str, Any] = {
-    "classification": SwiftFormerForImageClassification,
-    "segmentation": SwiftFormerForSemanticSegmentation,
-    "backbone": SwiftFormerForImageClassification,  # without its heads
-}
+TASKS = get_args(Task)
 HEADS = ("heads", "head")  # rows that are no part of the backbone
 
 
@@ -65,26 +61,29 @@ class Complexity:
 def complexity(
     config: SwiftFormerConfig,
     size: tuple[int, int] = (224, 224),
-    task: Literal["classification", "segmentation", "backbone"] = "classification",
+    task: Task = "classification",
 ) -> Complexity:
     """Count parameters and multiply-accumulates (half of PyTorch's FLOP count) of one image.
 
-    Nothing is computed: the model lives on the meta device.
+    Nothing is computed, as the model lives on the meta device; but for D-FINE, which cannot, and looks at an empty
+    image. Of R-CNN what follows the proposals is counted for as many proposals and objects as the configuration allows.
 
     Args:
         size: height and width of the image, at least 32 pixels each.
         task: whose head is counted as well; a backbone has none.
 
     Raises:
-        ValueError: a smaller size, or another task.
+        ValueError: a smaller size, another task, or a detector that the task has not.
     """
     if min(size) < 32:
         raise ValueError(f"expected a size of at least 32x32 pixels, found {size[0]}x{size[1]}")
-    if task not in MODELS:
-        raise ValueError(f"expected a model for {', '.join(MODELS)} to count, found one for {task}")
-    with torch.device("meta"):
-        model: Any = MODELS[task](config).eval()
-        x = torch.empty(1, config.num_channels, *size)
+    if task not in TASKS:
+        raise ValueError(f"expected a model for {', '.join(TASKS)} to count, found one for {task}")
+    real_time = kind_of(task, config.detector) == REAL_TIME
+    with torch.device("cpu" if real_time else "meta"):
+        model: Any = model_class("classification" if task == "backbone" else task, config.detector)(config).eval()
+        model.requires_grad_(False)  # of layer scales, which modules are called with, the counter looks for gradients
+        x = torch.zeros(1, config.num_channels, *size)
     layers: list[Layer] = []
 
     def count(name: str, call: Any, given: Any, parameters: int) -> Any:
@@ -114,6 +113,11 @@ def complexity(
             maps = [norm(x) for norm, x in zip(norms, maps, strict=True)]
             parameters = _parameters(model.decode_head) + sum(map(_parameters, norms))
             count("head", model.decode_head, maps, parameters)
+        elif task != "backbone":
+            norms = list(model.hidden_states_norms.values())
+            maps = [norm(x) for norm, x in zip(norms, maps[-len(norms) :], strict=True)]
+            parameters = _parameters(model.detection_head) + sum(map(_parameters, norms))
+            count("head", partial(_detect, model.detection_head, config, size), maps, parameters)
     return Complexity(
         size=size,
         parameters=sum(layer.parameters for layer in layers),
@@ -121,6 +125,20 @@ def complexity(
         activation_megabytes=sum(layer.megabytes for layer in layers),
         layers=layers,
     )
+
+
+def _detect(head: Any, config: SwiftFormerConfig, size: tuple[int, int], maps: list[torch.Tensor]) -> torch.Tensor:
+    """Run the layers of a detector's head; the result has the shape of its boxes, `(1, D, 4)`."""
+    if config.detector == "d-fine":
+        head(maps, size)
+    else:
+        head.rpn.head(list(head.fpn({str(level): x for level, x in enumerate(maps)}).values()))
+        heads, width = head.roi_heads, config.fpn_channels
+        heads.box_predictor(heads.box_head(maps[0].new_empty(config.detection_proposals, width, BOX_SIZE, BOX_SIZE)))
+        if heads.has_mask():
+            regions = maps[0].new_empty(config.detections_per_image, width, MASK_SIZE, MASK_SIZE)
+            heads.mask_predictor(heads.mask_head(regions))
+    return maps[0].new_empty(1, config.detections_per_image, 4)
 
 
 def _parameters(module: torch.nn.Module) -> int:
@@ -136,7 +154,7 @@ def describe(model: str, size: tuple[int, int] | None = None, form: str | None =
         form: numeric form of a checkpoint whose file cannot tell.
 
     Raises:
-        ValueError: a size below 32x32 pixels, or a model of another task.
+        ValueError: a size below 32x32 pixels.
         CheckpointError: the checkpoint cannot be loaded.
     """
     if model.lower() in VARIANTS:
