@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torchvision.ops import box_convert
-from transformers import RTDetrImageProcessor
+from transformers import AutoModelForObjectDetection, RTDetrImageProcessor
 from transformers.models.d_fine.modeling_d_fine import DFineForObjectDetection
 
 import swiftformer
@@ -216,6 +216,16 @@ def test_checkpoints(tmp_path):
         ".class_embed." in key or "_class_embed." in key or "_score_" in key for key in others.load_report.missing
     )
     assert load(tmp_path / "quick", task="backbone").out_features == ["stage2", "stage3", "stage4"]
+
+
+@pytest.mark.parametrize("kind", [SwiftFormerForRealTimeDetection, SwiftFormerForObjectDetection])
+def test_auto_class(tmp_path, kind):
+    swiftformer.register()
+    model = quick() if kind is SwiftFormerForRealTimeDetection else detector(masks=False)
+    save(model, tmp_path / "saved")
+    model.save_pretrained(tmp_path / "pretrained")
+    for folder in ("saved", "pretrained"):
+        assert type(AutoModelForObjectDetection.from_pretrained(tmp_path / folder)) is kind
 
 
 def test_one_detector_s_backbone_for_the_other(tmp_path):

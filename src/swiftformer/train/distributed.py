@@ -99,7 +99,7 @@ def join_processes(device: str | torch.device | None = None) -> Iterator[Process
     for kind in ("FSDP", "DEEPSPEED"):
         if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() in ("true", "1"):
             raise ValueError(
-                f"expected copies of the network in all processes, as the largest has 28 million weights, found {kind}: "
+                f"expected copies of the network in all processes, the largest has 28 million weights, found {kind}: "
                 "configure accelerate without it"
             )
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
