@@ -221,11 +221,13 @@ def test_checkpoints(tmp_path):
 @pytest.mark.parametrize("kind", [SwiftFormerForRealTimeDetection, SwiftFormerForObjectDetection])
 def test_auto_class(tmp_path, kind):
     swiftformer.register()
-    model = quick() if kind is SwiftFormerForRealTimeDetection else detector(masks=False)
+    model = quick() if kind is SwiftFormerForRealTimeDetection else detector(kind)
     save(model, tmp_path / "saved")
     model.save_pretrained(tmp_path / "pretrained")
     for folder in ("saved", "pretrained"):
         assert type(AutoModelForObjectDetection.from_pretrained(tmp_path / folder)) is kind
+    plain = AutoModelForObjectDetection.from_config(detector(SwiftFormerForObjectDetection).config)
+    assert type(plain) is SwiftFormerForObjectDetection
 
 
 def test_one_detector_s_backbone_for_the_other(tmp_path):

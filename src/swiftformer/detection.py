@@ -81,6 +81,15 @@ class SwiftFormerForObjectDetection(SwiftFormerBackbone):
         self.detection_head = RCNNHead(self.channels, num_labels, self.with_masks, config)
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As transformers'; with the `config` of a D-FINE, which AutoModelForObjectDetection gives, that one."""
+        if cls is SwiftFormerForObjectDetection and getattr(kwargs.get("config"), "detector", "rcnn") == "d-fine":
+            from swiftformer.real_time_detection import SwiftFormerForRealTimeDetection
+
+            return SwiftFormerForRealTimeDetection.from_pretrained(*args, **kwargs)
+        return super().from_pretrained(*args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
