@@ -77,6 +77,17 @@ def test_matching_by_position_is_told(folder, caplog):
     assert record.levelno == logging.WARNING and "dog, cat" in record.getMessage() and "tree" in record.getMessage()
 
 
+# Pictures that are not there
+
+
+def test_pictures_that_are_missing_count_as_unreadable(folder):
+    before = evaluate_reference(tiny_detector(), str(folder), **PLAIN)
+    data = change(folder, lambda content: content["images"][0].update(file_name="gone.png"))
+    found = evaluate_reference(tiny_detector(), data, **PLAIN)
+    assert (before["images"], before["unreadable"]) == (6, 1)  # one is broken
+    assert (found["images"], found["unreadable"]) == (5, 2)
+
+
 # Masks
 
 

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +114,7 @@ def test_coco_entries(tmp_path, place, change, message, count):
         open_detection(root, "train", on_error="raise")
     source = open_detection(root, "train")
     assert len(source) == count and len(source.objects(0)) == 4 - (place == "annotations")
+    assert source.left_out == 6 - count
     if place == "images":
         assert source.name(1).endswith("p2.png") and source.image_id(1) == 102
 
@@ -147,8 +150,8 @@ def test_at_most_ten_are_told_one_by_one(tmp_path, caplog):
         ("</annotation>", "", "p0.xml: expected Pascal VOC's XML, found damage", 5, None),
         ("<xmin>", "<xmin>a", "p0.xml: object 1: expected a bndbox of four numbers, found a", 6, 3),
         ("bndbox>", "box>", "p0.xml: object 1: expected a bndbox of four numbers", 6, 3),
-        ("<xmin>", "<xmin>9", r"p0.xml: \w+: expected a box of some width and height", 6, 3),
-        ("<xmin>", "<xmin>-2", r"p0.xml: \w+: expected a box within 40x30 pixels", 6, 4),
+        ("<xmin>", "<xmin>9", r"p0.xml: object 1 \(\w+\): expected a box of some width and height", 6, 3),
+        ("<xmin>", "<xmin>-2", r"p0.xml: object 1 \(\w+\): expected a box within 40x30 pixels", 6, 4),
         ("<name>", "<name/><other>", "p0.xml: object 1: expected a name, found none", 6, 3),
         (None, "", "p0.xml: expected a picture for it, found none", 5, None),
         ("", None, "p0.xml: expected the annotations of p0.png, found none", 5, None),
@@ -168,6 +171,27 @@ def test_voc(tmp_path, old, new, message, pictures, objects):
         open_detection(root, "train", on_error="raise")
     source = open_detection(root, "train")
     assert len(source) == pictures and (objects is None or len(source.objects(0)) == objects)
+    assert source.left_out == 6 - pictures
+
+
+@pytest.mark.parametrize("layout", ["voc", "voc beside", "folders"])
+def test_voc_pictures_without_annotations(tmp_path, layout, caplog):
+    """Where no list says which there are, one line does."""
+    root = make(tmp_path, "voc" if layout == "folders" else layout)
+    if layout == "folders":
+        for file in [*root.glob("*/p*")]:
+            (file.parent / "train").mkdir(exist_ok=True)
+            file.rename(file.parent / "train" / file.name)
+    if layout != "voc beside":
+        shutil.rmtree(root / "ImageSets")
+    for file in root.rglob("p[134].xml"):
+        file.unlink()
+    message = r": expected an XML file for each picture, found 3 without: .*p1.png, .*p3.png, .*p4.png"
+    with pytest.raises(AnnotationError, match=message):
+        open_detection(root, "train", on_error="raise")
+    expected = open_detection(root, "all")
+    assert len(expected) == 6 and expected.left_out == 0  # nobody says that they belong to the data
+    assert len(caplog.records) == 1 and "skipped" in caplog.text and re.search(message, caplog.text)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +226,7 @@ def test_yolo_files(tmp_path, caplog):
     (root / "images" / "train" / "p1.png").write_bytes(b"")
     (root / "labels" / "train" / "p3.txt").write_bytes(b"\xff\xfe\x00")
     source = open_detection(root, "train")
-    assert len(source) == 4 and [len(source.objects(i)) for i in range(4)] == [0, 0, 4, 0]
+    assert source.left_out == 2 and len(source) == 4 and [len(source.objects(i)) for i in range(4)] == [0, 0, 4, 0]
     for message in ("p0.txt: expected a picture", "p1.png: expected an image, found an empty", "p3.txt: expected rows"):
         assert message in caplog.text
 

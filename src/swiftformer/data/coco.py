@@ -190,12 +190,14 @@ def _pictures(
             if not all(isinstance(side, int) and side > 0 for side in size):
                 size = upright_size(path)
             index_of[image] = (builder.picture(path, str(name), *size), *size)
+            continue
         except (KeyError, TypeError, AttributeError):
             problems.report(f"{file}: image number {number + 1}: expected an id and a file_name, found {entry!s:.80}")
         except ImageError as error:
             problems.report(str(error))
         except ValueError as error:
             problems.report(f"{file}: image {name}: {error}")
+        builder.left_out += 1
     return index_of
 
 

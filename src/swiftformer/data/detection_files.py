@@ -24,12 +24,16 @@ class DetectionFiles:
     Args:
         table: whose labels are indices of `classes`.
         category_ids: of each class the number in the data, for results in COCO's form.
+
+    Attributes:
+        left_out: how many pictures were left out when the data were opened.
     """
 
     def __init__(self, table: Table, classes: Sequence[str], category_ids: Sequence[int]) -> None:
         self.classes = list(classes)
         self.category_ids = list(category_ids)
         self.has_masks = table.segments is not None
+        self.left_out = table.left_out
         self._files, self._image_ids, self._sizes = table.files, table.image_ids, table.sizes.astype(np.int32)
         self._boxes, self._areas = table.boxes, table.areas
         self._labels, self._crowd = table.labels.astype(np.int32), table.crowd

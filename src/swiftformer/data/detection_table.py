@@ -26,6 +26,7 @@ class Table:
         boxes, labels, crowd: `(M, 4)`, `(M,)`, `(M,)`, as in `Objects`.
         areas: `(M,)`, NaN where nothing is said.
         segments: of each annotation the packed mask, empty where there is none; None where masks were not asked for.
+        left_out: how many pictures were left out where the data were read, as those without a file.
     """
 
     names: list[str] | None
@@ -40,6 +41,7 @@ class Table:
     crowd: np.ndarray
     areas: np.ndarray
     segments: list[bytes] | None
+    left_out: int = 0
 
     def take(self, indices: Sequence[int]) -> Table:
         """These pictures, in this order."""
@@ -57,6 +59,7 @@ class Table:
             self.sizes[list(indices)].reshape(-1, 2),
             moved[rows],
             **self._rows(rows),
+            left_out=self.left_out,
         )
 
     def keep(self, kept: np.ndarray) -> Table:
@@ -88,6 +91,7 @@ def join(tables: Sequence[Table], where: str) -> Table:
         ids if len({*ids}) == len(files) else None,  # each split counts from 1
         pictures=np.concatenate([table.pictures + offset for table, offset in zip(tables, offsets, strict=False)]),
         segments=None if first.segments is None else [s for table in tables for s in table.segments or ()],
+        left_out=sum(table.left_out for table in tables),
         **rows,
     )
 
@@ -97,9 +101,13 @@ class TableBuilder:
 
     Args:
         masks: keep them.
+
+    Attributes:
+        left_out: of `Table`, to be counted up.
     """
 
     def __init__(self, masks: bool) -> None:
+        self.left_out = 0
         self.files: list[str] = []
         self.keys: list[str] = []
         self.sizes: list[tuple[int, int]] = []
@@ -139,5 +147,6 @@ class TableBuilder:
             np.array(self._crowd, dtype=bool),
             np.array(self._areas, dtype=np.float32),
             self._segments,
+            self.left_out,
         )
         return table.take(range(len(self.files)))

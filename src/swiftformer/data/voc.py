@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
-from swiftformer.data.class_names import KNOWN
+from swiftformer.data.class_names import KNOWN, shortened
 from swiftformer.data.detection_checks import Box, Problems, fit, upright_size
 from swiftformer.data.detection_splits import Openers, by_split, split_of
 from swiftformer.data.detection_table import Table, TableBuilder
@@ -26,11 +26,12 @@ LISTS = "ImageSets/Main"
 
 @dataclass(frozen=True)
 class Annotated:
-    """What an XML file says: name, box and difficulty of each object, with what is wrong with some; or `error`."""
+    """What an XML file says: number, name, box and difficulty of each object, with what is wrong with others; or
+    `error`."""
 
     width: int = 0
     height: int = 0
-    objects: list[tuple[str, Box, bool]] = field(default_factory=list)
+    objects: list[tuple[int, str, Box, bool]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     error: str | None = None
 
@@ -52,7 +53,7 @@ def find(root: Path, names: set[str], masks: bool, problems: Problems, classes: 
     if not files:
         return {}
     parsed = {xml: parse(xml) for pairs in files.values() for _, xml in pairs if xml is not None and xml.is_file()}
-    there = {name for annotated in parsed.values() for name, _, _ in annotated.objects}
+    there = {name for annotated in parsed.values() for _, name, _, _ in annotated.objects}
     ordered = next((list(known) for known in (classes or (), CLASSES) if known and there <= {*known}), sorted(there))
     read = partial(_table, base=base, parsed=parsed, classes=ordered, masks=masks, problems=problems)
     return {name: partial(read, pairs) for name, pairs in files.items()}
@@ -74,8 +75,8 @@ def _pairs_by_split(base: Path, names: set[str]) -> dict[str, Pairs]:
             }
             chosen = by_split({file: file.stem for file in named}, base / LISTS)
             return {n: [(image_of.get(s), xmls / f"{s}.xml") for s in stems[file]] for n, file in chosen.items()}
-        pairs = {stem: (image_of.get(stem), xml_of.get(stem)) for stem in sorted(xml_of)}
-        divided = {stem.split("/")[0] for stem in pairs if "/" in stem}
+        pairs = {stem: (image_of.get(stem), xml_of.get(stem)) for stem in sorted({*xml_of, *image_of})}
+        divided = {stem.split("/")[0] for stem in xml_of if "/" in stem}
         if any(split_of(name) in names for name in divided):
             found = by_split({name: name for name in sorted(divided)}, xmls)
             return {n: [p for stem, p in pairs.items() if stem.startswith(f"{f}/")] for n, f in found.items()}
@@ -90,7 +91,8 @@ def _pairs_by_split(base: Path, names: set[str]) -> dict[str, Pairs]:
 def _beside(folder: Path) -> Pairs:
     """Pictures and XML files in one folder."""
     image_of = {file.stem: file for file in folder.iterdir() if is_image(file)}
-    return [(image_of.get(xml.stem), xml) for xml in sorted(folder.glob("*.xml")) if xml.name[0] != "."]
+    xml_of = {xml.stem: xml for xml in folder.glob("*.xml") if xml.name[0] != "."}
+    return [(image_of.get(stem), xml_of.get(stem)) for stem in sorted({*image_of, *xml_of})]
 
 
 def _first(base: Path, names: tuple[str, ...], pattern: str) -> Path | None:
@@ -120,7 +122,7 @@ def parse(xml: Path) -> Annotated:
         if not name:
             problems.append(f"{xml}: object {number}: expected a name, found none")
             continue
-        objects.append((name, (x0 - 1, y0 - 1, x1, y1), (entry.findtext("difficult") or "").strip() == "1"))
+        objects.append((number, name, (x0 - 1, y0 - 1, x1, y1), (entry.findtext("difficult") or "").strip() == "1"))
     sides = [tree.findtext(f"size/{side}", "").strip() for side in ("width", "height")]
     width, height = [int(side) if re.fullmatch(r"\d+", side) else 0 for side in sides]
     return Annotated(width, height, objects, problems)
@@ -131,8 +133,16 @@ def _table(
 ) -> Table:
     builder = TableBuilder(masks)
     label_of = {name: label for label, name in enumerate(classes)}
+    alone = [image.name for image, xml in pairs if image and xml is None]  # no list says that they belong to the data
+    if alone:
+        problems.report(
+            f"{base}: expected an XML file for each picture, found {len(alone)} without: {shortened(alone)}"
+        )
     for image, xml in pairs:
-        annotated = None if xml is None else parsed.get(xml)
+        if xml is None:
+            continue
+        before = len(builder.files)
+        annotated = parsed.get(xml)
         if annotated is None:
             problems.report(f"{xml}: expected the annotations of {image.name if image else 'a picture'}, found none")
         elif annotated.error is not None:
@@ -141,13 +151,14 @@ def _table(
             problems.report(f"{xml}: expected a picture for it, found none")
         else:
             _add(builder, image, xml, annotated, label_of, base, problems)
+        builder.left_out += len(builder.files) == before
     return builder.table(classes, list(range(1, len(classes) + 1)))
 
 
 def _add(
     builder: TableBuilder,
     image: Path,
-    xml: Path | None,
+    xml: Path,
     annotated: Annotated,
     label_of: dict[str, int],
     base: Path,
@@ -163,12 +174,12 @@ def _add(
     index = builder.picture(str(image), image.relative_to(base).as_posix(), *size)
     for problem in annotated.problems:
         problems.report(problem)
-    for name, box, difficult in annotated.objects:
+    for number, name, box, difficult in annotated.objects:
         try:
             within, clipped = fit(box, *size)
         except ValueError as error:
-            problems.report(f"{xml}: {name}: {error}")
+            problems.report(f"{xml}: object {number} ({name}): {error}")
             continue
         if clipped:
-            problems.report(f"{xml}: {name}: {clipped}", "clipped")
+            problems.report(f"{xml}: object {number} ({name}): {clipped}", "clipped")
         builder.annotation(index, within, label_of[name], difficult)

@@ -137,6 +137,7 @@ def _table(
                 size = upright_size(str(image))
             except ImageError as error:
                 problems.report(str(error))
+                builder.left_out += 1
                 continue
             key = image.relative_to(root).as_posix() if image.is_relative_to(root) else image.as_posix()
             index = builder.picture(str(image), key, *size)
@@ -144,6 +145,7 @@ def _table(
                 _add(builder, index, text, size, count, problems)
         for text in text_of.values():
             problems.report(f"{text}: expected a picture for it, found none")
+            builder.left_out += 1
     return builder.table(classes, list(range(1, count + 1)))
 
 

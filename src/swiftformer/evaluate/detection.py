@@ -148,8 +148,8 @@ def evaluate_reference(
             and the data's own image ids where all are numbers that occur once; otherwise 1, 2, ... in order.
 
     Returns:
-        The metrics of `evaluate_detector`, and `unreadable`, the number of pictures that were skipped. With
-        `per_class`, also `AP/CLASS`, and `mask_AP/CLASS`, for every class, None where it does not occur.
+        The metrics of `evaluate_detector`, and `unreadable`, the number of pictures that were skipped, also when the
+        data were opened (of a split that is held out, those of all the data). With `per_class`, also `AP/CLASS`, and `mask_AP/CLASS`, for every class, None where it does not occur.
 
     Raises:
         ValueError: no detector, or the data set has objects of classes that it does not know.
@@ -188,7 +188,7 @@ def evaluate_reference(
                 called = {source.image_id(index): source.name(index) for index in range(len(source))}
                 file.write_text(json.dumps(metrics.coco_results(source.categories, called)))
     found: dict[str, Any] = _numbers(result) | speed
-    found["unreadable"] = len(source) - len(metrics)
+    found["unreadable"] = len(source) - len(metrics) + annotated.left_out
     if per_class:
         for measure_ in ("AP", "mask_AP") if metrics.with_masks else ("AP",):
             values = zip(names, result[f"{measure_}_per_class"], strict=True)
