@@ -218,12 +218,29 @@ def test_splits_of_unusual_names(tmp_path):
     assert len(open_detection(tmp_path)) == 4  # not the training pictures
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_split_of_another_name_is_not_taken_for_training_pictures(tmp_path, layout, caplog):
+    root = make(tmp_path, layout)
+    for file in sorted(root.rglob("*"), reverse=True):
+        word = file.stem.removeprefix("instances_").removesuffix("2017")
+        if word == "val":
+            file.rename(file.with_name(file.name.replace("val", "heldout")))
+    caplog.set_level(logging.INFO)
+    assert len(open_detection(root)) == len(open_detection(root, "heldout")) == COUNTS["val"]
+    assert f"{root}: taking the split heldout" in caplog.messages
+    assert len(open_detection(root, "all")) == sum(COUNTS.values())
+    assert len(open_detection(root, "train")) == 5  # one is held out
+
+
 def test_pictures_in_the_folder_of_another_split(tmp_path):
     write_coco(tmp_path / "annotations" / "instances_test.json", coco(range(3)))
     for seed in range(3):
         picture(tmp_path / "images" / "val" / f"p{seed}.png", seed)
     source = open_detection(tmp_path)
     assert len(source) == 3 and source.name(0).endswith("images/val/p0.png")
+    picture(tmp_path / "images" / "train" / "p1.png")
+    with pytest.raises(ValueError, match=r"test.json: expected p1.png in one folder, found it in .*train and .*val"):
+        open_detection(tmp_path)
     (tmp_path / "images" / "test").mkdir()
     (tmp_path / "images" / "val" / "p0.png").rename(tmp_path / "images" / "test" / "p0.png")
     assert len(open_detection(tmp_path)) == 1  # the others may be different pictures of the same name

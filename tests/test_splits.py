@@ -109,6 +109,7 @@ def test_data_with_a_training_split_only(image_folder, caplog):
         (("training", "heldout"), None, "heldout"),
         (("heldout",), None, "heldout"),
         (("train", "val", "heldout"), None, "val"),
+        (("train", "trainval"), None, "train"),
     ],
 )
 def test_which_split_is_chosen(present, split, chosen):

@@ -98,7 +98,7 @@ def read(file: Path, root: Path, split: list[str], masks: bool, problems: Proble
     ids, names = _categories(content["categories"], file)
     label_of = {category: label for label, category in enumerate(ids)}
     builder = TableBuilder(masks)
-    folders = _holding(_folders(file, root, split), root, content["images"])
+    folders = _holding(_folders(file, root, split), root, content["images"], file)
     index_of = _pictures(builder, content["images"], file, folders, problems)
     for number, entry in enumerate(content["annotations"]):
         try:
@@ -161,15 +161,23 @@ def _folders(file: Path, root: Path, split: list[str]) -> list[str]:
     return list(dict.fromkeys(str(folder) for folder in folders if folder.is_dir()))
 
 
-def _holding(folders: list[str], root: Path, entries: list[Any]) -> list[str]:
-    """These folders; where none of them has any of the first pictures, also the others of the data set."""
+def _holding(folders: list[str], root: Path, entries: list[Any], file: Path) -> list[str]:
+    """These folders; where none of them has any of the first pictures, also the others of the data set.
+
+    Raises:
+        ValueError: several of those have pictures of the same name, of which one is meant.
+    """
     names = [
         name for entry in entries[:20] if isinstance(entry, dict) and isinstance(name := entry.get("file_name"), str)
     ]
     if any(Path(folder, name).is_file() for folder in folders for name in names):
         return folders
     below = [path for base in (root / "images", root) if base.is_dir() for path in sorted(base.iterdir())]
-    return list(dict.fromkeys([*folders, *(str(path) for path in below if path.is_dir() and path.name[0] != ".")]))
+    others = {path.resolve(): str(path) for path in below if path.is_dir() and path.name[0] != "."}
+    for name in names:
+        if len(having := [folder for folder in others.values() if Path(folder, name).is_file()]) > 1:
+            raise ValueError(f"{file}: expected {name} in one folder, found it in {' and '.join(having)}")
+    return [*folders, *others.values()]
 
 
 def _pictures(

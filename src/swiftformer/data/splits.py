@@ -154,7 +154,7 @@ def choose(splits: Splits, split: str | None, where: str) -> Source:
     if split == ALL:
         return Joined([opener() for opener in splits.values()])
     if split is None and evaluation is None:
-        others = sorted(set(splits) - set(SPLIT_ALIASES["train"]))
+        others = sorted(set(splits) - {*SPLIT_ALIASES["train"], "trainval"})
         if len(others) > 1:
             raise ValueError(f"{where}: expected --split with one of {', '.join(others)}, found none")
         if others:

@@ -67,25 +67,27 @@ def _pairs_by_split(base: Path, names: set[str]) -> dict[str, Pairs]:
     images = _first(base, IMAGE_FOLDERS, "*")
     if xmls is not None and images is not None:
         xml_of, image_of = _by_stem(xmls, lambda file: file.suffix == ".xml"), _by_stem(images, is_image)
-        lists = sorted((base / LISTS).glob("*.txt"))
+        lists = {file: _rows(file) for file in sorted((base / LISTS).glob("*.txt"))}
         named = [file for file in lists if split_of(file.stem) in names | {"trainval"}]
-        if named:  # beside them lie lists for each class
-            stems = {
-                file: [line.split()[0] for line in file.read_text().splitlines() if line.strip()] for file in named
-            }
-            chosen = by_split({file: file.stem for file in named}, base / LISTS)
-            return {n: [(image_of.get(s), xmls / f"{s}.xml") for s in stems[file]] for n, file in chosen.items()}
+        if named:  # beside them lie lists for each class, of two columns
+            others = [file for file, rows in lists.items() if rows and all(len(row) == 1 for row in rows)]
+            chosen = by_split({file: file.stem for file in dict.fromkeys(named + others)}, base / LISTS)
+            return {n: [(image_of.get(s), xmls / f"{s}.xml") for s, *_ in lists[file]] for n, file in chosen.items()}
         pairs = {stem: (image_of.get(stem), xml_of.get(stem)) for stem in sorted({*xml_of, *image_of})}
         divided = {stem.split("/")[0] for stem in xml_of if "/" in stem}
         if any(split_of(name) in names for name in divided):
             found = by_split({name: name for name in sorted(divided)}, xmls)
             return {n: [p for stem, p in pairs.items() if stem.startswith(f"{f}/")] for n, f in found.items()}
         return {ALL: list(pairs.values())}
-    beside = {d.name: d for d in sorted(base.iterdir()) if d.is_dir() and split_of(d.name) in names}
-    folders = by_split({d: name for name, d in beside.items() if next(d.glob("*.xml"), None)}, base)
+    beside = {d: d.name for d in sorted(base.iterdir()) if d.is_dir() and next(d.glob("*.xml"), None)}
+    folders = by_split(beside, base) if any(split_of(name) in names for name in beside.values()) else {}
     if not folders and next(base.glob("*.xml"), None):
         folders = {ALL: base}
     return {name: _beside(folder) for name, folder in folders.items()}
+
+
+def _rows(file: Path) -> list[list[str]]:
+    return [line.split() for line in file.read_text(errors="replace").splitlines() if line.strip()]
 
 
 def _beside(folder: Path) -> Pairs:

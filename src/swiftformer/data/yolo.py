@@ -74,16 +74,15 @@ Pair = tuple[Path, Path]  # folders of pictures and of labels
 def _folders(root: Path, names: set[str]) -> dict[str, list[Pair]]:
     """`images/SPLIT` and `labels/SPLIT`, `SPLIT/images` and `SPLIT/labels`, or one pair without splits."""
     images, labels = root / "images", root / "labels"
-    found: dict[Pair, str] = {}
-    if images.is_dir() and labels.is_dir():
-        divided = [d.name for d in sorted(images.iterdir()) if d.is_dir() and split_of(d.name) in names]
-        found = {(images / name, labels / name): name for name in divided if _has_labels(labels / name)}
-        if not found and _has_labels(labels):
-            return {ALL: [(images, labels)]}
-    else:
-        for folder in sorted(entry for entry in root.iterdir() if entry.is_dir() and split_of(entry.name) in names):
-            if (folder / "images").is_dir() and _has_labels(folder / "labels"):
-                found[folder / "images", folder / "labels"] = folder.name
+    whole = images.is_dir() and labels.is_dir()
+    divided = [entry.name for entry in sorted((images if whole else root).iterdir()) if entry.is_dir()]
+    pairs = {
+        name: (images / name, labels / name) if whole else (root / name / "images", root / name / "labels")
+        for name in divided
+    }
+    found = {pair: name for name, pair in pairs.items() if pair[0].is_dir() and _has_labels(pair[1])}
+    if not any(split_of(name) in names for name in found.values()):
+        return {ALL: [(images, labels)]} if whole and _has_labels(labels) else {}
     return {name: [pair] for name, pair in by_split(found, root).items()}
 
 

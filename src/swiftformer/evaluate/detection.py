@@ -149,7 +149,8 @@ def evaluate_reference(
 
     Returns:
         The metrics of `evaluate_detector`, and `unreadable`, the number of pictures that were skipped, also when the
-        data were opened (of a split that is held out, those of all the data). With `per_class`, also `AP/CLASS`, and `mask_AP/CLASS`, for every class, None where it does not occur.
+        data were opened (where a part is held out, those of all the data). With
+        `per_class`, also `AP/CLASS`, and `mask_AP/CLASS`, for every class, None where it does not occur.
 
     Raises:
         ValueError: no detector, or the data set has objects of classes that it does not know.
