@@ -70,7 +70,11 @@ def test_classes_without_objects_need_not_be_known(folder, tmp_path):
 
 
 def test_matching_by_position_is_told(folder, caplog):
-    evaluate_reference(tiny_detector(names=("dog", "cat")), str(folder), **PLAIN)
+    found = [
+        evaluate_reference(tiny_detector(names=names), str(folder), **PLAIN)
+        for names in (("dog", "cat"), ("Dog", "CAT"))
+    ]
+    assert found[0]["AP"] == found[1]["AP"]
     assert not [r for r in caplog.records if "matched by position" in r.getMessage()]
     evaluate_reference(tiny_detector(names=("tree", "house")), str(folder), **PLAIN)
     [record] = [r for r in caplog.records if "matched by position" in r.getMessage()]

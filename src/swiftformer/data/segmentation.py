@@ -92,7 +92,7 @@ class MaskFileSource:
 
 
 class Relabelled:
-    """A source with other classes: index `i` becomes `places[i]`, -1 for one that no pixel may have."""
+    """A source with other classes: index `i` becomes `places[i]`."""
 
     def __init__(self, source: SegmentationSource, places: Sequence[int], classes: Sequence[str]) -> None:
         self.source = source
@@ -109,11 +109,7 @@ class Relabelled:
         return self.source.image(index)
 
     def mask(self, index: int) -> np.ndarray:
-        mask = self.places[self.source.mask(index)]
-        if (mask < 0).any():
-            found = self.source.classes[int(self.source.mask(index)[mask < 0][0])]
-            raise AnnotationError(f"{self.name(index)}: expected pixels of classes that the model knows, found {found}")
-        return mask
+        return self.places[self.source.mask(index)]
 
     def name(self, index: int) -> str:
         return self.source.name(index)

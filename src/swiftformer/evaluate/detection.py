@@ -131,7 +131,7 @@ def evaluate_reference(
 ) -> dict[str, Any]:
     """Evaluate a checkpoint or an artifact on a split of a data set, with the preprocessing that belongs to it.
 
-    Classes are matched by name; where the names are the same in order, or none is common, by position. Those of which
+    Classes are matched by name, whatever the capitals; where none is common, by position. Those of which
     the data show no object need not be known. Of data with boxes only, the boxes of a model that gives masks count.
 
     Args:
@@ -216,7 +216,8 @@ def _in_engine(engine: Engine, pixels: Tensor) -> dict[str, Any]:
 
 def _matched(names: list[str], classes: list[str], counts: list[int]) -> np.ndarray:
     """Of each class of the data its index among those of a model, -1 for one without objects that it does not know."""
-    known = {*names} & {*classes}
+    folded = {name.casefold() for name in names}
+    known = {name for name in classes if name.casefold() in folded}
     if not known and len(names) == len(classes):
         logger.warning(
             "no class of the data (%s) is called like one of the model's (%s): they are matched by position",

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from swiftformer.artifact import is_artifact
 from swiftformer.checkpoints import load
+from swiftformer.data.class_names import shortened
 from swiftformer.data.dense_loaders import SegmentationEvaluationLoader
 from swiftformer.data.masks import VOID
 from swiftformer.data.segmentation import Relabelled, SegmentationSource, open_segmentation
 from swiftformer.engines import Engine
 from swiftformer.evaluate.classification import match_classes
 from swiftformer.heads.semantic_fpn import upsampled
+from swiftformer.image_processing import ImageError
 from swiftformer.predict_segmentation import expect_dense, open_segmenter, preprocessing_of, scores_of, window_of
 from swiftformer.segmentation_inference import segment_logits
 from swiftformer.train.distributed import Processes, join_processes
 
 VALUES_AT_ONCE = 2**26  # of upsampled logits: 256 MB
-
-logger = logging.getLogger(__name__)
 
 
 class SegmentationMetrics:
@@ -181,8 +182,9 @@ def evaluate_reference(
 ) -> dict[str, Any]:
     """Evaluate a checkpoint or an artifact on a split of a data set, with the preprocessing that belongs to it.
 
-    Classes are matched by name; where the names are the same in order, none is common, or the data have no names, by
-    position. A mask with indices beyond them is named and skipped.
+    Classes are matched by name, whatever the capitals; where none is common, by position, which a warning tells. Those
+    that no pixel has need not be known. Data without names have the model's. A mask with indices beyond them is named
+    and skipped.
 
     Args:
         model: what `swiftformer.load` takes, the folder of an artifact, or a model with `preprocessing`.
@@ -202,7 +204,7 @@ def evaluate_reference(
         `per_class`, also `iou/CLASS` for every class, None where it does not occur.
 
     Raises:
-        ValueError: no segmentation model, or the data set has classes that it does not know.
+        ValueError: no segmentation model, or pixels have classes that it does not know.
         CheckpointError: the model cannot be loaded.
     """
     net: Any
@@ -251,19 +253,30 @@ def _in_engine(engine: Engine, window: tuple[int, int] | None, pixels: Tensor) -
 
 
 def _matched(source: SegmentationSource, names: list[str]) -> SegmentationSource:
-    """The data set with the classes of a model."""
+    """The data set with the classes of a model, and void for those that it does not know and no pixel has."""
     if source.classes == names:
         return source
     folded = {name.casefold() for name in names}
     known = [place for place, name in enumerate(source.classes) if name.casefold() in folded]
     if not known:
         return Relabelled(source, match_classes(names, source.classes, list(range(len(source.classes)))), names)
-    places = [-1] * len(source.classes)
-    for place, match in zip(
-        known, match_classes(names, [source.classes[p] for p in known], [*range(len(known))]), strict=True
-    ):
+    if len(known) < len(source.classes) and (unknown := _shown(source) - {*known}):
+        others = [source.classes[place] for place in sorted(unknown)]
+        raise ValueError(
+            f"expected pixels of classes that the model knows ({len(names)}: {shortened(names)}), "
+            f"found {len(others)} others ({shortened(others)})"
+        )
+    places = [VOID] * len(source.classes)
+    matches = match_classes(names, [source.classes[place] for place in known], list(range(len(known))))
+    for place, match in zip(known, matches, strict=True):
         places[place] = match
-    if len(known) < len(places):
-        others = [name for place, name in zip(places, source.classes, strict=True) if place < 0]
-        logger.warning("the model does not know %s: pictures that show them are left out", ", ".join(others))
     return Relabelled(source, places, names)
+
+
+def _shown(source: SegmentationSource) -> set[int]:
+    """The indices that pixels have, in the masks that can be read."""
+    found: set[int] = set()
+    for index in range(len(source)):
+        with suppress(ImageError):  # named when it is read for use
+            found.update(np.unique(source.mask(index)).tolist())
+    return found - {VOID}
