@@ -1,5 +1,11 @@
+import shutil
+
+import pytest
+
+from swiftformer.data.detection import open_detection
 from swiftformer.data.folders import files_below
 from swiftformer.predict import find_images
+from test_detection_data import make
 
 
 def test_linked_folders_are_followed_and_circles_are_not(tmp_path):
@@ -14,3 +20,38 @@ def test_linked_folders_are_followed_and_circles_are_not(tmp_path):
     found = [file.relative_to(root).as_posix() for file in files_below(root)]
     assert found == ["a.png", "again/b.png", "linked/b.png"]
     assert [name for name, _ in find_images([str(root)])] == [str(root / name) for name in found]
+
+
+def move(folder, elsewhere):
+    """The folder lies elsewhere, and a link is in its place."""
+    elsewhere.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(folder, elsewhere)
+    folder.symlink_to(elsewhere)
+
+
+@pytest.mark.parametrize("layout", ["voc", "yolo", "yolo below"])
+def test_annotated_pictures_behind_links(tmp_path, layout):
+    plain, linked = make(tmp_path / "plain", layout), make(tmp_path / "linked", layout)
+    names = {"voc": ("Annotations", "JPEGImages"), "yolo": ("images/train", "labels/train")}
+    for number, name in enumerate(names.get(layout, ("train/images", "train/labels"))):
+        files = [*(linked / name).glob("p*")]
+        if layout != "voc":  # whose lists name pictures by their paths
+            (linked / name / "part").mkdir()
+            for file in files:
+                file.rename(file.parent / "part" / file.name)
+            name += "/part"
+        move(linked / name, tmp_path / "elsewhere" / str(number))
+    found, expected = (open_detection(root, "train") for root in (linked, plain))
+    assert len(found) == len(expected) == 6 and found.counts() == expected.counts()
+
+
+def test_links_that_a_table_names(tmp_path):
+    """Labels lie beside the link rather than beside what it leads to."""
+    root = make(tmp_path / "data", "yolo")
+    expected = open_detection(root, "train").counts()
+    (root / "set").mkdir()
+    for kind in ("images", "labels"):
+        (root / kind).rename(root / "set" / kind)
+        move(root / "set" / kind / "train", tmp_path / f"{kind}-of-another-set")
+    (root / "data.yaml").write_text("names: [cat, dog, car]\ntrain: set/images/train\nval: set/images/val\n")
+    assert open_detection(root, "train").counts() == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -115,8 +116,10 @@ def _listed(root: Path, content: dict[str, Any]) -> dict[str, list[Pair]]:
         pairs = []
         for entry in entries if isinstance(entries, list) else [entries] if entries else []:
             paths = [base / str(entry), root / str(entry), root / str(entry).removeprefix("../")]
-            images = next((path.resolve() for path in paths if path.is_dir()), None)
-            if images is not None and "images" in images.parts:
+            # Labels lie beside a link to pictures, or else beside what it leads to.
+            places = [Path(os.path.abspath(path)) for path in paths] + [path.resolve() for path in paths]  # noqa: PTH100
+            images = next((place for place in places if place.is_dir() and "images" in place.parts), None)
+            if images is not None:
                 place = len(images.parts) - 1 - images.parts[::-1].index("images")
                 pairs.append((images, Path(*images.parts[:place], "labels", *images.parts[place + 1 :])))
         if pairs:
