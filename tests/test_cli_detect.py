@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import shutil
 import signal
 import weakref
 
@@ -201,6 +202,17 @@ class Camera:
             yield np.full((48, 64, 3), number, dtype=np.uint8)
 
 
+class OpenCamera(Camera):
+    def __init__(self, number):
+        self.name = f"camera {number}"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
 def test_a_camera_ends_with_ctrl_c(tmp_path):
     pytest.importorskip("cv2")
     before = signal.getsignal(signal.SIGINT)
@@ -222,6 +234,15 @@ def engine(monkeypatch):
     return engine
 
 
+@pytest.fixture
+def thresholds(monkeypatch):
+    """An engine in place of every segmentation model."""
+    from swiftformer import predict_segmentation
+    from test_segmentation_metrics import Thresholds
+
+    monkeypatch.setattr(predict_segmentation, "open_segmenter", lambda model, *options: Thresholds())
+
+
 def test_detect_json(cli, engine, tmp_path, clip):  # noqa: F811
     folder = tmp_path / "pictures"
     (folder / "more").mkdir(parents=True)
@@ -240,7 +261,9 @@ def test_detect_json(cli, engine, tmp_path, clip):  # noqa: F811
     lines = [json.loads(line) for line in (out / "clip.jsonl").read_text().splitlines()]
     assert [round(line["objects"][0]["box"][0] / 10) for line in lines] == [*range(2, 12)]
     rows = json.loads(coco.read_text())
-    assert [row["image_id"] for row in rows] == [1, 3] and {row["category_id"] for row in rows} == {2}
+    assert [row["image_id"] for row in rows] == [1, 3, *range(4, 14)] and {row["category_id"] for row in rows} == {2}
+    assert [(row["file_name"], row["frame"]) for row in rows[2:]] == [(str(clip), number) for number in range(10)]
+    assert "frame" not in rows[0] and [round(row["bbox"][0] / 10) for row in rows[2:]] == [*range(2, 12)]
     assert rows[0]["file_name"].endswith("a.png") and rows[0]["segmentation"]["size"] == [400, 600]
 
 
@@ -297,11 +320,31 @@ def test_frames_keep_their_size_and_colours():
     )
 
 
-def test_segment_takes_videos(cli, clip, tmp_path, monkeypatch):  # noqa: F811
-    from swiftformer import predict_segmentation
-    from test_segmentation_metrics import Thresholds
+def test_coco_rows_of_two_videos(cli, engine, clip, tmp_path):  # noqa: F811
+    shutil.copy(clip, tmp_path / "other.avi")
+    options = ("--model", "m", "--output", tmp_path / "out", "--coco", tmp_path / "coco.json", "--frames", 2)
+    assert cli("detect", clip, tmp_path / "other.avi", *options)[0] == 0
+    rows = json.loads((tmp_path / "coco.json").read_text())
+    assert [(row["image_id"], row["file_name"][-9:], row["frame"]) for row in rows] == [
+        (1, "/clip.avi", 0),
+        (2, "/clip.avi", 1),
+        (3, "other.avi", 0),
+        (4, "other.avi", 1),
+    ]
 
-    monkeypatch.setattr(predict_segmentation, "open_segmenter", lambda model, *options: Thresholds())
+
+@pytest.mark.parametrize("verb", ["detect", "segment"])
+def test_cameras(cli, engine, thresholds, tmp_path, monkeypatch, verb):  # noqa: F811
+    pytest.importorskip("cv2")
+    monkeypatch.setattr(video, "VideoReader", lambda source: OpenCamera(source))
+    code, stdout, stderr = cli(verb, "--camera", 3, "--model", "m", "--frames", 2, "--output", tmp_path, "--json")
+    [document] = json.loads(stdout)
+    assert code == 0 and document["frames"] == 2 and document["overlay"] == str(tmp_path / "camera-3.mp4")
+    assert "camera 3: until Ctrl-C, or 2 frames" in stderr and len(document) > 5
+    assert len((tmp_path / "camera-3.jsonl").read_text().splitlines()) == 2
+
+
+def test_segment_takes_videos(cli, clip, thresholds, tmp_path):  # noqa: F811
     code, stdout, _ = cli("segment", clip, "--model", "m", "--output", tmp_path / "out", "--json")
     [document] = json.loads(stdout)
     assert code == 0 and document["frames"] == 10
@@ -310,3 +353,7 @@ def test_segment_takes_videos(cli, clip, tmp_path, monkeypatch):  # noqa: F811
     with VideoReader(tmp_path / "out" / "clip.mp4") as reader:
         assert next(iter(reader)).shape == (100, 200, 3)
     assert video.is_video(document["overlay"])
+    code, stdout, _ = cli("segment", clip, "--model", "m", "--output", tmp_path / "out", "--json", "--frames", 2)
+    assert code == 0 and json.loads(stdout)[0]["frames"] == 2
+    code, _, stderr = cli("segment", "--model", "m")
+    assert code == 2 and stderr == "error: expected pictures, videos or --camera, found none\n"

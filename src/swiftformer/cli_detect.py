@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -28,7 +31,9 @@ def detect(
     masks: Annotated[bool, typer.Option("--masks/--no-masks", help="Draw masks, where the model gives them.")] = True,
     coco: Annotated[
         Optional[Path],
-        typer.Option(help="Also a file of COCO results; images and categories are numbered in order, from 1."),
+        typer.Option(
+            help="Also a file of COCO results; pictures, frames of videos and categories are numbered in order, from 1."
+        ),
     ] = None,
     camera: Annotated[Optional[int], typer.Option(min=0, help="Number of a camera, read until Ctrl-C.")] = None,
     frames: Annotated[Optional[int], typer.Option(min=1, help="Of a video or a camera, at most.")] = None,
@@ -62,24 +67,28 @@ def detect(
     runner = open_detector(model, engine, device, precision, threads, form)
     targets = free_targets([name for name, _ in pictures + clips], output)
     documents, rows = [], []
+    numbers = itertools.count(1)  # of pictures, and of frames behind them
     with progress_bar("detect", len(pictures)) as advance:
-        for number, ((name, source), target) in enumerate(zip(pictures, targets, strict=False), start=1):
+        for (name, source), target in zip(pictures, targets, strict=False):
             [result] = run([source], runner, names=[name], short_side=short_side, threshold=threshold)
             document = result.to_dict()
             if result.detections is not None:
                 document["overlay"] = write_picture(source, result, target, masks)
             if coco is not None:
-                rows += coco_rows(result, number)
+                rows += coco_rows(result, next(numbers))
             del result  # its masks are as large as the picture
             documents.append(document)
             advance(1)
 
-    def step(frame: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-        [result] = run([frame], runner, short_side=short_side, threshold=threshold, skip_broken=False)
+    def step(name: str, places: Iterator[int], frame: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+        [result] = run([frame], runner, names=[name], short_side=short_side, threshold=threshold, skip_broken=False)
+        if coco is not None:
+            place = next(places)
+            rows.extend(row | {"frame": place} for row in coco_rows(result, next(numbers)))
         return draw_frame(frame, result, masks), {"objects": result.objects()}
 
-    for (_, source), target in zip(clips, targets[len(pictures) :], strict=True):
-        documents.append(record(source, target, step, frames))
+    for (name, source), target in zip(clips, targets[len(pictures) :], strict=True):
+        documents.append(record(source, target, partial(step, name, itertools.count()), frames))
     if coco is not None:
         write_json(coco, rows)
     if as_json:
@@ -119,7 +128,7 @@ def draw_frame(frame: np.ndarray, result: DetectionResult, masks: bool) -> np.nd
 
 
 def coco_rows(result: DetectionResult, number: int) -> list[dict[str, Any]]:
-    """COCO results of the picture with this number, each with the picture's `file_name`."""
+    """COCO results of the picture or frame with this number, each with the `file_name`."""
     if result.detections is None:
         return []
     rows = result.detections.coco_results(number, range(1, len(result.labels) + 1))

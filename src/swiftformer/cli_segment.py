@@ -20,8 +20,10 @@ WRITTEN = (".png", ".mask.png", ".mp4", ".jsonl")  # endings of what may be writ
 
 
 def segment(
-    images: Annotated[list[str], typer.Argument(help="Files, also videos, folders, globs, or - for standard input.")],
     model: Annotated[str, typer.Option(help=f"A segmentation model. {RUNNABLE_HELP}")],
+    images: Annotated[
+        Optional[list[str]], typer.Argument(help="Files, also videos, folders, globs, or - for standard input.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder for the pictures with their classes in colours.")] = Path(
         "segments"
     ),
@@ -31,6 +33,8 @@ def segment(
         Optional[int], typer.Option(min=0, help="Pixels, 0 for a picture's own size; by default as the model wants.")
     ] = None,
     window: Annotated[int, typer.Option(min=0, help="Side of sliding windows; 0 for whole pictures.")] = 0,
+    camera: Annotated[Optional[int], typer.Option(min=0, help="Number of a camera, read until Ctrl-C.")] = None,
+    frames: Annotated[Optional[int], typer.Option(min=1, help="Of a video or a camera, at most.")] = None,
     form: Form = None,
     engine: Engine = "auto",
     device: Device = None,
@@ -49,9 +53,12 @@ def segment(
     from swiftformer.reports import progress_bar, segmentation_table
     from swiftformer.video import is_video
 
-    found = find_images(images)
-    pictures = [(name, source) for name, source in found if not is_video(name)]
-    clips = [(name, source) for name, source in found if is_video(name)]
+    if not images and camera is None:
+        raise ValueError("expected pictures, videos or --camera, found none")
+    found = find_images(images or [])
+    pictures: list[Any] = [(name, source) for name, source in found if not is_video(name)]
+    clips: list[Any] = [(name, source) for name, source in found if is_video(name)]
+    clips += [] if camera is None else [(f"camera-{camera}", camera)]
     runner = open_segmenter(model, engine, device, precision, threads, form)
     targets = free_targets([name for name, _ in pictures + clips], output)
     results, documents = [], []
@@ -70,7 +77,7 @@ def segment(
         return draw_frame(frame, result, runner.labels, opacity), {"classes": result.to_dict()["classes"]}
 
     for (_, source), target in zip(clips, targets[len(pictures) :], strict=True):
-        documents.append(record(source, target, step))
+        documents.append(record(source, target, step, frames))
     if as_json:
         print_json(documents)
     else:
