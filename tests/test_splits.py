@@ -122,6 +122,16 @@ def test_several_splits_of_unknown_names_are_asked_for():
         choose({name: lambda: Named({"a/0"}) for name in ("train", "holdout", "hidden")}, None, "data")
 
 
+def test_a_split_of_another_name_is_evaluated(image_folder, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(image_folder / "train", root / "train")
+    shutil.copytree(image_folder / "val", root / "heldout")
+    (root / "notes" / "figures").mkdir(parents=True)
+    held_out = open_source(root, None)
+    assert keys(held_out) == keys(open_source(root / "heldout", "all")) == keys(open_source(root, "heldout"))
+    assert len(open_source(root, "train")) == 44  # what training holds out is still cut from it
+
+
 def test_a_folder_without_splits_says_that_all_of_it_is_taken(image_folder, caplog):
     with caplog.at_level(logging.INFO, "swiftformer"):
         assert len(open_source(image_folder / "train", None)) == 48

@@ -67,10 +67,15 @@ class ImageFolderSource(FileSource):
 
 
 def find(root: Path, names: Iterable[str]) -> Splits:
-    """The splits `ROOT/NAME/CLASS/...` among `names`."""
+    """The splits `ROOT/NAME/CLASS/...` among `names`, and beside a training split others with some of its classes."""
     aliases = {alias for group in SPLIT_ALIASES.values() for alias in group}
     others = any(entry.is_dir() and not _hidden(entry.name) and entry.name not in aliases for entry in os.scandir(root))
     folders = {name: root / name for name in names if (root / name).is_dir() and _is_split(root / name, others)}
+    if train := next((folders[name] for name in SPLIT_ALIASES["train"] if name in folders), None):
+        classes = {entry.name for entry in os.scandir(train) if entry.is_dir() and not _hidden(entry.name)}
+        for entry in os.scandir(root):
+            if entry.is_dir() and not _hidden(entry.name) and any(Path(entry.path, name).is_dir() for name in classes):
+                folders.setdefault(entry.name, Path(entry.path))
     roots = [*folders.values()]
     return {name: lambda folder=folder: ImageFolderSource(folder, roots) for name, folder in folders.items()}  # type: ignore[misc]
 
