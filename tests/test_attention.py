@@ -143,3 +143,30 @@ def test_scaled_weights_give_scaled_outputs(layer):
         torch.testing.assert_close(ours, plain)
     torch.testing.assert_close(scaled(torch.nn.Sequential(layer), x, scale), by_hand)  # an adapter around it
     torch.testing.assert_close(scaled(layer, x, None), layer(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_scales_survive_half_precision(dtype):
+    layer, x = torch.nn.Linear(6, 4), torch.randn(5, 6)
+    scale = torch.full((4,), 1e-5)
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        found = scaled(layer, x.to(dtype), scale)
+    assert found.dtype == torch.float32  # sums of residuals stay float32 under autocast
+    torch.testing.assert_close(found, scale * layer(x), rtol=0.05, atol=5e-8)
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_of_scaled_layers_are_called(register):
+    layer, calls = torch.nn.Linear(6, 4), []
+    getattr(layer, register)(lambda *_: calls.append(1))
+    scaled(layer, torch.randn(5, 6), torch.ones(4))
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradient_of_the_normalisation_in_half_precision(dtype):
+    x, weights = torch.randn(3, 9, 48).to(dtype), torch.randn(3, 9, 48).to(dtype)
+    ours, plain = (x.detach().clone().requires_grad_() for _ in range(2))
+    (l2_normalize(ours, -1) * weights).sum().backward()
+    (F.normalize(plain.float(), dim=-1) * weights.float()).sum().backward()
+    torch.testing.assert_close(ours.grad, plain.grad, rtol=2e-2, atol=2e-3)

@@ -147,8 +147,8 @@ def test_a_forked_process(recwarn):
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="tells the instruction sets on Linux alone")
-def test_tiles_are_taken_where_the_processor_has_them():
+def test_tiles_are_taken_only_where_the_processor_has_them():
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     flags = {word for line in lines if line.startswith("flags") for word in line.split()}
     has = {"amx_tile", "amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni"} <= flags
-    assert ("amx" in native.supported()) == has
+    assert has or "amx" not in native.supported()  # the system may refuse the tiles that the processor has

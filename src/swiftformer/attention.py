@@ -41,7 +41,8 @@ def l2_normalize(x: Tensor, dim: int) -> Tensor:
     Half precision is computed in float32, because the epsilon of 1e-12 that keeps a zero vector finite is itself
     zero in float16.
     """
-    if x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # what autograd functions cannot be
+    if x.requires_grad and torch.is_grad_enabled() and not recorded:
         return _L2Normalization.apply(x, dim)
     if x.dtype in (torch.float16, torch.bfloat16):
         return F.normalize(x.float(), dim=dim).to(x.dtype)
@@ -51,16 +52,28 @@ def l2_normalize(x: Tensor, dim: int) -> Tensor:
 def scaled(layer: Any, x: Tensor, scale: Tensor | None) -> Tensor:
     """`scale * layer(x)` of a 1x1 convolution and `(C, 1, 1)`, or of a linear layer and `(C,)`.
 
-    The weights are scaled rather than what they give: a thousandth of the arithmetic, and of the memory for gradients.
-    Layers that something else took the place of, such as an adapter, are called as they are.
+    In full precision the weights are scaled rather than what they give, which is much more. In half precision they are not:
+    scales begin at 1e-5, weights of that size vanish in float16, and sums with what is scaled have to stay float32.
+    Layers with hooks, or that something else took the place of, such as an adapter, are called as they are.
     """
     if scale is None:
         return layer(x)
-    if type(layer) in (nn.Conv2d, nn.Linear) and layer.bias is not None:
+    if not torch.is_autocast_enabled(x.device.type) and _is_plain(layer):
         weight = scale.view(-1, *(1,) * (layer.weight.ndim - 1)) * layer.weight
         apply: Any = F.conv2d if weight.ndim == 4 else F.linear
         return apply(x, weight, scale.flatten() * layer.bias)
     return scale * layer(x)
+
+
+def _is_plain(layer: Any) -> bool:
+    """A layer in full precision that does what its weights say and nothing else."""
+    return (
+        type(layer) in (nn.Conv2d, nn.Linear)
+        and type(layer.weight) is nn.Parameter
+        and layer.weight.dtype in (torch.float32, torch.float64)
+        and layer.bias is not None
+        and not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
+    )
 
 
 class EfficientAdditiveAttention(nn.Module):

@@ -31,7 +31,7 @@ def fitted(recipe: Recipe, settings: Iterable[str], model: str | None, images: i
     given = {setting.partition("=")[0] for setting in settings}
     if run is not None and (stored := run / "recipe.json").exists():
         known = json.loads(stored.read_text())
-        return _changed(recipe, {key: known[key] for key in ("image_size", *FOR_FEW)}, given)
+        return _changed(recipe, {key: known[key] for key in ("image_size", *FOR_FEW) if key in known}, given)
     changes: dict[str, Any] = {}
     if model is not None and (size := _image_size(model)):
         changes["image_size"] = size
