@@ -1,6 +1,7 @@
 import json
 import logging
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -230,6 +231,18 @@ def test_a_split_of_another_name_is_not_taken_for_training_pictures(tmp_path, la
     assert f"{root}: taking the split heldout" in caplog.messages
     assert len(open_detection(root, "all")) == sum(COUNTS.values())
     assert len(open_detection(root, "train")) == 5  # one is held out
+
+
+def test_a_file_of_all_pictures_beside_the_splits_is_no_split(tmp_path):
+    for name, seeds in (("train", range(4)), ("val", range(4, 6)), ("all", range(6))):
+        write_coco(tmp_path / "annotations" / f"instances_{name}.json", coco(seeds))
+    for seed in range(6):
+        picture(tmp_path / "images" / f"p{seed}.png", seed)
+    assert len(open_detection(tmp_path, "train")) == 4 and len(open_detection(tmp_path)) == 2
+    root = make(tmp_path / "data", "roboflow coco")
+    counts = [len(open_detection(root, split)) for split in ("train", "val")]
+    shutil.copytree(root / "train", root / "all")
+    assert [len(open_detection(root, split)) for split in ("train", "val")] == counts
 
 
 def test_pictures_in_the_folder_of_another_split(tmp_path):

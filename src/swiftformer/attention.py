@@ -52,8 +52,8 @@ def l2_normalize(x: Tensor, dim: int) -> Tensor:
 def scaled(layer: Any, x: Tensor, scale: Tensor | None) -> Tensor:
     """`scale * layer(x)` of a 1x1 convolution and `(C, 1, 1)`, or of a linear layer and `(C,)`.
 
-    In full precision the weights are scaled rather than what they give, which is much more. In half precision they are not:
-    scales begin at 1e-5, weights of that size vanish in float16, and sums with what is scaled have to stay float32.
+    In full precision the weights are scaled rather than what they give, which is much more. In half precision they are
+    not: scales begin at 1e-5, where weights vanish in float16, and sums with what is scaled have to stay float32.
     Layers with hooks, or that something else took the place of, such as an adapter, are called as they are.
     """
     if scale is None:

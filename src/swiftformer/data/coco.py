@@ -45,6 +45,7 @@ def find(root: Path, names: set[str], masks: bool, problems: Problems) -> Opener
         if folder == root:  # other JSON files are likely to lie there
             chosen = [file for file in chosen if file in words or file.stem.startswith("instances_")]
         bare = {file: file.stem.removeprefix("instances_") for file in chosen if file.stem.startswith("instances_")}
+        bare = {file: name for file, name in bare.items() if name != ALL}  # beside splits, all of them once more
         if words or len(bare) == len(chosen) > 1:
             found = by_split(bare | words, folder)
             return {n: partial(read, file, root, _words(file.stem), masks, problems) for n, file in found.items()}
@@ -56,7 +57,7 @@ def find(root: Path, names: set[str], masks: bool, problems: Problems) -> Opener
     inside = {file: file.parent.name for name in INSIDE for file in sorted(root.glob(f"*/{name}"))}
     if any(split_of(name) in names for name in inside.values()):
         usual = {f: name for f, name in inside.items() if split_of(name) in names}
-        others = {f: name for f, name in inside.items() if f.name == INSIDE[0] and name[0] != "."}
+        others = {f: name for f, name in inside.items() if f.name == INSIDE[0] and name[0] != "." and name != ALL}
         found = by_split(others | usual, root)
         return {n: partial(read, file, root, [inside[file]], masks, problems) for n, file in found.items()}
     alone = next((root / name for name in INSIDE if (root / name).is_file()), None)
@@ -161,6 +162,11 @@ def _folders(file: Path, root: Path, split: list[str]) -> list[str]:
     return list(dict.fromkeys(str(folder) for folder in folders if folder.is_dir()))
 
 
+def _is_file(folder: str, name: str) -> bool:
+    """Also of folders that may not be read, and of names that are too long."""
+    return os.path.isfile(os.path.join(folder, name))  # noqa: PTH113, PTH118
+
+
 def _holding(folders: list[str], root: Path, entries: list[Any], file: Path) -> list[str]:
     """These folders; where none of them has any of the first pictures, also the others of the data set.
 
@@ -170,12 +176,12 @@ def _holding(folders: list[str], root: Path, entries: list[Any], file: Path) -> 
     names = [
         name for entry in entries[:20] if isinstance(entry, dict) and isinstance(name := entry.get("file_name"), str)
     ]
-    if any(Path(folder, name).is_file() for folder in folders for name in names):
+    if any(_is_file(folder, name) for folder in folders for name in names):
         return folders
     below = [path for base in (root / "images", root) if base.is_dir() for path in sorted(base.iterdir())]
     others = {path.resolve(): str(path) for path in below if path.is_dir() and path.name[0] != "."}
     for name in names:
-        if len(having := [folder for folder in others.values() if Path(folder, name).is_file()]) > 1:
+        if len(having := [folder for folder in others.values() if _is_file(folder, name)]) > 1:
             raise ValueError(f"{file}: expected {name} in one folder, found it in {' and '.join(having)}")
     return [*folders, *others.values()]
 
@@ -191,7 +197,7 @@ def _pictures(
             if image in index_of:
                 raise ValueError(f"expected an id of its own, found {image} again")
             index_of[image] = None
-            path = next((p for folder in folders if os.path.isfile(p := os.path.join(folder, name))), None)  # noqa: PTH113, PTH118
+            path = next((os.path.join(folder, name) for folder in folders if _is_file(folder, name)), None)  # noqa: PTH118
             if path is None:
                 raise ValueError("expected its file in " + ", ".join(folders[:4]) + ", found none")
             size = entry.get("width"), entry.get("height")
