@@ -58,7 +58,8 @@ def scaled(layer: Any, x: Tensor, scale: Tensor | None) -> Tensor:
     """
     if scale is None:
         return layer(x)
-    if not torch.is_autocast_enabled(x.device.type) and _is_plain(layer):
+    autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)  # which raises for the meta device
+    if not autocast and _is_plain(layer):
         weight = scale.view(-1, *(1,) * (layer.weight.ndim - 1)) * layer.weight
         apply: Any = F.conv2d if weight.ndim == 4 else F.linear
         return apply(x, weight, scale.flatten() * layer.bias)
