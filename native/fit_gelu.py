@@ -6,7 +6,7 @@ python fit_gelu.py
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import erfc, erfcx
+from scipy.special import erfcx
 
 TOP = 14.0  # behind it GELU is zero, or the number itself, in float32
 
@@ -40,12 +40,6 @@ def tail(degree: int, p: float) -> tuple[np.ndarray, float]:
     return fit(basis / exact[:, None], np.ones_like(a))
 
 
-def size_times_tail(degree: int, top: float) -> tuple[np.ndarray, float]:
-    """Phi(-a) up to `top`, in the absolute error of a Phi(-a)."""
-    a = np.linspace(0, top, 4001)
-    return fit(np.vander(a, degree + 2, increasing=True)[:, 1:], 0.5 * a * erfc(a / np.sqrt(2)), rounds=300)
-
-
 def show(name: str, fitted: tuple[np.ndarray, float]) -> None:
     coefficients, error = fitted
     print(f"// {error:.1e}\nstatic constexpr float {name}[] = {{{', '.join(f'{float(c)!r}f' for c in coefficients)}}};")
@@ -55,5 +49,3 @@ for struct, degree, tail_degree, p in (("Exact", 5, 6, 0.3), ("Rough", 3, 3, 0.3
     print(f"\n// {struct}, p = {p}")
     show("power_of_2", power_of_2(degree))
     show("tail", tail(tail_degree, p))
-print("\n// Coarse")
-show("size_times_tail", size_times_tail(6, 4.0))

@@ -53,11 +53,16 @@ std::vector<Entry> entries() {
     if (__builtin_cpu_supports("avx512vnni")) {
       found.push_back({"avx512", "int8", &avx512_int8});
       found.push_back({"avx512_vnni", "int8", &avx512_int8});
+      if (__builtin_cpu_supports("avx512vbmi")) {
+        found.push_back({"avx512", "int8", &avx512_vbmi_int8});
+        found.push_back({"avx512_vbmi", "int8", &avx512_vbmi_int8});
+      }
     }
 #if defined(SWIFTFORMER_AMX)
     // No such processor was at hand when these were written: one that disagrees must not be trusted silently.
     static const bool amx = has_amx() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
-                            multiplies_like(amx_bf16, avx512_bf16) && multiplies_like(amx_int8, avx512_int8);
+                            __builtin_cpu_supports("avx512vbmi") && multiplies_like(amx_bf16, avx512_bf16) &&
+                            multiplies_like(amx_int8, avx512_int8);
     if (amx) {
       found.push_back({"amx", "bf16", &amx_bf16});
       found.push_back({"amx", "int8", &amx_int8});

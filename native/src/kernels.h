@@ -4,11 +4,13 @@
 // Maps are float32, pixels one behind the other, each with its channels, filled up with zeros to a multiple of `lanes`.
 // Operands, the left sides of matrix products, are rows of 32-bit words: a float32, two bfloat16, or four uint8. A row
 // of uint8 ends with a word that holds its step, a float32: the level u stands for step * (u - 128), and behind GELU,
-// which is never below -0.17, for step * u - 0.17.
+// which is never below -0.17, for step * u - 0.17. GELU itself is looked up there, in a table from level to level.
 
 #pragma once
 
 #include <cstdint>
+
+#include "gelu_table.h"
 
 namespace swiftformer {
 
@@ -16,11 +18,9 @@ constexpr int lanes = 16;
 
 static constexpr int filled(int channels) { return (channels + lanes - 1) / lanes * lanes; }
 
-// What becomes of a product: stored as float32, the same behind ReLU, stored as an operand behind GELU, or stored as
-// float32 after a residual was added.
+// What becomes of a product: stored as float32, the same behind ReLU, stored as an operand behind GELU (not where
+// operands are levels), or stored as float32 after a residual was added.
 enum class Then { store, relu, gelu, add };
-
-constexpr float gelu_floor = -0.17f;
 
 // A matrix and a bias. Columns lie in panels of up to `Kernels::widest` vectors; in a panel, the words of a row of
 // columns one behind the other. Of int8 each column has a step, and its sums begin at `start`; the levels' offset is
@@ -57,9 +57,10 @@ struct Kernels {
   void (*first_convolution)(const Matrix& matrix, const float* lines, int line_stride, int count, float* out,
                             int out_stride);
 
-  // `rows` rows of float32, `stride` apart, of `count` values each, to rows of levels. Null without levels.
-  void (*quantize)(const float* values, int stride, int rows, int count, bool behind_gelu, uint32_t* operand,
-                   int operand_stride);
+  // `rows` rows of float32, `stride` apart, of `count` values each, to rows of levels; the second by way of GELU. Null
+  // without levels.
+  void (*quantize)(const float* values, int stride, int rows, int count, uint32_t* operand, int operand_stride);
+  void (*quantize_gelu)(const float* values, int stride, int rows, int count, uint32_t* operand, int operand_stride);
 
   // What follows writes rows of float32 where operands are levels.
 
@@ -80,13 +81,13 @@ struct Kernels {
   void (*modulate)(const float* key_query, int rows, int channels, int dim, const float* global, uint32_t* operand,
                    int operand_stride);
 
-  // GELU alone, of `count` values, a multiple of `lanes`: for tests.
+  // GELU alone, of `count` values, a multiple of `lanes`: for tests. Null with levels.
   void (*gelu)(const float* values, int count, uint32_t* row);
 };
 
 extern const Kernels plain_fp32, plain_bf16, plain_int8;
 #if defined(SWIFTFORMER_X86)
-extern const Kernels avx2_fp32, avx512_fp32, avx512_bf16, avx512_int8, amx_bf16, amx_int8;
+extern const Kernels avx2_fp32, avx512_fp32, avx512_bf16, avx512_int8, avx512_vbmi_int8, amx_bf16, amx_int8;
 #elif defined(SWIFTFORMER_ARM)
 extern const Kernels neon_fp32;
 #endif

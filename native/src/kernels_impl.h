@@ -60,30 +60,12 @@ inline Vec gelu(Vec x) {
 struct Floats {
   using Sum = Vec;
   static constexpr bool levels = false;
-  static constexpr decltype(Kernels::quantize) quantize = nullptr;
+  static constexpr decltype(Kernels::quantize) quantize = nullptr, quantize_gelu = nullptr;
   static Sum start(const Matrix& matrix, int column) { return load(matrix.bias + column); }
   static Vec finish(Sum sum, const uint32_t*, int, const Matrix&, int) { return sum; }
 };
 
-template <class Precision>
-inline Vec activated(Vec x) {
-  return gelu<Precision>(x);
-}
-
-// |x| * Phi(-|x|) as a polynomial up to 4, where it is zero to 2e-4: a fraction of a level.
-struct Coarse {
-  static constexpr float size_times_tail[] = {0.5004943405588789f,    -0.3908307554334421f,  -0.04278972861128757f,
-                                              0.13995763503532746f,   -0.05756180418674359f, 0.009920846807558805f,
-                                              -0.0006428142989487918f};
-};
-template <>
-inline Vec activated<Coarse>(Vec x) {
-  const Vec size = min(abs(x), all(4.0f));
-  return max(x, all(0.0f)) - size * polynomial(Coarse::size_times_tail, size);
-}
-
 struct Fp32 : Floats {
-  using Precision = Exact;
   using Input = Vec;
   static constexpr int values_per_word = 1;
   static Vec weights(const uint32_t* words) { return load(reinterpret_cast<const float*>(words)); }
@@ -94,11 +76,11 @@ struct Fp32 : Floats {
   }
   static Vec dot(Input input, Vec weights, Vec sum) { return multiply_add(input, weights, sum); }
   static void put(void* row, int at, Vec v) { store(static_cast<float*>(row) + at, v); }
+  static Vec activated(Vec x) { return gelu<Exact>(x); }
 };
 
 #if defined(SWIFTFORMER_BF16)
 struct Bf16 : Floats {
-  using Precision = Rough;
   static constexpr int values_per_word = 2;
 #if defined(__AVX512BF16__)
   using Input = __m512bh;
@@ -112,35 +94,49 @@ struct Bf16 : Floats {
   static Vec dot(Input input, const uint32_t* weights, Vec sum) { return dot_bf16(input, weights, sum); }
 #endif
   static void put(void* row, int at, Vec v) { store_bf16(static_cast<uint16_t*>(row) + at, v); }
+  static Vec activated(Vec x) { return gelu<Rough>(x); }
 };
 #endif
 
 #if defined(SWIFTFORMER_INT8)
-inline void quantize_rows(const float* values, int stride, int rows, int count, bool behind_gelu, uint32_t* operand,
-                          int operand_stride) {
+inline void quantize_row(const float* values, int count, float step, float offset, uint8_t* levels) {
+  const Vec factor = all(1.0f / step), zero = all(offset);
+  int c = 0;
+  for (; c + 4 * lanes <= count; c += 4 * lanes) {
+    const auto level = [&](int place) { return multiply_add(load(values + c + place * lanes), factor, zero); };
+    store_levels(levels + c, level(0), level(1), level(2), level(3));
+  }
+  for (; c < count; c += lanes) store_levels(levels + c, multiply_add(load(values + c), factor, zero));
+}
+
+inline void quantize(const float* values, int stride, int rows, int count, uint32_t* operand, int operand_stride) {
   for (int r = 0; r < rows; ++r, values += stride, operand += operand_stride) {
     Vec most = all(0.0f);
-    for (int c = 0; c < count; c += lanes) most = max(most, behind_gelu ? load(values + c) : abs(load(values + c)));
-    const float range = behind_gelu ? (largest(most) - swiftformer::gelu_floor) / 255.0f : largest(most) / 127.0f;
-    const float step = range > 1e-30f ? range : 1e-30f;
-    const Vec factor = all(1.0f / step), offset = all(behind_gelu ? -swiftformer::gelu_floor / step : 128.0f);
-    uint8_t* levels = reinterpret_cast<uint8_t*>(operand);
-    int c = 0;
-    for (; c + 4 * lanes <= count; c += 4 * lanes) {
-      const auto level = [&](int place) { return multiply_add(load(values + c + place * lanes), factor, offset); };
-      store_levels(levels + c, level(0), level(1), level(2), level(3));
-    }
-    for (; c < count; c += lanes) store_levels(levels + c, multiply_add(load(values + c), factor, offset));
+    for (int c = 0; c < count; c += lanes) most = max(most, abs(load(values + c)));
+    const float range = largest(most) / 127.0f, step = range > 1e-30f ? range : 1e-30f;
+    quantize_row(values, count, step, 128.0f, reinterpret_cast<uint8_t*>(operand));
     std::memcpy(operand + operand_stride - 1, &step, sizeof step);
   }
 }
 
+inline void quantize_gelu(const float* values, int stride, int rows, int count, uint32_t* operand, int operand_stride) {
+  for (int r = 0; r < rows; ++r, values += stride, operand += operand_stride) {
+    Vec most = all(0.0f);
+    for (int c = 0; c < count; c += lanes) most = max(most, load(values + c));
+    swiftformer::GeluTable made;
+    const swiftformer::GeluTable& table = swiftformer::gelu_table(largest(most), made);
+    uint8_t* levels = reinterpret_cast<uint8_t*>(operand);
+    quantize_row(values, count, table.step_before, -swiftformer::gelu_left / table.step_before, levels);
+    look_up(table.levels, levels, count);
+    std::memcpy(operand + operand_stride - 1, &table.step, sizeof table.step);
+  }
+}
+
 struct Int8 {
-  using Precision = Coarse;
   using Sum = Levels;
   static constexpr int values_per_word = 4;
   static constexpr bool levels = true;
-  static constexpr decltype(Kernels::quantize) quantize = quantize_rows;
+  static constexpr decltype(Kernels::quantize) quantize = ::quantize, quantize_gelu = ::quantize_gelu;
 #if defined(__AVX512VNNI__)
   using Input = __m512i;
   static __m512i weights(const uint32_t* words) { return _mm512_loadu_si512(words); }
@@ -202,17 +198,16 @@ void product_of_block(const Block& block, Then then) {
     return Op::finish(sums[r][v], block.operand + r * block.operand_stride, block.operand_stride, block.matrix,
                       block.column + v * lanes);
   };
-  constexpr int value_bytes = Op::levels ? sizeof(float) : sizeof(uint32_t) / Op::values_per_word;
-  if (then == Then::gelu) {
+  if constexpr (!Op::levels) {
+    if (then == Then::gelu) {
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) {
-      char* row = static_cast<char*>(block.out) + value_bytes * r * block.out_stride;
+      for (int r = 0; r < rows; ++r) {
+        char* row = static_cast<char*>(block.out) + sizeof(uint32_t) / Op::values_per_word * r * block.out_stride;
 #pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) {
-        Op::put(row, block.column + v * lanes, activated<typename Op::Precision>(finished(r, v)));
+        for (int v = 0; v < vectors; ++v) Op::put(row, block.column + v * lanes, Op::activated(finished(r, v)));
       }
+      return;
     }
-    return;
   }
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
@@ -239,7 +234,7 @@ void product_of_rows(int count, const Block& block, Then then) {
 template <class Op, int vectors>
 void product_of_panel(Block block, int rows, Then then) {
   const int blocks = (rows + block_rows<vectors> - 1) / block_rows<vectors>;
-  const int out_bytes = then == Then::gelu && !Op::levels ? sizeof(uint32_t) / Op::values_per_word : sizeof(float);
+  const int out_bytes = then == Then::gelu ? sizeof(uint32_t) / Op::values_per_word : sizeof(float);
   for (int i = 0; i < blocks; ++i) {
     const int count = (rows + blocks - 1 - i) / blocks;  // as equal as they can be
     product_of_rows<Op, vectors>(count, block, then);
@@ -411,13 +406,27 @@ void modulate(const float* key_query, int rows, int channels, int dim, const flo
 
 template <class Op>
 void gelu_of_values(const float* values, int count, uint32_t* row) {
-  for (int c = 0; c < count; c += lanes) Op::put(row, c, activated<typename Op::Precision>(load(values + c)));
+  if constexpr (!Op::levels) {
+    for (int c = 0; c < count; c += lanes) Op::put(row, c, Op::activated(load(values + c)));
+  }
 }
 
 template <class Op>
 constexpr Kernels table(const char* name) {
-  return {name,         Op::values_per_word, WIDEST_PANEL,   1,    Op::levels,   product<Op>,       first_convolution,
-          Op::quantize, convert<Op>,         depth_wise<Op>, pool, modulate<Op>, gelu_of_values<Op>};
+  return {name,
+          Op::values_per_word,
+          WIDEST_PANEL,
+          1,
+          Op::levels,
+          product<Op>,
+          first_convolution,
+          Op::quantize,
+          Op::quantize_gelu,
+          convert<Op>,
+          depth_wise<Op>,
+          pool,
+          modulate<Op>,
+          Op::levels ? nullptr : gelu_of_values<Op>};
 }
 
 }  // namespace

@@ -80,16 +80,16 @@ void sums_of_tiles(const Tiling& tiling, int tile, const uint32_t* words, int co
 
 template <class Op>
 void finish_tile(const Tiling& tiling, int tile, const Target& target, const uint32_t* sums, int column) {
-  constexpr int value_bytes = Op::levels ? sizeof(float) : sizeof(uint32_t) / Op::values_per_word;
   const int first = tiling.first_row(tile);
   for (int row = tile * tiling.rows; row < first + tiling.rows; ++row) {
     const uint32_t* operand = tiling.operand + row * tiling.operand_stride;
     Vec value =
         Op::finish(Op::sum_of(sums + (row - first) * lanes), operand, tiling.operand_stride, tiling.matrix, column);
-    if (target.then == Then::gelu) {
-      char* to = static_cast<char*>(target.out) + static_cast<size_t>(value_bytes) * row * target.out_stride;
-      Op::put(to, column, activated<typename Op::Precision>(value));
-      continue;
+    if constexpr (!Op::levels) {
+      if (target.then == Then::gelu) {
+        Op::put(static_cast<uint16_t*>(target.out) + row * target.out_stride, column, Op::activated(value));
+        continue;
+      }
     }
     if (target.then == Then::relu) value = max(all(0.0f), value);  // in this order NaN stays NaN
     if (target.then == Then::add) value = value + load(target.residual + row * target.residual_stride + column);

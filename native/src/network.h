@@ -98,7 +98,7 @@ class Network {
   // From any thread; calls at once take turns. Allocates only when pictures are larger or more than ever before.
   void run(const Pixels& pixels, const std::vector<float*>& outputs);
 
-  // Seconds of each layer in the last run, over all its pictures.
+  // Seconds of each layer in the last run, over all its pictures, of a thread on average.
   std::vector<double> layer_seconds();
 
   std::string isa() const { return kernels_.name; }
@@ -117,7 +117,14 @@ class Network {
   Branch packed_branch(const std::vector<Weight>& weights) const;
   void expect(const Weight& weight, const std::vector<int>& shape, const char* name) const;
   void expect_stem() const;
-  void reserve(int images, int height, int width);
+
+  // Values and words that some pictures need; those of the second line for each thread.
+  struct Room {
+    size_t map = 0, key_query = 0, sums = 0, zeros = lanes;
+    size_t operand = 0, hidden = 0, rows = 0;
+  };
+  Room room_for(int images, int height, int width) const;
+  void reserve(const Room& of_thread, const Room& of_all);
 
   const Kernels& kernels_;
   const Kernels& floats_;  // of the first layer
@@ -129,7 +136,7 @@ class Network {
   std::vector<float> pixel_factor_, pixel_shift_;
 
   std::mutex mutex_;
-  std::vector<double> layer_seconds_;
+  std::vector<double> layer_seconds_;  // (threads, layers)
   Memory<float> maps_[2], key_query_, sums_, zeros_;
   std::vector<Memory<uint32_t>> operand_, hidden_, rows_;  // of each thread
 };

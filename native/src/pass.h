@@ -1,5 +1,5 @@
-// One run of some pictures through the layers of a network: each layer in one pass over tiles of pixels, an encoder in
-// two. Part of run.cpp.
+// One run of some pictures through the layers of a network, by all threads or by one alone: each layer in one pass over
+// tiles of pixels, an encoder in two. Part of run.cpp.
 
 #pragma once
 
@@ -15,8 +15,8 @@ namespace {
 // Pixels of a tile. What a tile needs stays in a core's second-level cache between the products.
 constexpr int tile_rows = 48;
 
-// Pictures that go through a layer together, for each thread: more use of a weight, less of the caches for maps.
-constexpr int pictures_per_thread = 2;
+// Pictures that a thread takes through a layer together: more use of a weight, less of the caches for maps.
+constexpr int pictures_together = 2;
 
 // Pixels of a tile in one line see twice as many, and one more. A multiple of a cache line.
 constexpr int tap_stride = 2 * tile_rows + lanes;
@@ -39,8 +39,9 @@ struct Network::Pass {
   Pixels pixels;
   const std::vector<float*>& outputs;
   int place;  // of the first of these pictures among all
+  int alone;  // the only thread that works, or -1
   int height, width;
-  float *map, *other;
+  float *map, *other, *key_query, *sums;
   int channels = 0;  // of `map`
   size_t next_output = 0;
 
@@ -50,23 +51,31 @@ struct Network::Pass {
     return maps + static_cast<size_t>(image) * tokens() * filled(of_channels);
   }
 
+  int threads() const { return alone < 0 ? network.threads_.count() : 1; }
+
+  // Calls task(index, thread) for every index below `tasks`.
+  template <class Task>
+  void each(int tasks, const Task& task) {
+    if (alone < 0) return network.threads_.run(tasks, [&](int index, int thread) { task(index, thread); });
+    for (int index = 0; index < tasks; ++index) task(index, alone);
+  }
+
   // Calls task(image, first pixel, pixels, tile of all, thread) for tiles of about equal size, so many that every
   // thread gets the same number.
   template <class Task>
   void each_tile(Task&& task) {
     int tiles = tiles_of(tokens());
-    network.threads_.run(images() * tiles, [&](int index, int thread) {
+    each(images() * tiles, [&](int index, int thread) {
       const int image = index / tiles, tile = index % tiles;
       const int first = static_cast<int>(static_cast<int64_t>(tokens()) * tile / tiles);
       const int end = static_cast<int>(static_cast<int64_t>(tokens()) * (tile + 1) / tiles);
-      if (end > first) task(image, first, end - first, index, thread);
+      task(image, first, end - first, index, thread);
     });
   }
 
   int tiles_of(int count) const {
-    const int threads = network.threads_.count();
     int tiles = (count + tile_rows - 1) / tile_rows;
-    while (images() * tiles % threads != 0 && images() * tiles < 4 * threads) ++tiles;
+    while (tiles < count && images() * tiles % threads() != 0 && images() * tiles < 4 * threads()) ++tiles;
     return tiles;
   }
 
@@ -93,14 +102,13 @@ struct Network::Pass {
 
   Rows operand_of(const Product& product, Rows from, int values, int rows, int thread) const {
     if (!product.kernels->levels) return from;
-    return levels_of(product, reinterpret_cast<const float*>(from.at), from.stride, values, rows, false,
+    return levels_of(product, reinterpret_cast<const float*>(from.at), from.stride, values, rows,
                      network.operand_[thread].get());
   }
 
-  Rows levels_of(const Product& product, const float* from, int stride, int values, int rows, bool behind_gelu,
-                 uint32_t* to) const {
+  Rows levels_of(const Product& product, const float* from, int stride, int values, int rows, uint32_t* to) const {
     const int to_stride = operand_stride(*product.kernels, values);
-    product.kernels->quantize(from, stride, rows, filled(values), behind_gelu, to, to_stride);
+    product.kernels->quantize(from, stride, rows, filled(values), to, to_stride);
     return {to, to_stride};
   }
 
@@ -108,7 +116,7 @@ struct Network::Pass {
   Rows operand_of_map(const Product& product, const float* from, int rows, int thread) const {
     const int stride = filled(channels);
     uint32_t* to = network.operand_[thread].get();
-    if (product.kernels->levels) return levels_of(product, from, stride, channels, rows, false, to);
+    if (product.kernels->levels) return levels_of(product, from, stride, channels, rows, to);
     const int to_stride = operand_stride(*product.kernels, channels);
     for (int r = 0; r < rows; ++r) product.kernels->convert(from + r * stride, stride, to + r * to_stride, 0);
     return {to, to_stride};
@@ -221,8 +229,8 @@ struct Network::Pass {
     Rows hidden{to, operand_stride(kernels, expand.outputs)};
     if (kernels.levels) {
       float* activations = reinterpret_cast<float*>(network.rows_[thread].get());
-      multiply(expand, operand, rows, Then::gelu, activations, expand.matrix.columns);
-      hidden = levels_of(project, activations, expand.matrix.columns, expand.outputs, rows, true, to);
+      multiply(expand, operand, rows, Then::store, activations, expand.matrix.columns);
+      kernels.quantize_gelu(activations, expand.matrix.columns, rows, expand.matrix.columns, to, hidden.stride);
     } else {
       multiply(expand, operand, rows, Then::gelu, to, hidden.stride * kernels.values_per_word);
     }
@@ -237,17 +245,16 @@ struct Network::Pass {
 
   void operator()(const Encoder& layer) {
     const int stride = filled(channels), sum_size = stride + lanes, tiles = tiles_of(tokens());
-    float* sums = network.sums_.get();
-    std::fill_n(sums, static_cast<size_t>(images()) * tiles * sum_size, 0.0f);
     each_tile([&](int image, int first, int rows, int tile, int thread) {
       branch_of_tile(layer.local, image, first, rows, thread);
       const float* out = image_of(other, image, channels) + static_cast<size_t>(first) * stride;
       float* key_query = key_query_of(image, first);
       multiply(layer.key_query, operand_of_map(layer.key_query, out, rows, thread), rows, Then::store, key_query,
                2 * stride);
+      std::fill_n(sums + tile * sum_size, sum_size, 0.0f);
       kernels.pool(key_query, rows, stride, channels, layer.normalize, layer.score.get(), sums + tile * sum_size);
     });
-    for (int image = 0; image < images(); ++image) {
+    each(images(), [&](int image, int) {
       float* global = sums + static_cast<size_t>(image) * tiles * sum_size;
       for (int tile = 1; tile < tiles; ++tile) {
         for (int c = 0; c <= stride; ++c) global[c] += global[tile * sum_size + c];
@@ -255,7 +262,7 @@ struct Network::Pass {
       float scale = layer.pooled_scale;
       if (layer.score.get()) scale /= std::sqrt(std::max(global[stride], 1e-24f));
       for (int c = 0; c < stride; ++c) global[c] *= scale;
-    }
+    });
     std::swap(map, other);
     each_tile([&](int image, int first, int rows, int, int thread) {
       float* out = image_of(map, image, channels) + static_cast<size_t>(first) * stride;
@@ -270,13 +277,13 @@ struct Network::Pass {
   }
 
   float* key_query_of(int image, int first) const {
-    return network.key_query_.get() + (static_cast<size_t>(image) * tokens() + first) * 2 * filled(channels);
+    return key_query + (static_cast<size_t>(image) * tokens() + first) * 2 * filled(channels);
   }
 
   void operator()(const MapOutput& layer) {
     const int stride = filled(channels);
     float* output = outputs[next_output++] + static_cast<size_t>(place) * channels * tokens();
-    network.threads_.run(images() * (stride / lanes), [&](int index, int) {
+    each(images() * (stride / lanes), [&](int index, int) {
       const int image = index / (stride / lanes), first = index % (stride / lanes) * lanes;
       const float* in = image_of(map, image, channels);
       for (int c = first; c < std::min(first + lanes, channels); ++c) {
@@ -298,9 +305,9 @@ struct Network::Pass {
 
   void head_of_images(const Product& product, int first, int count, float* output) {
     const int stride = filled(channels), columns = product.matrix.columns;
-    const Rows operand{network.operand_[0].get(), operand_stride(*product.kernels, channels)};
-    network.threads_.run(count, [&](int image, int) {
-      float* mean = network.sums_.get() + image * stride;
+    const Rows operand{network.operand_[std::max(alone, 0)].get(), operand_stride(*product.kernels, channels)};
+    each(count, [&](int image, int) {
+      float* mean = sums + image * stride;
       const float* in = image_of(map, first + image, channels);
       std::fill_n(mean, stride, 0.0f);
       for (int pixel = 0; pixel < tokens(); ++pixel) {
@@ -311,10 +318,10 @@ struct Network::Pass {
     });
     // Every thread multiplies with some of the columns, in whole panels: the last four vectors may be two panels of
     // two.
-    float* logits = network.key_query_.get();
+    float* logits = key_query;
     const int panel = product.kernels->widest * lanes, panels = (columns + panel - 1) / panel;
-    const int parts = std::min(panels, network.threads_.count());
-    network.threads_.run(parts, [&](int part, int) {
+    const int parts = std::min(panels, threads());
+    each(parts, [&](int part, int) {
       const auto edge = [&](int at) {
         const int place = std::min(columns, panels * at / parts * panel);
         return place > 0 && columns - place == lanes && product.kernels->widest > 2 ? place - lanes : place;

@@ -24,19 +24,19 @@ std::vector<std::vector<size_t>> Network::outputs(const Pixels& pixels) const {
   return shapes;
 }
 
-void Network::reserve(int images, int height, int width) {
-  size_t map = 0, key_query = 0, sums = 0, operand = 0, hidden = 0, zeros = lanes, rows = 0;
+Network::Room Network::room_for(int images, int height, int width) const {
+  Room room;
   const auto widen = [&](size_t& size, size_t needed) { size = std::max(size, needed); };
   const auto make_room = [&](const Product& product, int values) {
-    widen(operand, operand_stride(*product.kernels, values));
-    if (product.kernels->levels) widen(rows, filled(values));
+    widen(room.operand, operand_stride(*product.kernels, values));
+    if (product.kernels->levels) widen(room.rows, filled(values));
   };
   int channels = 0;
   const auto branch = [&](const Branch& layer) {
     make_room(layer.expand, channels);
-    widen(hidden, operand_stride(kernels_, layer.expand.outputs));
-    widen(rows, filled(layer.expand.outputs));
-    widen(zeros, static_cast<size_t>(width) * filled(channels));
+    widen(room.hidden, operand_stride(kernels_, layer.expand.outputs));
+    widen(room.rows, filled(layer.expand.outputs));
+    widen(room.zeros, static_cast<size_t>(width) * filled(channels));
   };
   for (const Layer& layer : layers_) {
     const size_t most_tiles = 4 * threads_.count() + (static_cast<size_t>(height) * width + tile_rows - 1) / tile_rows;
@@ -44,64 +44,95 @@ void Network::reserve(int images, int height, int width) {
       height = halved(height);
       width = halved(width);
       channels = product.outputs;
-      widen(map, static_cast<size_t>(images) * height * width * filled(channels));
+      widen(room.map, static_cast<size_t>(images) * height * width * filled(channels));
     };
     if (auto* first = std::get_if<FirstConvolution>(&layer)) {
       halve(first->product);
-      widen(operand, (3 * first->inputs * tap_stride + tile_rows - 1) / tile_rows);
+      widen(room.operand, (3 * first->inputs * tap_stride + tile_rows - 1) / tile_rows);
     } else if (auto* convolution = std::get_if<Convolution>(&layer)) {
       halve(convolution->product);
       make_room(convolution->product, Pass::convolution_width(*convolution));
-      widen(zeros, filled(convolution->inputs));
+      widen(room.zeros, filled(convolution->inputs));
     } else if (auto* plain = std::get_if<Branch>(&layer)) {
       branch(*plain);
     } else if (auto* encoder = std::get_if<Encoder>(&layer)) {
       branch(encoder->local);
       make_room(encoder->output, channels + filled(channels));
-      widen(hidden, operand_stride(kernels_, encoder->expand.outputs));
-      widen(rows, filled(encoder->expand.outputs));
-      widen(key_query, static_cast<size_t>(images) * height * width * 2 * filled(channels));
-      widen(sums, images * most_tiles * (filled(channels) + lanes));
+      widen(room.hidden, operand_stride(kernels_, encoder->expand.outputs));
+      widen(room.rows, filled(encoder->expand.outputs));
+      widen(room.key_query, static_cast<size_t>(images) * height * width * 2 * filled(channels));
+      widen(room.sums, images * most_tiles * (filled(channels) + lanes));
     } else if (auto* head = std::get_if<Head>(&layer)) {
       make_room(head->product, channels);
-      widen(sums, tile_rows * filled(channels));
-      widen(key_query, tile_rows * head->product.matrix.columns);
+      widen(room.sums, tile_rows * filled(channels));
+      widen(room.key_query, tile_rows * head->product.matrix.columns);
     }
   }
-  for (Memory<float>& memory : maps_) memory.grow(map);
-  key_query_.grow(key_query);
-  sums_.grow(sums);
-  zeros_.grow(zeros);
-  for (Memory<uint32_t>& memory : operand_) memory.grow(operand * tile_rows);
-  for (Memory<uint32_t>& memory : hidden_) memory.grow(hidden * tile_rows);
-  if (kernels_.levels) {
-    for (Memory<uint32_t>& memory : rows_) memory.grow(rows * tile_rows);
-  }
+  return room;
 }
 
+void Network::reserve(const Room& of_thread, const Room& of_all) {
+  const size_t threads = threads_.count();
+  const auto grow = [&](auto& memory, size_t Room::* size) {
+    memory.grow(std::max(threads * of_thread.*size, of_all.*size));
+  };
+  const auto grow_of_threads = [&](std::vector<Memory<uint32_t>>& memories, size_t Room::* size) {
+    for (Memory<uint32_t>& memory : memories) memory.grow(tile_rows * std::max(of_thread.*size, of_all.*size));
+  };
+  for (Memory<float>& memory : maps_) grow(memory, &Room::map);
+  grow(key_query_, &Room::key_query);
+  grow(sums_, &Room::sums);
+  zeros_.grow(std::max(of_thread.zeros, of_all.zeros));
+  grow_of_threads(operand_, &Room::operand);
+  grow_of_threads(hidden_, &Room::hidden);
+  if (kernels_.levels) grow_of_threads(rows_, &Room::rows);
+}
+
+// As many pictures as every thread can get the same number of go through the network in threads that never wait for
+// each other; all threads share what is left.
 void Network::run(const Pixels& pixels, const std::vector<float*>& outputs) {
   std::lock_guard<std::mutex> lock(mutex_);
-  layer_seconds_.assign(layers_.size(), 0.0);
-  const int together = pictures_per_thread * threads_.count();
-  reserve(std::min(pixels.images, together), pixels.height, pixels.width);
-  const size_t picture = static_cast<size_t>(input_channels_) * pixels.height * pixels.width;
-  for (int place = 0; place < pixels.images; place += together) {
+  const int threads = threads_.count();
+  const int of_thread = pixels.images / threads, left = pixels.images % threads;
+  const int groups = threads * ((of_thread + pictures_together - 1) / pictures_together);
+  Room room, room_of_all;
+  if (of_thread > 0) room = room_for(std::min(of_thread, pictures_together), pixels.height, pixels.width);
+  if (left > 0) room_of_all = room_for(left, pixels.height, pixels.width);
+  reserve(room, room_of_all);
+  layer_seconds_.assign(threads * layers_.size(), 0.0);
+  const auto pass = [&](int first, int end, int alone) {
+    const size_t picture = static_cast<size_t>(input_channels_) * pixels.height * pixels.width;
+    const size_t part = std::max(alone, 0);
     Pixels some = pixels;
-    some.images = std::min(together, pixels.images - place);
-    if (some.planes) some.planes += picture * place;
-    if (some.packed) some.packed += picture * place;
-    Pass pass{*this, kernels_, some, outputs, place, pixels.height, pixels.width, maps_[0].get(), maps_[1].get()};
+    some.images = end - first;
+    if (some.planes) some.planes += picture * first;
+    if (some.packed) some.packed += picture * first;
+    Pass pass{*this, kernels_, some, outputs, first, alone, pixels.height, pixels.width};
+    pass.map = maps_[0].get() + part * room.map;
+    pass.other = maps_[1].get() + part * room.map;
+    pass.key_query = key_query_.get() + part * room.key_query;
+    pass.sums = sums_.get() + part * room.sums;
     for (size_t i = 0; i < layers_.size(); ++i) {
       const auto start = std::chrono::steady_clock::now();
       std::visit(pass, layers_[i]);
-      layer_seconds_[i] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      layer_seconds_[part * layers_.size() + i] += alone < 0 ? threads * seconds : seconds;
     }
-  }
+  };
+  const int even = threads * of_thread;
+  threads_.run(groups, [&](int group, int thread) {
+    pass(static_cast<int>(static_cast<int64_t>(even) * group / groups),
+         static_cast<int>(static_cast<int64_t>(even) * (group + 1) / groups), thread);
+  });
+  if (left > 0) pass(even, pixels.images, -1);
 }
 
 std::vector<double> Network::layer_seconds() {
   std::lock_guard<std::mutex> lock(mutex_);
-  return layer_seconds_;
+  std::vector<double> seconds(layers_.size());
+  for (size_t i = 0; i < layer_seconds_.size(); ++i)
+    seconds[i % layers_.size()] += layer_seconds_[i] / threads_.count();
+  return seconds;
 }
 
 double product_limit(const Kernels& kernels) {

@@ -61,7 +61,11 @@ int processors() {
   return std::max(1, count);
 }
 
-Threads::Threads(int count, bool pin) : process_(getpid()), threads_(new std::vector<std::thread>) {
+Threads::Threads(int count, bool pin)
+    : tickets_(new Ticket[std::max(1, count)]),
+      count_(std::max(1, count)),
+      process_(getpid()),
+      threads_(new std::vector<std::thread>) {
   try {
     for (int thread = 1; thread < count; ++thread) {
       threads_->emplace_back([this, thread, pin] {
@@ -99,13 +103,13 @@ void Threads::run_all(int tasks, Call call, void* context) {
     for (int index = 0; index < tasks; ++index) call(context, index, 0);
     return;
   }
-  const uint64_t job = ticket_.load(std::memory_order_relaxed) >> 32;
-  ticket_.store(job << 32 | closed);
+  const uint64_t job = tickets_[0].value.load(std::memory_order_relaxed) >> 32;
+  for (int part = 0; part < count(); ++part) tickets_[part].value.store(job << 32 | closed);
   done_.store(0, std::memory_order_relaxed);
   tasks_.store(tasks, std::memory_order_release);
   call_.store(call, std::memory_order_release);
   context_.store(context, std::memory_order_release);
-  ticket_.store((job + 1) << 32);
+  for (int part = 0; part < count(); ++part) tickets_[part].value.store((job + 1) << 32 | first_of(tasks, part));
   if (asleep_.load() > 0) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -123,14 +127,19 @@ void Threads::run_all(int tasks, Call call, void* context) {
 }
 
 void Threads::work(int thread) {
-  uint64_t ticket = ticket_.load(std::memory_order_acquire);
+  for (int next = 0; next < count(); ++next) work_on((thread + next) % count(), thread);
+}
+
+void Threads::work_on(int part, int thread) {
+  std::atomic<uint64_t>& value = tickets_[part].value;
+  uint64_t ticket = value.load(std::memory_order_acquire);
   for (;;) {
     // If these belong to the next job already, the ticket is no longer the one that was read.
     const Call call = call_.load(std::memory_order_acquire);
     void* const context = context_.load(std::memory_order_acquire);
     const int index = static_cast<int>(ticket & closed);
-    if (index >= tasks_.load(std::memory_order_acquire)) return;
-    if (ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
+    if (index >= first_of(tasks_.load(std::memory_order_acquire), part + 1)) return;
+    if (value.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
       call(context, index, thread);
       done_.fetch_add(1, std::memory_order_release);
       ++ticket;
@@ -139,10 +148,11 @@ void Threads::work(int thread) {
 }
 
 void Threads::attend(int thread) {
+  const std::atomic<uint64_t>& ticket = tickets_[thread].value;
   uint64_t seen = 0;
   auto since = std::chrono::steady_clock::now();
   for (unsigned turns = 1; !stop_.load(std::memory_order_relaxed); ++turns) {
-    const uint64_t job = ticket_.load(std::memory_order_acquire) >> 32;
+    const uint64_t job = ticket.load(std::memory_order_acquire) >> 32;
     if (job != seen) {
       seen = job;
       work(thread);
@@ -153,7 +163,7 @@ void Threads::attend(int thread) {
     if (turns % 64 != 0 || std::chrono::steady_clock::now() - since < patience) continue;
     std::unique_lock<std::mutex> lock(mutex_);
     ++asleep_;
-    wake_.wait(lock, [&] { return stop_ || ticket_.load() >> 32 != seen; });
+    wake_.wait(lock, [&] { return stop_ || ticket.load() >> 32 != seen; });
     --asleep_;
     since = std::chrono::steady_clock::now();
   }

@@ -24,10 +24,11 @@ class Threads {
   Threads(const Threads&) = delete;
   Threads& operator=(const Threads&) = delete;
 
-  int count() const { return static_cast<int>(threads_->size()) + 1; }
+  int count() const { return count_; }
 
   // Calls `task(index, thread)` for every index below `tasks`, and returns when all are done. Not from several threads
-  // at once.
+  // at once. Each thread begins with a part of its own, the same part of the indices in every call, so that what it
+  // left in its core's caches is there for it, and then helps the others.
   template <class Task>
   void run(int tasks, Task&& task) {
     run_all(tasks, [](void* context, int index, int thread) { (*static_cast<Task*>(context))(index, thread); }, &task);
@@ -38,22 +39,27 @@ class Threads {
 
   void run_all(int tasks, Call call, void* context);
   void work(int thread);
+  void work_on(int part, int thread);
+  int first_of(int tasks, int part) const { return static_cast<int>(static_cast<int64_t>(tasks) * part / count_); }
   void attend(int thread);
   void stop();
 
-  // Upper half: number of the job; lower half: its next task. Who moves it from one to the next owns that task, and the
-  // three below, which belong to the job, do not change until all tasks are done.
-  std::atomic<uint64_t> ticket_{0};
+  // Of each thread's part. Upper half: number of the job; lower half: its next task. Who moves it from one to the next
+  // owns that task, and the three below, which belong to the job, do not change until all tasks are done.
+  struct alignas(64) Ticket {
+    std::atomic<uint64_t> value{0};
+  };
+  std::unique_ptr<Ticket[]> tickets_;
   std::atomic<int> tasks_{0};
   std::atomic<Call> call_{nullptr};
   std::atomic<void*> context_{nullptr};
 
-  std::atomic<int> done_{0};
+  alignas(64) std::atomic<int> done_{0};
   std::atomic<int> asleep_{0};
   std::atomic<bool> stop_{false};
   std::mutex mutex_;
   std::condition_variable wake_;
-  int process_;
+  const int count_, process_;
   std::unique_ptr<std::vector<std::thread>> threads_;
 };
 

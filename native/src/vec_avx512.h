@@ -52,6 +52,40 @@ inline void store_levels(uint8_t* to, Vec a, Vec b, Vec c, Vec d) {
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(ab, cd)));
 }
+
+// Replaces each of `count` levels by that at its place in `table`, which has 256.
+inline void look_up(const uint8_t* table, uint8_t* levels, int count) {
+  const __m512i parts[] = {_mm512_loadu_si512(table), _mm512_loadu_si512(table + 64), _mm512_loadu_si512(table + 128),
+                           _mm512_loadu_si512(table + 192)};
+#if defined(__AVX512VBMI__)
+  const auto found = [&](__m512i places) {
+    const __m512i low = _mm512_permutex2var_epi8(parts[0], places, parts[1]);
+    const __m512i high = _mm512_permutex2var_epi8(parts[2], places, parts[3]);
+    return _mm512_mask_blend_epi8(_mm512_movepi8_mask(places), low, high);
+  };
+#else
+  // The table as 128 pairs: a level's place in them and in its pair, for the even levels and the odd ones.
+  const auto found_of_16 = [&](__m512i places) {
+    const __m512i pair = _mm512_srli_epi16(places, 1);
+    const __m512i low = _mm512_permutex2var_epi16(parts[0], pair, parts[1]);
+    const __m512i high = _mm512_permutex2var_epi16(parts[2], pair, parts[3]);
+    const __mmask32 is_high = _mm512_test_epi16_mask(places, _mm512_set1_epi16(128));
+    const __m512i shift = _mm512_slli_epi16(_mm512_and_si512(places, _mm512_set1_epi16(1)), 3);
+    return _mm512_srlv_epi16(_mm512_mask_blend_epi16(is_high, low, high), shift);
+  };
+  const auto found = [&](__m512i places) {
+    const __m512i byte = _mm512_set1_epi16(255);
+    const __m512i even = _mm512_and_si512(found_of_16(_mm512_and_si512(places, byte)), byte);
+    return _mm512_or_si512(even, _mm512_slli_epi16(found_of_16(_mm512_srli_epi16(places, 8)), 8));
+  };
+#endif
+  int c = 0;
+  for (; c + 64 <= count; c += 64) _mm512_storeu_si512(levels + c, found(_mm512_loadu_si512(levels + c)));
+  if (c < count) {
+    const __mmask64 left = (1ull << (count - c)) - 1;
+    _mm512_mask_storeu_epi8(levels + c, left, found(_mm512_maskz_loadu_epi8(left, levels + c)));
+  }
+}
 #endif
 
 #if defined(__AVX512BF16__)

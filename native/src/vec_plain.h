@@ -123,6 +123,11 @@ inline void store_levels(uint8_t* to, Vec a, Vec b, Vec c, Vec d) {
   store_levels(to + 48, d);
 }
 
+// Replaces each of `count` levels by that at its place in `table`.
+inline void look_up(const uint8_t* table, uint8_t* levels, int count) {
+  for (int i = 0; i < count; ++i) levels[i] = table[levels[i]];
+}
+
 // `sum` and the products of the four uint8 of `word` with the four int8 of each word at `weights`.
 inline Levels dot_int8(uint32_t word, const uint32_t* weights, Levels sum) {
   for (int byte = 0; byte < 4; ++byte) {
