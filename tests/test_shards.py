@@ -95,6 +95,23 @@ def test_shards_without_validation_are_cut(tmp_path):
     check(everything, range(60))
 
 
+def test_splits_of_other_names(tmp_path):
+    write_shard(tmp_path / "train-0000.tar", range(20))
+    write_shard(tmp_path / "set-heldout-0000.tar", range(20, 24))
+    write_shard(tmp_path / "archive.tar", range(2))
+    check(open_source(tmp_path), range(20, 24))
+    check(open_source(tmp_path, "heldout"), range(20, 24))
+    assert len(open_source(tmp_path, "train")) == 17
+
+
+def test_folders_of_other_names(tmp_path):
+    write_shard(tmp_path / "heldout" / "0000.tar", range(20, 24))
+    check(open_source(tmp_path), range(20, 24))
+    write_shard(tmp_path / "train" / "0000.tar", range(20))
+    check(open_source(tmp_path), range(20, 24))
+    assert len(open_source(tmp_path, "train")) == 17
+
+
 def test_archives_beside_class_folders_are_no_shards(image_folder):
     write_shard(image_folder / "ILSVRC2012_img_train.tar")
     assert len(open_source(image_folder, "train")) == 48

@@ -80,6 +80,29 @@ def test_parquet_layouts(tmp_path, layout):
     assert len(open_source(tmp_path / layout, "anything")) == 6
 
 
+def test_parquet_splits_of_other_names(tmp_path):
+    write_parquet(tmp_path / "alone" / "heldout-00000-of-00001.parquet")
+    assert len(open_source(tmp_path / "alone")) == len(open_source(tmp_path / "alone", "test")) == 6
+    write_parquet(tmp_path / "numbered" / "0000.parquet")
+    write_parquet(tmp_path / "numbered" / "0001.parquet")
+    assert len(open_source(tmp_path / "numbered")) == 12
+    beside = tmp_path / "beside" / "data"
+    write_parquet(beside / "train-00000-of-00001.parquet", count=20)
+    write_parquet(beside / "heldout-00000-of-00002.parquet")
+    write_parquet(beside / "heldout-00001-of-00002.parquet")
+    assert len(open_source(beside.parent)) == len(open_source(beside.parent, "heldout")) == 12
+    assert len(open_source(beside.parent, "train")) == 18
+    write_parquet(beside / "test.parquet", count=4)
+    assert len(open_source(beside.parent)) == 4
+
+
+def test_parquet_files_beside_class_folders_are_no_data(image_folder):
+    write_parquet(image_folder / "table.parquet")
+    assert len(open_source(image_folder)) == 16
+    write_parquet(image_folder / "train" / "table.parquet")
+    assert len(open_source(image_folder / "train", "all")) == 48
+
+
 def test_parquet_columns_and_shards(tmp_path):
     write_parquet(tmp_path / "test-00000-of-00002.parquet", image="img", label="fine_label", metadata=False)
     write_parquet(tmp_path / "test-00001-of-00002.parquet", image="img", label="fine_label", metadata=False)
@@ -114,7 +137,10 @@ def test_datasets_library(tmp_path):
             "train: expected one folder of images per class, found none",
         ),
         (lambda p: (p / "extra" / "train").mkdir(parents=True), "expected one folder of images per class, found none"),
-        (lambda p: write_parquet(p / "other-0.parquet"), "expected a split named one of val.*found other-0.parquet"),
+        (
+            lambda p: [write_parquet(p / f"{name}-0.parquet") for name in ("a", "b")],
+            "expected a split named one of val.*found a, b",
+        ),
         (lambda p: write_parquet(p / "train-0.parquet", count=2), "two or more pictures of some class to hold one out"),
         (lambda p: (p / "val-0.parquet").write_text("no parquet"), "expected a Parquet file"),
         (

@@ -80,6 +80,11 @@ def find(root: Path, names: Iterable[str]) -> Splits:
     return {name: lambda folder=folder: ImageFolderSource(folder, roots) for name, folder in folders.items()}  # type: ignore[misc]
 
 
+def has_classes(root: Path) -> bool:
+    """Whether there are folders with pictures."""
+    return any(any(_pictures(entry)) for entry in root.iterdir() if entry.is_dir() and not _hidden(entry.name))
+
+
 def _hidden(name: str) -> bool:
     return name.startswith(".") or name in LEFT_BEHIND
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import logging
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any
 from PIL import Image
 
 from swiftformer.data.cache import cache_folder, cached_path
-from swiftformer.data.splits import Splits
+from swiftformer.data.splits import ALL, Splits
 from swiftformer.files import atomic_file
 from swiftformer.image_processing import ImageError, open_image
 
 logger = logging.getLogger(__name__)
 
+NUMBERS = re.compile(r"[-_.]?\d+(?:-of-\d+)?$")
 IN_MEMORY = 2 * 2**30  # bytes on disk, of all files together
 
 
@@ -168,13 +170,24 @@ def open_entry(entry: Any, name: str) -> Image.Image:
 
 
 def find(root: Path, names: Iterable[str]) -> Splits:
-    """The splits `NAME-*.parquet` or `NAME.parquet` among `names`, in `root` or `root/data`."""
-    splits: Splits = {}
+    """The splits `NAME-*.parquet` or `NAME.parquet` among `names`, in `root` or `root/data`, and others beside them.
+
+    Where none has such a name and no other folder is there, files that differ in their numbers alone are all there is.
+    """
+    splits: dict[str, list[Path]] = {}
+    others: dict[str, list[Path]] = {}
     for folder in (root, root / "data"):
+        left = {file for file in folder.glob("*.parquet") if file.name[0] != "."}
         for name in names:
             files = sorted(folder.glob(f"{glob.escape(name)}-*.parquet")) or sorted(
                 folder.glob(f"{glob.escape(name)}.parquet")
             )
+            left.difference_update(files)
             if files:
-                splits.setdefault(name, lambda files=files: ParquetSource(files))  # type: ignore[misc]
-    return splits
+                splits.setdefault(name, files)
+        for file in sorted(left):
+            others.setdefault(NUMBERS.sub("", file.stem), []).append(file)
+    folders = any(entry.is_dir() and entry.name[0] != "." and entry.name != "data" for entry in root.iterdir())
+    if splits or (others and not folders):
+        splits = {ALL: next(iter(others.values()))} if not splits and len(others) == 1 else others | splits
+    return {name: lambda files=files: ParquetSource(files) for name, files in splits.items()}  # type: ignore[misc]

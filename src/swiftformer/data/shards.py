@@ -19,6 +19,7 @@ from swiftformer.image_processing import ImageError, open_image
 
 NAMES = tuple(dict.fromkeys(alias for aliases in SPLIT_ALIASES.values() for alias in aliases))
 MOST = 100_000  # shards of one pattern
+SHARD = re.compile(r"(.*?)[-_.]?\d+(?:-of-\d+)?")
 
 
 class ShardSource:
@@ -87,16 +88,23 @@ def _class_names(folder: Path) -> list[str]:
 
 
 def in_folder(root: Path, names: Sequence[str]) -> list[Path]:
-    """The tar files of a folder, of `data` in it and of folders that are called after a split.
+    """The tar files of a folder, of `data` in it, of folders that are called after a split and of those with tar files
+    alone.
 
     None where they seem to be archives beside a tree of class folders.
     """
     subfolders = [folder for folder in root.iterdir() if folder.is_dir() and folder.name[0] != "."]
-    inside = [folder for folder in subfolders if folder.name in ("data", *names)]
+    inside = [folder for folder in subfolders if folder.name in ("data", *names) or _only_shards(folder)]
     files = [file for folder in (root, *inside) for file in folder.glob("*.tar") if file.name[0] != "."]
     # The folder's own name says nothing here: class folders may lie below `train`, too.
-    named = [file for file in files if _split_of(file.relative_to(root), names)]
-    return named or (files if len(inside) == len(subfolders) else [])
+    if any(_split_of(file.relative_to(root), names) for file in files):
+        return [file for file in files if _split_of(file.relative_to(root), names) or _other_split(file)]
+    return files if len(inside) == len(subfolders) else []
+
+
+def _only_shards(folder: Path) -> bool:
+    suffixes = {entry.suffix for entry in folder.iterdir() if entry.name[0] != "."}
+    return suffixes == {".tar"}
 
 
 def find(files: Sequence[Path], names: Sequence[str] = NAMES) -> Splits:
@@ -108,6 +116,9 @@ def find(files: Sequence[Path], names: Sequence[str] = NAMES) -> Splits:
     groups: dict[str, list[Path]] = {}
     for file in sorted(files, key=lambda file: (file.name, str(file))):
         groups.setdefault(_split_of(file, names) or ALL, []).append(file)
+    if len(groups) > 1:
+        for file in groups.pop(ALL, []):
+            groups.setdefault(_other_split(file) or ALL, []).append(file)
     if ALL in groups and len(groups) > 1:
         raise ValueError(f"{groups[ALL][0]}: expected a split in the name as in those of other shards, found none")
     return {name: lambda group=group: ShardSource(group) for name, group in groups.items()}  # type: ignore[misc]
@@ -116,6 +127,13 @@ def find(files: Sequence[Path], names: Sequence[str] = NAMES) -> Splits:
 def _split_of(file: Path, names: Sequence[str]) -> str | None:
     words = [*re.split(r"[-_.]", file.stem.lower()), file.parent.name.lower()]
     return next((word for word in words if word in names), None)
+
+
+def _other_split(file: Path) -> str | None:
+    """What numbered shards are called, as `heldout` of `set-heldout-0000.tar` and of `heldout/0000.tar`."""
+    if not (shard := SHARD.fullmatch(file.stem)):
+        return None
+    return str(re.split(r"[-_.]", shard[1])[-1] or file.parent.name).lower()
 
 
 def is_pattern(text: str) -> bool:

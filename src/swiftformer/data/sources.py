@@ -95,7 +95,8 @@ def _find_splits(data: str, split: str | None, level: str) -> Splits:
         return shards.find(tars, names)
     if folder := _known_folder(path):
         return cifar.find(folder) or flowers.find(folder)
-    if files := sorted(file.name for depth in ("*", "*/*", "*/*/*") for file in path.glob(f"{depth}.parquet")):
+    files = sorted(file.name for depth in ("*", "*/*", "*/*/*") for file in path.glob(f"{depth}.parquet"))
+    if files and not image_folder.has_classes(path):
         wanted = SPLIT_ALIASES.get(split or "val", (split,))
         raise ValueError(f"{path}: expected a split named one of {', '.join(map(str, wanted))}, found {files[0]}")
     return {ALL: lambda: image_folder.ImageFolderSource(path)}
