@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ import numpy as np
 
 def serve(precision: str, threads: int, isa: str) -> None:
     """Answers each line `VARIANT BATCH SECONDS` with the median milliseconds of a call."""
+    import swiftformer_native
     import torch
 
     from swiftformer import SwiftFormerForImageClassification
@@ -31,6 +33,9 @@ def serve(precision: str, threads: int, isa: str) -> None:
     from swiftformer.engines.native import build
     from swiftformer.export.native import network_of
 
+    wanted, found = os.environ["PYTHONPATH"], swiftformer_native.__file__
+    if not Path(found).is_relative_to(Path(wanted).resolve()):
+        sys.exit(f"expected swiftformer_native in {wanted}, found {found}")
     networks: dict[str, Any] = {}
     for line in sys.stdin:
         variant, batch, seconds = line.split()
@@ -40,12 +45,12 @@ def serve(precision: str, threads: int, isa: str) -> None:
             networks[variant] = build(*network_of(fuse(net)), isa, precision, threads)
         pixels = np.random.default_rng(0).standard_normal((int(batch), 3, 224, 224), dtype=np.float32)
         networks[variant](pixels)
-        found, end = [], time.perf_counter() + float(seconds)
+        taken, end = [], time.perf_counter() + float(seconds)
         while time.perf_counter() < end:
             start = time.perf_counter()
             networks[variant](pixels)
-            found.append(time.perf_counter() - start)
-        print(np.median(found) * 1e3, flush=True)
+            taken.append(time.perf_counter() - start)
+        print(np.median(taken) * 1e3, flush=True)
 
 
 def main() -> None:
@@ -66,7 +71,7 @@ def main() -> None:
     workers = [
         subprocess.Popen(
             [sys.executable, __file__, *sys.argv[1:], "--serve"],
-            env={**os.environ, "PYTHONPATH": build},
+            env={**os.environ, "PYTHONPATH": str(Path(build).resolve())},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -83,7 +88,9 @@ def main() -> None:
                 for worker in workers:
                     assert worker.stdin and worker.stdout
                     print(variant, batch, arguments.seconds, file=worker.stdin, flush=True)
-                    row.append(float(worker.stdout.readline()))
+                    if not (answer := worker.stdout.readline()):
+                        sys.exit(worker.wait())
+                    row.append(float(answer))
                 rounds.append(row)
             table = np.array(rounds)
             cells = [f"{np.median(t):.2f} ({np.quantile(t, 0.25):.2f} to {np.quantile(t, 0.75):.2f})" for t in table.T]

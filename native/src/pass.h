@@ -41,7 +41,7 @@ struct Network::Pass {
   int place;  // of the first of these pictures among all
   int alone;  // the only thread that works, or -1
   int height, width;
-  float *map, *other, *key_query, *sums;
+  float *map = nullptr, *other = nullptr, *key_query = nullptr, *sums = nullptr;
   int channels = 0;  // of `map`
   size_t next_output = 0;
 

@@ -63,6 +63,7 @@ int processors() {
 
 Threads::Threads(int count, bool pin)
     : tickets_(new Ticket[std::max(1, count)]),
+      sleep_(new Sleep),
       count_(std::max(1, count)),
       process_(getpid()),
       threads_(new std::vector<std::thread>) {
@@ -85,36 +86,43 @@ Threads::~Threads() {
   if (process_ == getpid()) {
     stop();
   } else {
-    static_cast<void>(threads_.release());  // a forked process has no threads to wait for
+    // A forked process has no threads to wait for, and what they slept on could not be destroyed.
+    static_cast<void>(threads_.release());
+    static_cast<void>(sleep_.release());
   }
 }
 
 void Threads::stop() {
   {
-    std::lock_guard<std::mutex> lock(mutex_);
+    std::lock_guard<std::mutex> lock(sleep_->mutex);
     stop_ = true;
   }
-  wake_.notify_all();
+  sleep_->wake.notify_all();
   for (std::thread& thread : *threads_) thread.join();
 }
 
 void Threads::run_all(int tasks, Call call, void* context) {
-  if (threads_->empty() || tasks == 1) {
+  if (threads_->empty() || tasks <= 1) {
     for (int index = 0; index < tasks; ++index) call(context, index, 0);
     return;
   }
   const uint64_t job = tickets_[0].value.load(std::memory_order_relaxed) >> 32;
-  for (int part = 0; part < count(); ++part) tickets_[part].value.store(job << 32 | closed);
+  for (int part = 0; part < count(); ++part) {
+    tickets_[part].value.store(job << 32 | closed, std::memory_order_relaxed);
+  }
   done_.store(0, std::memory_order_relaxed);
   tasks_.store(tasks, std::memory_order_release);
   call_.store(call, std::memory_order_release);
   context_.store(context, std::memory_order_release);
-  for (int part = 0; part < count(); ++part) tickets_[part].value.store((job + 1) << 32 | first_of(tasks, part));
-  if (asleep_.load() > 0) {
+  for (int part = 0; part < count(); ++part) {
+    tickets_[part].value.store((job + 1) << 32 | first_of(tasks, part), std::memory_order_release);
+  }
+  // A change, if by nothing: who goes to sleep after it sees the tickets, and who did before is seen.
+  if (asleep_.fetch_add(0, std::memory_order_acq_rel) > 0) {
     {
-      std::lock_guard<std::mutex> lock(mutex_);
+      std::lock_guard<std::mutex> lock(sleep_->mutex);
     }
-    wake_.notify_all();
+    sleep_->wake.notify_all();
   }
   work(0);
   for (unsigned turns = 0; done_.load(std::memory_order_acquire) != tasks; ++turns) {
@@ -161,9 +169,9 @@ void Threads::attend(int thread) {
     }
     pause();
     if (turns % 64 != 0 || std::chrono::steady_clock::now() - since < patience) continue;
-    std::unique_lock<std::mutex> lock(mutex_);
+    std::unique_lock<std::mutex> lock(sleep_->mutex);
     ++asleep_;
-    wake_.wait(lock, [&] { return stop_ || ticket.load() >> 32 != seen; });
+    sleep_->wake.wait(lock, [&] { return stop_ || ticket.load() >> 32 != seen; });
     --asleep_;
     since = std::chrono::steady_clock::now();
   }

@@ -55,10 +55,13 @@ class Threads {
   std::atomic<void*> context_{nullptr};
 
   alignas(64) std::atomic<int> done_{0};
+  alignas(64) std::atomic<bool> stop_{false};
   std::atomic<int> asleep_{0};
-  std::atomic<bool> stop_{false};
-  std::mutex mutex_;
-  std::condition_variable wake_;
+  struct Sleep {
+    std::mutex mutex;
+    std::condition_variable wake;
+  };
+  std::unique_ptr<Sleep> sleep_;
   const int count_, process_;
   std::unique_ptr<std::vector<std::thread>> threads_;
 };
