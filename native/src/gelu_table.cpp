@@ -15,44 +15,61 @@ uint32_t bits_of(float value) {
 
 double gelu(double x) { return 0.5 * x * std::erfc(-x / std::sqrt(2.0)); }
 
-// For values `range` above `gelu_left`.
-void make(float range, GeluTable& table) {
+// For values from `left` to `left + range`.
+void make(float left, float range, GeluTable& table) {
+  table.left = left;
   table.step_before = range / 255.0f;
-  table.step = static_cast<float>((gelu(gelu_left + static_cast<double>(range)) - gelu_floor) / 255.0);
+  table.step = static_cast<float>((gelu(left + static_cast<double>(range)) - gelu_floor) / 255.0);
   for (int level = 0; level < 256; ++level) {
-    const double exact = gelu(gelu_left + static_cast<double>(table.step_before) * level);
+    const double exact = gelu(left + static_cast<double>(table.step_before) * level);
     const double found = std::nearbyint((exact - gelu_floor) / table.step);
     table.levels[level] = static_cast<uint8_t>(found < 255.0 ? found : 255.0);
   }
-  table.levels[0] = static_cast<uint8_t>(std::nearbyint((0.5 * gelu(gelu_left) - gelu_floor) / table.step));
+  if (left == gelu_left) {
+    table.levels[0] = static_cast<uint8_t>(std::nearbyint((0.5 * gelu(left) - gelu_floor) / table.step));
+  }
 }
 
-// Ranges from `least` to a thousand, eight for each power of two.
-constexpr float least = 3.0f;
+// Numbers of three binary places, eight for each power of two, by their place behind the first.
 constexpr int places = 20;  // of 23 binary ones, that are rounded away
-constexpr int count = 68;
+
+float number(float first, int place) {
+  const uint32_t bits = bits_of(first) + (static_cast<uint32_t>(place) << places);
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// Of the first that is not below `value`.
+int place_of(float value, float first) {
+  if (!(value > first)) return 0;
+  return static_cast<int>((bits_of(value) - bits_of(first) + (1u << places) - 1) >> places);
+}
+
+// From minus a number to the number: of what is closer to zero than the first, no level of the result would be left.
+constexpr float first_end = 1.0f / 512;
+constexpr int ends = 84;  // the last is 2.75
+// From `gelu_left` on, over ranges up to a thousand.
+constexpr float first_range = 3.0f;
+constexpr int ranges = 68;
 
 struct Tables {
-  GeluTable all[count];
+  GeluTable around_zero[ends], from_left[ranges];
   Tables() {
-    for (int i = 0; i < count; ++i) {
-      const uint32_t bits = bits_of(least) + (static_cast<uint32_t>(i) << places);
-      float range;
-      std::memcpy(&range, &bits, sizeof range);
-      make(range, all[i]);
-    }
+    for (int i = 0; i < ends; ++i) make(-number(first_end, i), 2 * number(first_end, i), around_zero[i]);
+    for (int i = 0; i < ranges; ++i) make(gelu_left, number(first_range, i), from_left[i]);
   }
 };
 const Tables tables;
 
 }  // namespace
 
-const GeluTable& gelu_table(float most, GeluTable& made) {
-  const float range = most - gelu_left;
-  if (!(range > least)) return tables.all[0];
-  const uint32_t place = (bits_of(range) - bits_of(least) + (1u << places) - 1) >> places;
-  if (place < count) return tables.all[place];
-  make(range, made);
+const GeluTable& gelu_table(float least, float most, GeluTable& made) {
+  const float end = most > -least ? most : -least;
+  if (end < -gelu_left) return tables.around_zero[place_of(end, first_end)];
+  const int place = place_of(most - gelu_left, first_range);
+  if (place < ranges) return tables.from_left[place];
+  make(gelu_left, most - gelu_left, made);
   return made;
 }
 

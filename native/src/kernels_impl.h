@@ -121,12 +121,16 @@ inline void quantize(const float* values, int stride, int rows, int count, uint3
 
 inline void quantize_gelu(const float* values, int stride, int rows, int count, uint32_t* operand, int operand_stride) {
   for (int r = 0; r < rows; ++r, values += stride, operand += operand_stride) {
-    Vec most = all(0.0f);
-    for (int c = 0; c < count; c += lanes) most = max(most, load(values + c));
+    Vec most = all(0.0f), least = all(0.0f);
+    for (int c = 0; c < count; c += lanes) {
+      const Vec value = load(values + c);
+      most = max(most, value);
+      least = min(least, value);
+    }
     swiftformer::GeluTable made;
-    const swiftformer::GeluTable& table = swiftformer::gelu_table(largest(most), made);
+    const auto& table = swiftformer::gelu_table(-largest(all(0.0f) - least), largest(most), made);
     uint8_t* levels = reinterpret_cast<uint8_t*>(operand);
-    quantize_row(values, count, table.step_before, -swiftformer::gelu_left / table.step_before, levels);
+    quantize_row(values, count, table.step_before, -table.left / table.step_before, levels);
     look_up(table.levels, levels, count);
     std::memcpy(operand + operand_stride - 1, &table.step, sizeof table.step);
   }

@@ -324,25 +324,34 @@ struct Suite {
     report("GELU " + mode.name(), worst.found, mode.precision == "fp32" ? 1e-6 : 1, worst.where);
   }
 
-  // Rows that reach from -20 to several tops: half a level before GELU, whose slope is at most 1.13, half a level
+  // Rows from several bottoms to several tops: half a level before GELU, whose slope is at most 1.13, half a level
   // behind it, and what lies left of the table.
   void gelu_of_levels(const Mode& mode) const {
     constexpr int values = 16 * lanes + 48, stride = values / 4 + 4;
     Worst worst;
-    for (float top : {-30.0f, -1.0f, 0.0f, 0.25f, 0.3f, 1.0f, 3.0f, 7.0f, 50.0f, 900.0f, 1100.0f, 5e4f}) {
+    const auto check_row = [&](float bottom, float top) {
       std::vector<float> row(values);
       std::vector<uint32_t> operand(stride);
-      for (int i = 0; i < values; ++i) row[i] = top - i * (top + 20) / values;
+      for (int i = 0; i < values; ++i) row[i] = bottom + (top - bottom) * i / (values - 1);
       mode.kernels->quantize_gelu(row.data(), values, 1, values, operand.data(), stride);
       float step;
       std::memcpy(&step, &operand[stride - 1], sizeof step);
-      const double range = std::max(3.0f, 1.125f * (top - swiftformer::gelu_left));
-      const double allowed = 1.13 * range / 510 + (range + 0.5) / 510 + 0.005;
+      const double left = std::min(2.75f, std::max(top, -bottom));
+      const double range = 1.125 * std::max(0.004, left < 2.75 ? 2 * left : std::max(0.25f, top) + 2.75);
+      const double allowed = 1.13 * range / 510 + (range + 0.2) / 510 + (bottom < -2.75 ? 0.005 : 1e-6);
       for (int i = 0; i < values; ++i) {
         const double found = step * (operand[i / 4] >> 8 * (i % 4) & 0xff) + swiftformer::gelu_floor;
         worst.see(std::fabs(found - reference::gelu(row[i])) / allowed,
-                  std::to_string(row[i]) + " of " + std::to_string(top));
+                  std::to_string(row[i]) + " of " + std::to_string(bottom) + " to " + std::to_string(top));
       }
+    };
+    for (float top : {-30.0f, -1.0f, 0.0f, 0.25f, 0.3f, 1.0f, 3.0f, 7.0f, 50.0f, 900.0f, 1100.0f, 5e4f}) {
+      check_row(-40, top);
+    }
+    for (float end : {1e-6f, 1e-3f, 0.002f, 0.02f, 0.3f, 1.0f, 2.7f, 2.75f, 3.0f}) {
+      check_row(-end, end);
+      check_row(-end, 0.1f * end);
+      check_row(-0.1f * end, end);
     }
     report("GELU, of what may be lost, " + mode.name(), worst.found, 1, worst.where);
     int wrong = 0;
