@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import nn
 from torchvision.ops import box_convert
 from transformers import AutoModelForObjectDetection, RTDetrImageProcessor
@@ -96,6 +98,9 @@ def test_computes_what_transformers_does():
     torch.testing.assert_close(first["scores"][:12], ours.scores[0])
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"), reason="5.17 takes the denoising queries for the others"
+)
 def test_losses_are_those_of_transformers_with_its_layers_put_in_order():
     model, pixels = quick().train(), pictures()
     theirs = transformers_model(model)

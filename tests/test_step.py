@@ -99,7 +99,7 @@ def test_float16_scales_the_loss_and_unscales_before_clipping(monkeypatch):
             step.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)  # small enough for these gradients
         torch.manual_seed(0)
         step(torch.randn(4, 3, 32, 32), torch.randint(0, 5, (4,)), torch.arange(4), 1)
-    assert norms[1] == pytest.approx(norms[0], rel=0.6)  # without unscaling it would be 64 times as large
+    assert norms[0] / 8 < norms[1] < norms[0] * 8  # without unscaling it would be 64 times as large
 
 
 def test_an_overflow_in_float16_skips_the_update():

@@ -101,6 +101,7 @@ def export(
         batch, size = _detector_shape(format, precision, batch, size, net.preprocessing)
     else:
         batch, size = _shape(format, batch, size, net.preprocessing)
+    _expect_installed(target, format, precision)  # last of all: nobody should install what does not serve them
     if size is not None:
         net.preprocessing = _resized(net.preprocessing, size, task)  # pictures that reach the model are of its size
     channels = net.config.num_channels
@@ -237,10 +238,13 @@ def _checked(
         raise ExportError(
             "max_drop: expected together with int8 that is calibrated, and a measure of accuracy, found it without"
         )
+    return target, precision
+
+
+def _expect_installed(target: Format, format: str, precision: str) -> None:
     for module in (*target.needs, *(target.int8_needs if precision == "int8" else ())):
         if util.find_spec(module) is None:
             raise ExportError(f"{format} {precision} needs {module}: pip install 'swiftformer[{target.extra}]'")
-    return target, precision
 
 
 def _shape(
