@@ -1,6 +1,6 @@
 """Backbones side by side in dense prediction: the same head, step, data, augmentation and epochs.
 
-    python benchmarks/dense_quality.py --recipe small_segmentation --data ../shared/data/camvid --classes camvid \
+    python benchmarks/dense_quality.py --recipe small_segmentation --data camvid --classes camvid \
         --epochs 20 --backbone xs --backbone mobilenetv3_large_100 --output dense
 
 A backbone is a variant of SwiftFormer or a network of timm, with random weights. Each run leaves a line of JSON per

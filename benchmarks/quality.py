@@ -1,6 +1,6 @@
 """Accuracy side by side: networks trained from scratch with the same step, data, augmentation and epochs.
 
-    python benchmarks/quality.py --data ../shared/data/cifar10 --epochs 8 --output quality
+    python benchmarks/quality.py --data cifar10 --epochs 8 --output quality
 
 The networks and their training steps are this package's or timm's, in one loop over epochs. A run leaves its recipe and
 curve in `OUTPUT/NAME.json`; runs that are there already are not repeated, so that the comparison can be made in several
