@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -77,6 +78,7 @@ def allocated(module: torch.nn.Module, x: torch.Tensor) -> int:
     """Bytes that a call allocates in all, as the profiler counts them."""
     from torch.profiler import ProfilerActivity, profile
 
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # it tells of its beginning and end otherwise
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if x.is_cuda else [])
     with profile(activities=activities, profile_memory=True) as profiler:
         _run(module, x)
