@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -103,8 +104,13 @@ def in_folder(root: Path, names: Sequence[str]) -> list[Path]:
 
 
 def _only_shards(folder: Path) -> bool:
-    suffixes = {entry.suffix for entry in folder.iterdir() if entry.name[0] != "."}
-    return suffixes == {".tar"}
+    try:
+        with os.scandir(folder) as entries:
+            shown = (entry.name for entry in entries if entry.name[0] != ".")
+            # The first other file ends it: class folders may be large.
+            return next(shown, "").endswith(".tar") and all(name.endswith(".tar") for name in shown)
+    except OSError:
+        return False
 
 
 def find(files: Sequence[Path], names: Sequence[str] = NAMES) -> Splits:
