@@ -145,6 +145,7 @@ def test_a_forked_process(recwarn):
             os._exit(0 if right else 1)
         finally:
             os._exit(2)
+    ended = 0
     try:
         for _ in range(3000):
             ended, status = os.waitpid(child, os.WNOHANG)

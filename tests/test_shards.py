@@ -104,6 +104,20 @@ def test_splits_of_other_names(tmp_path):
     assert len(open_source(tmp_path, "train")) == 17
 
 
+def test_tar_files_that_are_no_split(tmp_path):
+    write_shard(tmp_path / "train-0000.tar", range(20))
+    for name in ("all-0000", "backup2023", "0000"):
+        write_shard(tmp_path / f"{name}.tar", range(2))
+    assert len(open_source(tmp_path)) == 20 and len(open_source(tmp_path, "train")) == 17
+
+
+def test_several_folders_of_other_names_are_refused(tmp_path):
+    for name in ("set_train", "set_val"):
+        write_shard(tmp_path / name / "0000.tar", range(4))
+    with pytest.raises(ValueError, match="expected one folder of images per class"):
+        open_source(tmp_path)
+
+
 def test_folders_of_other_names(tmp_path):
     write_shard(tmp_path / "heldout" / "0000.tar", range(20, 24))
     check(open_source(tmp_path), range(20, 24))

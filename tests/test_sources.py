@@ -96,6 +96,13 @@ def test_parquet_splits_of_other_names(tmp_path):
     assert len(open_source(beside.parent)) == 4
 
 
+def test_parquet_files_that_are_no_split(tmp_path):
+    write_parquet(tmp_path / "train.parquet", count=20)
+    write_parquet(tmp_path / "all.parquet", count=24)
+    pq.write_table(pa.table({"name": ["a"]}), tmp_path / "metadata.parquet")
+    assert len(open_source(tmp_path)) == 20 and len(open_source(tmp_path, "train")) == 18
+
+
 def test_parquet_files_beside_class_folders_are_no_data(image_folder):
     write_parquet(image_folder / "table.parquet")
     assert len(open_source(image_folder)) == 16

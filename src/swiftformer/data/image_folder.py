@@ -81,8 +81,9 @@ def find(root: Path, names: Iterable[str]) -> Splits:
 
 
 def has_classes(root: Path) -> bool:
-    """Whether there are folders with pictures."""
-    return any(any(_pictures(entry)) for entry in root.iterdir() if entry.is_dir() and not _hidden(entry.name))
+    """Whether there are two or more folders with pictures."""
+    folders = (entry for entry in root.iterdir() if entry.is_dir() and not _hidden(entry.name))
+    return sum(any(_pictures(folder)) for folder in folders) > 1
 
 
 def _hidden(name: str) -> bool:

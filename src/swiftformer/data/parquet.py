@@ -169,6 +169,15 @@ def open_entry(entry: Any, name: str) -> Image.Image:
     return open_image(content, name)
 
 
+def _has_pictures(file: Path) -> bool:
+    import pyarrow.parquet as pq
+
+    try:
+        return not {"image", "img", "picture"}.isdisjoint(pq.read_schema(file).names)
+    except (OSError, ValueError):
+        return False
+
+
 def find(root: Path, names: Iterable[str]) -> Splits:
     """The splits `NAME-*.parquet` or `NAME.parquet` among `names`, in `root` or `root/data`, and others beside them.
 
@@ -187,6 +196,8 @@ def find(root: Path, names: Iterable[str]) -> Splits:
                 splits.setdefault(name, files)
         for file in sorted(left):
             others.setdefault(NUMBERS.sub("", file.stem), []).append(file)
+    if splits:  # `all` stands for everything, and tables without pictures may lie about
+        others = {name: f for name, f in others.items() if name not in ("", ALL) and _has_pictures(f[0])}
     folders = any(entry.is_dir() and entry.name[0] != "." and entry.name != "data" for entry in root.iterdir())
     if splits or (others and not folders):
         splits = {ALL: next(iter(others.values()))} if not splits and len(others) == 1 else others | splits

@@ -20,7 +20,7 @@ from swiftformer.image_processing import ImageError, open_image
 
 NAMES = tuple(dict.fromkeys(alias for aliases in SPLIT_ALIASES.values() for alias in aliases))
 MOST = 100_000  # shards of one pattern
-SHARD = re.compile(r"(.*?)[-_.]?\d+(?:-of-\d+)?")
+SHARD = re.compile(r"(?:(.*?)[-_.])?\d+(?:-of-\d+)?")
 
 
 class ShardSource:
@@ -95,11 +95,15 @@ def in_folder(root: Path, names: Sequence[str]) -> list[Path]:
     None where they seem to be archives beside a tree of class folders.
     """
     subfolders = [folder for folder in root.iterdir() if folder.is_dir() and folder.name[0] != "."]
-    inside = [folder for folder in subfolders if folder.name in ("data", *names) or _only_shards(folder)]
+    inside = [folder for folder in subfolders if folder.name in ("data", *names)]
+    others = [folder for folder in subfolders if folder not in inside]
+    # Several without any of a known name may be anything, such as parts of one split.
+    if inside or len(others) == 1:
+        inside += [folder for folder in others if _only_shards(folder)]
     files = [file for folder in (root, *inside) for file in folder.glob("*.tar") if file.name[0] != "."]
     # The folder's own name says nothing here: class folders may lie below `train`, too.
     if any(_split_of(file.relative_to(root), names) for file in files):
-        return [file for file in files if _split_of(file.relative_to(root), names) or _other_split(file)]
+        return [file for file in files if _split_of(p := file.relative_to(root), names) or _other_split(p)]
     return files if len(inside) == len(subfolders) else []
 
 
@@ -139,7 +143,8 @@ def _other_split(file: Path) -> str | None:
     """What numbered shards are called, as `heldout` of `set-heldout-0000.tar` and of `heldout/0000.tar`."""
     if not (shard := SHARD.fullmatch(file.stem)):
         return None
-    return str(re.split(r"[-_.]", shard[1])[-1] or file.parent.name).lower()
+    name = re.split(r"[-_.]", shard[1])[-1] if shard[1] else file.parent.name
+    return name.lower() if name.lower() not in ("", ALL) else None
 
 
 def is_pattern(text: str) -> bool:
