@@ -155,11 +155,19 @@ def test_small_scales_survive_half_precision(dtype):
     torch.testing.assert_close(found, scale * layer(x), rtol=0.05, atol=5e-8)
 
 
-@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+@pytest.mark.parametrize(
+    "register",
+    [
+        "register_forward_hook",
+        "register_forward_pre_hook",
+        "register_full_backward_hook",
+        "register_full_backward_pre_hook",
+    ],
+)
 def test_hooks_of_scaled_layers_are_called(register):
     layer, calls = torch.nn.Linear(6, 4), []
     getattr(layer, register)(lambda *_: calls.append(1))
-    scaled(layer, torch.randn(5, 6), torch.ones(4))
+    scaled(layer, torch.randn(5, 6, requires_grad=True), torch.ones(4)).sum().backward()
     assert calls == [1]
 
 

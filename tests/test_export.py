@@ -316,6 +316,8 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(FORMATS, "onnx", dataclasses.replace(FORMATS["onnx"], needs=("no_such_module",)))
     with pytest.raises(ExportError, match=r"needs no_such_module: pip install 'swiftformer\[onnx\]'"):
         export(small(), tmp_path / "a", "onnx")
+    with pytest.raises(ExportError, match="normalize: expected a model of 3 channels, found 4"):  # rather than that
+        export(small(num_channels=4), tmp_path / "a", "onnx", normalize=True)
 
 
 def broken(folder, tmp_path, change):

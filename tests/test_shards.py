@@ -124,6 +124,9 @@ def test_folders_of_other_names(tmp_path):
     write_shard(tmp_path / "train" / "0000.tar", range(20))
     check(open_source(tmp_path), range(20, 24))
     assert len(open_source(tmp_path, "train")) == 17
+    for folder in ("heldout", "train"):
+        (tmp_path / folder / "classnames.txt").write_text("a\nb\nc\n")
+    assert open_source(tmp_path).classes == ["a", "b", "c"] and len(open_source(tmp_path)) == 4
 
 
 def test_archives_beside_class_folders_are_no_shards(image_folder):

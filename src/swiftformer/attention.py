@@ -73,7 +73,8 @@ def _is_plain(layer: Any) -> bool:
         and type(layer.weight) is nn.Parameter
         and layer.weight.dtype in (torch.float32, torch.float64)
         and layer.bias is not None
-        and not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
+        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+        and "forward" not in vars(layer)
     )
 
 

@@ -13,7 +13,7 @@ import typer
 
 from swiftformer.cli_options import RUNNABLE_HELP, AsJson, Device, Engine, Form, Precision, Threads, print_json
 from swiftformer.cli_segment import free_targets
-from swiftformer.cli_video import exit_with_errors, record, tell
+from swiftformer.cli_video import exit_with_errors, pictures_and_clips, record, tell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,18 +52,11 @@ def detect(
     Of a video, NAME.mp4 shows the objects and NAME.jsonl lists those of each frame. A picture that cannot be read is
     named, the others are looked at, and the exit code is 2.
     """
-    from swiftformer.predict import find_images
     from swiftformer.predict_detection import detect as run
     from swiftformer.predict_detection import open_detector
     from swiftformer.reports import detection_table, progress_bar
-    from swiftformer.video import is_video
 
-    if not images and camera is None:
-        raise ValueError("expected pictures, videos or --camera, found none")
-    found = find_images(images or [])
-    pictures: list[Any] = [(name, source) for name, source in found if not is_video(name)]
-    clips: list[Any] = [(name, source) for name, source in found if is_video(name)]
-    clips += [] if camera is None else [(f"camera-{camera}", camera)]
+    pictures, clips = pictures_and_clips(images, camera)
     runner = open_detector(model, engine, device, precision, threads, form)
     targets = free_targets([name for name, _ in pictures + clips], output)
     documents, rows = [], []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from swiftformer.cli_options import RUNNABLE_HELP, AsJson, Device, Engine, Form, Precision, Threads, print_json
-from swiftformer.cli_video import exit_with_errors, record, tell
+from swiftformer.cli_video import exit_with_errors, pictures_and_clips, record, tell
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,18 +47,11 @@ def segment(
     Of a video, NAME.mp4 shows the classes and NAME.jsonl lists those of each frame. A picture that cannot be read is
     named, the others are segmented, and the exit code is 2.
     """
-    from swiftformer.predict import find_images
     from swiftformer.predict_segmentation import open_segmenter
     from swiftformer.predict_segmentation import segment as run
     from swiftformer.reports import progress_bar, segmentation_table
-    from swiftformer.video import is_video
 
-    if not images and camera is None:
-        raise ValueError("expected pictures, videos or --camera, found none")
-    found = find_images(images or [])
-    pictures: list[Any] = [(name, source) for name, source in found if not is_video(name)]
-    clips: list[Any] = [(name, source) for name, source in found if is_video(name)]
-    clips += [] if camera is None else [(f"camera-{camera}", camera)]
+    pictures, clips = pictures_and_clips(images, camera)
     runner = open_segmenter(model, engine, device, precision, threads, form)
     targets = free_targets([name for name, _ in pictures + clips], output)
     results, documents = [], []

@@ -12,6 +12,23 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+def pictures_and_clips(images: list[str] | None, camera: int | None) -> tuple[list[Any], list[Any]]:
+    """What the command line names, as pairs of a name and a source: pictures; videos and the camera.
+
+    Raises:
+        ValueError: nothing is named.
+    """
+    from swiftformer.predict import find_images
+    from swiftformer.video import is_video
+
+    if not images and camera is None:
+        raise ValueError("expected pictures, videos or --camera, found none")
+    found = find_images(images or [])
+    pictures = [(name, source) for name, source in found if not is_video(name)]
+    clips: list[Any] = [(name, source) for name, source in found if is_video(name)]
+    return pictures, clips + ([] if camera is None else [(f"camera-{camera}", camera)])
+
+
 def record(
     source: str | Path | int,
     target: Path,

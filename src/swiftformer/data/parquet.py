@@ -21,6 +21,8 @@ from swiftformer.image_processing import ImageError, open_image
 logger = logging.getLogger(__name__)
 
 NUMBERS = re.compile(r"[-_.]?\d+(?:-of-\d+)?$")
+IMAGE_COLUMNS = ("image", "img", "picture")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
 IN_MEMORY = 2 * 2**30  # bytes on disk, of all files together
 
 
@@ -42,8 +44,8 @@ class ParquetSource:
         self._file = files[0]
         try:
             schema = pyarrow.parquet.read_schema(files[0])
-            image = next((n for n in ("image", "img", "picture") if n in schema.names), None)
-            label = next((n for n in ("label", "labels", "fine_label", "class") if n in schema.names), None)
+            image = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
+            label = next((name for name in LABEL_COLUMNS if name in schema.names), None)
             if image is None or label is None:
                 raise ValueError(
                     f"{files[0]}: expected an image column (image, img) and a label column (label), "
@@ -173,7 +175,7 @@ def _has_pictures(file: Path) -> bool:
     import pyarrow.parquet as pq
 
     try:
-        return not {"image", "img", "picture"}.isdisjoint(pq.read_schema(file).names)
+        return not {*IMAGE_COLUMNS}.isdisjoint(pq.read_schema(file).names)
     except (OSError, ValueError):
         return False
 

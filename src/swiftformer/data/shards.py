@@ -20,6 +20,7 @@ from swiftformer.image_processing import ImageError, open_image
 
 NAMES = tuple(dict.fromkeys(alias for aliases in SPLIT_ALIASES.values() for alias in aliases))
 MOST = 100_000  # shards of one pattern
+CLASS_FILES, DATASET_INFO = ("classnames.txt", "classes.txt"), "dataset_info.json"
 SHARD = re.compile(r"(?:(.*?)[-_.])?\d+(?:-of-\d+)?")
 
 
@@ -75,12 +76,12 @@ class ShardSource:
 
 
 def _class_names(folder: Path) -> list[str]:
-    for name in ("classnames.txt", "classes.txt"):
+    for name in CLASS_FILES:
         if (folder / name).is_file():
             lines = (folder / name).read_text(encoding="utf-8").splitlines()
             return [line.strip() for line in lines if line.strip()]
     try:
-        features: Any = json.loads((folder / "dataset_info.json").read_bytes())["features"]
+        features: Any = json.loads((folder / DATASET_INFO).read_bytes())["features"]
         return next(
             list(map(str, features[key]["names"])) for key in ("label", "cls") if "names" in features.get(key, ())
         )
@@ -108,13 +109,18 @@ def in_folder(root: Path, names: Sequence[str]) -> list[Path]:
 
 
 def _only_shards(folder: Path) -> bool:
+    """Whether there are tar files, and nothing else but the names of classes."""
+    found = False
     try:
         with os.scandir(folder) as entries:
-            shown = (entry.name for entry in entries if entry.name[0] != ".")
-            # The first other file ends it: class folders may be large.
-            return next(shown, "").endswith(".tar") and all(name.endswith(".tar") for name in shown)
+            for entry in entries:  # the first other file ends it: class folders may be large
+                if entry.name.endswith(".tar"):
+                    found = True
+                elif entry.name[0] != "." and entry.name not in (*CLASS_FILES, DATASET_INFO):
+                    return False
     except OSError:
         return False
+    return found
 
 
 def find(files: Sequence[Path], names: Sequence[str] = NAMES) -> Splits:

@@ -101,7 +101,6 @@ def export(
         batch, size = _detector_shape(format, precision, batch, size, net.preprocessing)
     else:
         batch, size = _shape(format, batch, size, net.preprocessing)
-    _expect_installed(target, format, precision)  # last of all: nobody should install what does not serve them
     if size is not None:
         net.preprocessing = _resized(net.preprocessing, size, task)  # pictures that reach the model are of its size
     channels = net.config.num_channels
@@ -112,6 +111,7 @@ def export(
         raise ExportError(f"max_drop: expected a classifier, found a model for {task}")
     if normalize and channels != 3:
         raise ExportError(f"normalize: expected a model of 3 channels, found {channels}")
+    _expect_installed(target, format, precision)  # last of all: nobody should install what does not serve them
     if target.takes_images and labels and task == "classification":
         softmax, normalize = True, normalize or channels == 3
 
