@@ -254,6 +254,7 @@ def test_bad_options(cli, tmp_path, monkeypatch):  # noqa: F811
         (["--size", "224,big"], "size: expected pixels such as 224 or 480x640, found 'big'"),
         (["--device", "cuda:7"], device),
         (["attention", "--device", "cuda:7"], device),
+        (["attention", "--tokens", "64,0"], "tokens: expected a number of tokens, found '0'"),
         (["layers", "--device", "cuda:7"], device),
         (["--output", tmp_path / "file"], "file: expected a folder, found a file"),
         (["attention", "--output", tmp_path / "file" / "more"], "file: expected a folder, found a file"),

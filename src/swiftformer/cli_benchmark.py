@@ -8,7 +8,16 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from swiftformer.cli_options import MODEL_HELP, AsJson, Threads, listed, parse_batch, parse_size, print_json
+from swiftformer.cli_options import (
+    MODEL_HELP,
+    AsJson,
+    Threads,
+    listed,
+    parse_batch,
+    parse_count,
+    parse_size,
+    print_json,
+)
 
 benchmark_app = typer.Typer(rich_markup_mode=None, help="Latency and throughput, side by side with the peers.")
 Variants = Annotated[str, typer.Option(help="xs, s, l1, l3, with commas.")]
@@ -70,7 +79,7 @@ def attention(
     from swiftformer.benchmark.attention import TOKENS, plot_attention, run_attention_benchmark
     from swiftformer.benchmark.report import attention_table
 
-    counts = [parse_batch(text) for text in listed(tokens)] or TOKENS
+    counts = [parse_count(text, "tokens", "tokens") for text in listed(tokens)] or TOKENS
     check_output(output)
     result = run_attention_benchmark(counts, dim, device=device, threads=threads, rounds=rounds)
     write_results(result, output, plot_attention)

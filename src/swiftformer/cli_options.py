@@ -52,10 +52,15 @@ def parse_size(text: str) -> tuple[int, int]:
     return numbers[0], numbers[-1]
 
 
-def parse_batch(text: str) -> int:
+def parse_count(text: str, option: str, things: str) -> int:
+    """A number from 1 on. Raises ValueError with the option's name and what it counts."""
     if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"batch: expected a number of images, found {text!r}")
+        raise ValueError(f"{option}: expected a number of {things}, found {text!r}")
     return int(text)
+
+
+def parse_batch(text: str) -> int:
+    return parse_count(text, "batch", "images")
 
 
 def print_json(document: Any) -> None:
