@@ -66,6 +66,12 @@ def test_fusing(script):
     assert out.count("| fused |") == 2 and out.count("| timm |") == 2
 
 
+def test_start_up(script):
+    pytest.importorskip("onnxruntime")
+    out = script("start_up", "--formats", "onnx", "--processes", 1)
+    assert "| onnx, script | 0." in out and "| Python | 0." in out
+
+
 def test_loading_speed(script, ten_classes):
     out = script(
         "loading_speed", "--data", ten_classes / "train", "--workers", 1, "--batch", 5, "--size", 32, "--rounds", 2,

@@ -81,7 +81,7 @@ def classify(
     """
     from swiftformer.predict import classify as run
     from swiftformer.predict import find_images
-    from swiftformer.reports import classification_table, progress_bar
+    from swiftformer.progress import progress_bar
 
     found = find_images(images)
     results = []
@@ -103,6 +103,8 @@ def classify(
     if as_json:
         print_json([result.to_dict() for result in results])
     else:
+        from swiftformer.reports import classification_table
+
         classification_table(results)
     errors = [result.error for result in results if result.error]
     for error in errors:

@@ -54,7 +54,7 @@ def detect(
     """
     from swiftformer.predict_detection import detect as run
     from swiftformer.predict_detection import open_detector
-    from swiftformer.reports import detection_table, progress_bar
+    from swiftformer.progress import progress_bar
 
     pictures, clips = pictures_and_clips(images, camera)
     runner = open_detector(model, engine, device, precision, threads, form)
@@ -88,6 +88,8 @@ def detect(
         print_json(documents)
     else:
         if pictures:
+            from swiftformer.reports import detection_table
+
             detection_table(documents[: len(pictures)])
         tell(documents, output)
     exit_with_errors(documents)

@@ -81,7 +81,8 @@ def evaluate(
 ) -> None:
     """How good a model is, in percent: top-1 of a classifier, mean IoU of a segmenter, COCO's AP of a detector."""
     from swiftformer.checkpoints import stored_task
-    from swiftformer.reports import metrics_table, progress_bar
+    from swiftformer.progress import progress_bar
+    from swiftformer.reports import metrics_table
 
     if raw and not (Path(model) / "raw").is_dir():
         raise ValueError(f"{model}: expected the folder of a run that averages its weights, found no raw/ in it")

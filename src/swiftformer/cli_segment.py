@@ -49,7 +49,7 @@ def segment(
     """
     from swiftformer.predict_segmentation import open_segmenter
     from swiftformer.predict_segmentation import segment as run
-    from swiftformer.reports import progress_bar, segmentation_table
+    from swiftformer.progress import progress_bar
 
     pictures, clips = pictures_and_clips(images, camera)
     runner = open_segmenter(model, engine, device, precision, threads, form)
@@ -75,6 +75,8 @@ def segment(
         print_json(documents)
     else:
         if results:
+            from swiftformer.reports import segmentation_table
+
             segmentation_table(results)
         tell(documents, output)
     exit_with_errors(documents)

@@ -36,7 +36,7 @@ def record(
     limit: int | None = None,
 ) -> dict[str, Any]:
     """See `swiftformer.video.record_video`; a video that cannot be read gives `{"video", "error"}`."""
-    from swiftformer.reports import progress_bar
+    from swiftformer.progress import progress_bar
     from swiftformer.video import VideoError, VideoReader, record_video
 
     try:

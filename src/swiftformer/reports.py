@@ -1,11 +1,8 @@
-"""What the command line prints: tables on standard output, progress bars on standard error."""
+"""What the command line prints: tables on standard output."""
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -26,20 +23,6 @@ def console() -> Console:
     """Standard output, with room for long paths where it is a file or a pipe."""
     console = Console()
     return console if console.is_terminal else Console(width=160)
-
-
-@contextmanager
-def progress_bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Yield a function that moves a bar forward; nothing is drawn where standard error is no terminal."""
-    if not sys.stderr.isatty():
-        yield lambda steps: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda steps: progress.advance(task, steps)
 
 
 def artifact_table(folder: Path, artifact: Artifact) -> None:
