@@ -1,27 +1,32 @@
 """Images per second of loading and augmenting: this package's loader against timm's, interleaved in one run.
 
     python benchmarks/loading_speed.py --data FOLDER_OF_CLASSES --workers 2
+    python benchmarks/loading_speed.py --data FOLDER_OF_CLASSES --pictures 40 --enlarge 3000
 
 Both decode the same pictures with the same transform (bicubic random crops to 224 pixels, flips, RandAugment at a
 strength that timm's loader survives with this Pillow), the same number of loader processes and batch, up to normalised
 float32 batches. Every round times each of them once over all pictures; the table gives medians, quartiles and the ratio
-within the rounds.
+within the rounds. `--enlarge` has copies of the pictures loaded that are as large as a camera's, with a camera's noise.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
+from PIL import Image
 from timm.data import create_dataset, create_loader
 
 from swiftformer.data.loaders import Normalization, TrainingLoader
 from swiftformer.data.sources import open_source
+from swiftformer.export import evenly
 from swiftformer.train.recipes import get_recipe
 
 
@@ -33,10 +38,37 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--epochs", type=int, default=3, help="per round and loader")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--recipe", default="paper_s", help="for the sizes of crops, flips and the like")
+    parser.add_argument("--pictures", type=int, default=0, help="only so many, evenly chosen; 0 for all")
+    parser.add_argument("--enlarge", type=int, default=0, help="pixels of the short side of copies; 0 for none")
     parser.add_argument("--auto-augment", default="rand-m5-mstd0.5", help="empty for none")
     arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.enlarge or arguments.pictures:
+            copy(arguments.data, Path(folder), arguments.pictures, arguments.enlarge)
+            arguments.data = Path(folder)
+        compare(arguments)
+
+
+def copy(data: Path, folder: Path, count: int, short_side: int) -> None:
+    """JPEG copies of `count` pictures, with a short side of `short_side` pixels where that is not 0."""
+    source = open_source(data, "all")
+    generator = np.random.default_rng(0)
+    for index in evenly(len(source), count or len(source)):
+        image = source.image(index)
+        if short_side:
+            scale = short_side / min(image.size)
+            image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+            noise = generator.normal(0, 4, (image.height, image.width, 1))
+            image = Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
+        target = folder / source.classes[source.labels[index]]
+        target.mkdir(exist_ok=True)
+        image.save(target / f"{index}.jpg", quality=90)
+
+
+def compare(arguments: argparse.Namespace) -> None:
     settings = [f"batch_size={arguments.batch}", f"image_size={arguments.size}", "repeated_augmentation=1"]
-    recipe = get_recipe("paper_s", [*settings, f"auto_augment={arguments.auto_augment}"])
+    recipe = get_recipe(arguments.recipe, [*settings, f"auto_augment={arguments.auto_augment}"])
 
     source = open_source(arguments.data, "all")
     loader = TrainingLoader(source, recipe, arguments.size, arguments.batch, arguments.workers)

@@ -1,12 +1,18 @@
+import io
+import random
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
 from swiftformer.data.epoch_loader import seed_generators
-from swiftformer.data.loaders import Normalization, TrainingLoader, evaluation_loader
+from swiftformer.data.loaders import Normalization, TrainingLoader, _augmentation, _needed, evaluation_loader
 from swiftformer.data.samplers import BalancedSampler
 from swiftformer.data.sources import open_source
-from swiftformer.image_processing import Preprocessing
+from swiftformer.image_processing import Preprocessing, open_image
 from swiftformer.train.recipes import get_recipe
 
 SMALL = Preprocessing(size=(32, 32), resize="shortest")
@@ -43,9 +49,9 @@ def test_evaluation_batches_are_the_preprocessing(image_folder):
     assert np.array_equal(pixels[2].numpy(), SMALL(source.image(2))[0])
 
 
-@pytest.mark.parametrize("settings", [(), ("mixup=0.8",), ("cutmix=1",), ("repeated_augmentation=3",)])
-def test_training_batches(image_folder, settings):
-    recipe = get_recipe("smoke", ["batch_size=12", "auto_augment=rand-m9-mstd0.5-inc1", "random_erasing=1", *settings])
+@pytest.mark.parametrize("changes", [(), ("mixup=0.8",), ("cutmix=1",), ("repeated_augmentation=3",)])
+def test_training_batches(image_folder, changes):
+    recipe = get_recipe("smoke", ["batch_size=12", "auto_augment=rand-m9-mstd0.5-inc1", "random_erasing=1", *changes])
     source = open_source(image_folder, "train")
     loader = TrainingLoader(source, recipe, 32, 12, workers=0)
     normalize = Normalization(recipe, torch.device("cpu"), recipe.random_erasing)
@@ -104,11 +110,11 @@ def test_normalisation_is_that_of_timm(image_folder, channels_last):
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("settings", [(), ("repeated_augmentation=3",), ("sampler=balanced",)])
-def test_processes_share_the_order_of_one(image_folder, settings):
+@pytest.mark.parametrize("changes", [(), ("repeated_augmentation=3",), ("sampler=balanced",)])
+def test_processes_share_the_order_of_one(image_folder, changes):
     """Batch by batch: the same pictures with the same augmentation."""
     (image_folder / "train" / "red" / "3.png").unlink()  # 47 is no multiple of two
-    source, recipe = open_source(image_folder, "train"), get_recipe("smoke", ["random_erasing=0", *settings])
+    source, recipe = open_source(image_folder, "train"), get_recipe("smoke", ["random_erasing=0", *changes])
     one = list(TrainingLoader(source, recipe, 32, 12, workers=0).batches(3))
     shares = [list(TrainingLoader(source, recipe, 32, 6, workers=0, rank=r, world_size=2).batches(3)) for r in (0, 1)]
     assert len(one) == 3 and all(len(share) >= 3 for share in shares)
@@ -145,3 +151,20 @@ def test_evaluation_is_shared_without_repeating(image_folder):
         for _, _, indices in evaluation_loader(source, SMALL, batch_size=4, workers=0, rank=rank, world_size=3):
             found += indices.tolist()
     assert sorted(found) == list(range(16))
+
+
+@settings(max_examples=30, deadline=None)
+@given(width=st.integers(64, 900), height=st.integers(64, 900), seed=st.integers(0, 99))
+def test_no_crop_of_what_is_decoded_smaller_lacks_pixels(width, height, seed):
+    recipe = get_recipe("paper_xs", ["image_size=32", "auto_augment=", "color_jitter=0"])
+    crop = _augmentation(recipe, 32).transforms[0]
+    short_side = _needed(recipe, 32)
+    file = io.BytesIO()
+    Image.new("RGB", (width, height)).save(file, "JPEG")
+    read = open_image(file, short_side=short_side)
+    if read.size == (width, height):
+        return
+    assert min(read.size) >= short_side
+    random.seed(seed)
+    _, _, tall, wide = crop.get_params(read, crop.scale, crop.ratio)
+    assert min(tall, wide) >= 32

@@ -371,3 +371,24 @@ def test_folding_leaves_the_model_alone_and_refuses_twice():
         fold_normalization(folded, IMAGENET_MEAN, IMAGENET_STD)
     with pytest.raises(ValueError, match="expected 3 means"):
         fold_normalization(model, (0.5,), (0.5,))
+
+
+@pytest.mark.parametrize("options", [{}, {"format": "MPO", "save_all": True}, {"progressive": True}])
+@pytest.mark.parametrize(("short_side", "expected"), [(None, 480), (241, 480), (240, 240), (100, 120), (7, 60)])
+def test_large_jpeg_files_are_decoded_smaller_where_that_is_enough(options, short_side, expected):
+    values = np.linspace(0, 255, 480 * 640 * 3).reshape(480, 640, 3).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, **{"format": "JPEG", "exif": exif} | options)
+    image = open_image(file.getvalue(), short_side=short_side)
+    assert image.size == (expected, expected * 4 // 3)
+    whole = open_image(file.getvalue()).resize(image.size, Image.Resampling.BOX)
+    assert np.abs(np.asarray(image, float) - np.asarray(whole)).mean() < 2
+
+
+@pytest.mark.parametrize("options", [{"format": "PNG"}, {"format": "TIFF", "compression": "jpeg"}, {"format": "WEBP"}])
+def test_other_files_keep_their_size(options):
+    file = io.BytesIO()
+    Image.new("RGB", (640, 480), "teal").save(file, **options)
+    assert open_image(file, short_side=10).size == (640, 480)

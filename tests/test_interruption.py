@@ -144,7 +144,7 @@ class Deadly:
     def __len__(self):
         return len(self.source)
 
-    def image(self, index):
+    def image(self, index, short_side=None):
         if index == self.index and len(list(self.folder.iterdir())) < self.times:
             (self.folder / str(os.getpid())).touch()
             os.kill(os.getpid(), signal.SIGKILL)

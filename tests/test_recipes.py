@@ -49,6 +49,8 @@ def test_settings():
         ("smoke", "epochs=0", "at least 1"),
         ("smoke", "image_size=16", "at least 32"),
         ("smoke", "crop_scale=1", "crop_scale: expected"),
+        ("smoke", "crop_scale=0,1", "expected crop_scale in"),
+        ("smoke", "crop_ratio=2,1", "a positive crop_ratio, each with the smaller number first, found"),
         ("smoke", "precision=fp8", "precision: expected"),
         ("smoke", "compile=maybe", "compile: expected bool, found 'maybe'"),
         ("smoke", "warmup_epochs=9", "expected warmup_epochs from 0 to epochs"),

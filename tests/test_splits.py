@@ -24,7 +24,7 @@ class Named:
     def __len__(self):
         return len(self.keys)
 
-    def image(self, index):
+    def image(self, index, short_side=None):
         return Image.new("RGB", (1, 1), (self.labels[index], 0, 0))
 
     def name(self, index):

@@ -47,8 +47,8 @@ class CifarSource:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def image(self, index: int) -> Image.Image:
-        return open_image(self.pixels[index], self.name(index))
+    def image(self, index: int, short_side: int | None = None) -> Image.Image:
+        return open_image(self.pixels[index], self.name(index), short_side)
 
     def name(self, index: int) -> str:
         return f"{self._where} picture {index}"

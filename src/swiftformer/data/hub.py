@@ -34,8 +34,8 @@ class DatasetsSource:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def image(self, index: int) -> Image.Image:
-        return open_entry(self._images[index][self._column], self.name(index))
+    def image(self, index: int, short_side: int | None = None) -> Image.Image:
+        return open_entry(self._images[index][self._column], self.name(index), short_side)
 
     def name(self, index: int) -> str:
         return f"{self._name} row {index}"

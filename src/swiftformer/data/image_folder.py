@@ -31,8 +31,8 @@ class FileSource:
     def __len__(self) -> int:
         return len(self.files)
 
-    def image(self, index: int) -> Image.Image:
-        return open_image(self.name(index))
+    def image(self, index: int, short_side: int | None = None) -> Image.Image:
+        return open_image(self.name(index), None, short_side)
 
     def name(self, index: int) -> str:
         return str(Path(self.root, self.files[index]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,15 +45,20 @@ class TrainingBatch(NamedTuple):
 
 
 class TrainingDataset(DrawnDataset):
-    """Augmented images with their labels."""
+    """Augmented images with their labels.
 
-    def __init__(self, source: Source, transform: Callable[[Image.Image], Any]) -> None:
+    Args:
+        short_side: pixels of it that the transform can do with, so that large photographs are decoded smaller.
+    """
+
+    def __init__(self, source: Source, transform: Callable[[Image.Image], Any], short_side: int | None = None) -> None:
         super().__init__(source)
         self.source = source
         self.transform = transform
+        self.short_side = short_side
 
     def read(self, place: int) -> Image.Image:
-        return self.source.image(place)
+        return self.source.image(place, self.short_side)
 
     def sample(self, read: Image.Image, place: int, unreadable: int) -> TrainingSample:
         return TrainingSample(self._transformed(read), self.source.labels[place], place, unreadable)
@@ -182,13 +188,19 @@ class TrainingLoader(EpochLoader[TrainingBatch]):
     ) -> None:
         expect_images(len(source), batch_size, world_size)
         super().__init__(
-            TrainingDataset(source, _augmentation(recipe, image_size)),
+            TrainingDataset(source, _augmentation(recipe, image_size), _needed(recipe, image_size)),
             Draws(training_order(source, recipe, rank, world_size), recipe.seed, rank, world_size),
             batch_size,
             TrainingCollate(_mixing(recipe, len(source.classes))),
             workers,
             pin_memory,
         )
+
+
+def _needed(recipe: Recipe, image_size: int) -> int:
+    """The short side of which the smallest and narrowest crop still has `image_size` pixels each way."""
+    narrowest = min(*recipe.crop_ratio, *(1 / ratio for ratio in recipe.crop_ratio))
+    return math.ceil(image_size / math.sqrt(recipe.crop_scale[0] * narrowest))
 
 
 def _augmentation(recipe: Recipe, image_size: int) -> Callable[[Image.Image], Any]:

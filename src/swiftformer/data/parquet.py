@@ -71,10 +71,10 @@ class ParquetSource:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, short_side: int | None = None) -> Image.Image:
         if self._images is None:  # in a spawned process
             self._images = _map(self._mapped)
-        return open_entry(self._images[index].as_py(), self.name(index))
+        return open_entry(self._images[index].as_py(), self.name(index), short_side)
 
     def name(self, index: int) -> str:
         return f"{self._file} row {index}"
@@ -163,12 +163,12 @@ def check_labels(labels: list[Any], classes: list[str] | None, name: str) -> Non
         raise ValueError(f"{name}: expected labels from 0 to {len(classes) - 1}, found {max(labels)}")
 
 
-def open_entry(entry: Any, name: str) -> Image.Image:
+def open_entry(entry: Any, name: str, short_side: int | None = None) -> Image.Image:
     """An image as Parquet and `datasets` store it: encoded bytes, or a dictionary of bytes and path."""
     content = (entry.get("bytes") or entry.get("path")) if isinstance(entry, dict) else entry
     if content is None:
         raise ImageError(f"{name}: expected an image, found an empty cell")
-    return open_image(content, name)
+    return open_image(content, name, short_side)
 
 
 def _has_pictures(file: Path) -> bool:

@@ -53,7 +53,7 @@ class ShardSource:
         shard = int(np.searchsorted(self._ends, index, side="right"))
         return shard, index - int(self._ends[shard]) + len(self._shards[shard])
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, short_side: int | None = None) -> Image.Image:
         shard, row = self._find(index)
         size = int(self._shards[shard].sizes[row])
         try:
@@ -65,7 +65,7 @@ class ShardSource:
             raise ImageError(f"{self.name(index)}: cannot be read ({error.strerror})") from error
         if len(content) < size:
             raise ImageError(f"{self.name(index)}: expected {size} bytes, found {len(content)}")
-        return open_image(content, self.name(index))
+        return open_image(content, self.name(index), short_side)
 
     def name(self, index: int) -> str:
         return f"{self.files[self._find(index)[0]]} {self.key(index)}"

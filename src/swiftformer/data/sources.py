@@ -36,8 +36,9 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def image(self, index: int) -> Image.Image:
-        """The RGB image. Raises ImageError where it cannot be read."""
+    def image(self, index: int, short_side: int | None = None) -> Image.Image:
+        """The RGB image, of JPEG files perhaps at a fraction of its size, with a short side of at least `short_side`
+        pixels. Raises ImageError where it cannot be read."""
         ...
 
     def name(self, index: int) -> str:

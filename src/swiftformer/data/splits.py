@@ -34,7 +34,7 @@ class KeyedSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def image(self, index: int) -> Image.Image: ...
+    def image(self, index: int, short_side: int | None = None) -> Image.Image: ...
 
     def name(self, index: int) -> str: ...
 
@@ -59,8 +59,8 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def image(self, index: int) -> Image.Image:
-        return self.source.image(self.indices[index])
+    def image(self, index: int, short_side: int | None = None) -> Image.Image:
+        return self.source.image(self.indices[index], short_side)
 
     def name(self, index: int) -> str:
         return self.source.name(self.indices[index])
@@ -97,9 +97,9 @@ class Joined:
             index -= len(source)
         return self.sources[-1], index
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, short_side: int | None = None) -> Image.Image:
         source, place = self._find(index)
-        return source.image(place)
+        return source.image(place, short_side)
 
     def name(self, index: int) -> str:
         source, place = self._find(index)

@@ -176,6 +176,11 @@ class Recipe(TrainingRecipe):
             raise ValueError("balance the classes once: expected either class_weights or sampler, found both balanced")
         if self.cache_teacher and self.mixes:
             raise ValueError("a cached teacher knows nothing of mixed images: expected mixup and cutmix of 0")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1 or not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError(
+                f"expected crop_scale in (0, 1] and a positive crop_ratio, each with the smaller number first, "
+                f"found {self.crop_scale} and {self.crop_ratio}"
+            )
         if not 0 < self.crop_pct <= 1 or not 0 <= self.label_smoothing < 1:
             raise ValueError(
                 f"expected crop_pct in (0, 1] and label_smoothing in [0, 1), "
