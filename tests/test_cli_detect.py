@@ -13,7 +13,8 @@ from PIL import Image
 from swiftformer import detect, video
 from swiftformer.cli_detect import draw_frame
 from swiftformer.engines import Engine
-from swiftformer.image_processing import ImageError, Preprocessing
+from swiftformer.image_processing import Preprocessing
+from swiftformer.images import ImageError
 from swiftformer.predict_detection import DetectionResult, open_detector
 from swiftformer.video import VideoError, VideoReader, annotate_video, is_video, record_video
 from test_cli import cli  # noqa: F401

@@ -12,7 +12,8 @@ from swiftformer.data.epoch_loader import seed_generators
 from swiftformer.data.loaders import Normalization, TrainingLoader, _augmentation, _needed, evaluation_loader
 from swiftformer.data.samplers import BalancedSampler
 from swiftformer.data.sources import open_source
-from swiftformer.image_processing import Preprocessing, open_image
+from swiftformer.image_processing import Preprocessing
+from swiftformer.images import open_image
 from swiftformer.train.recipes import get_recipe
 
 SMALL = Preprocessing(size=(32, 32), resize="shortest")

@@ -16,7 +16,8 @@ from swiftformer import SwiftFormerConfig, predict_segmentation
 from swiftformer.data.masks import VOID
 from swiftformer.engines import Engine
 from swiftformer.evaluate.segmentation import SegmentationMetrics, best_classes, evaluate_reference, evaluate_segmenter
-from swiftformer.image_processing import ImageError, Preprocessing
+from swiftformer.image_processing import Preprocessing
+from swiftformer.images import ImageError
 from swiftformer.predict_segmentation import segment
 from swiftformer.segmentation import SwiftFormerForSemanticSegmentation
 from swiftformer.segmentation_inference import segment_logits

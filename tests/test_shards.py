@@ -16,7 +16,7 @@ from PIL import Image
 from swiftformer.data import shard_index
 from swiftformer.data.shards import _braces, expand
 from swiftformer.data.sources import open_source
-from swiftformer.image_processing import ImageError
+from swiftformer.images import ImageError
 from test_image_processing import encoded
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "pax": tarfile.PAX_FORMAT, "gnu": tarfile.GNU_FORMAT}

@@ -15,7 +15,7 @@ from swiftformer.data import hub, parquet
 from swiftformer.data.class_names import differences
 from swiftformer.data.hub import DatasetsSource
 from swiftformer.data.sources import open_source
-from swiftformer.image_processing import ImageError
+from swiftformer.images import ImageError
 from test_image_processing import encoded
 
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
         SwiftFormerPreTrainedModel,
         register,
     )
-    from swiftformer.image_processing import ImageError, Preprocessing, open_image
+    from swiftformer.image_processing import Preprocessing
+    from swiftformer.images import ImageError, open_image
     from swiftformer.load_report import LoadReport
     from swiftformer.locate import CheckpointError
     from swiftformer.normalization import fold_normalization
@@ -52,7 +53,8 @@ _MODULES = {
         "SwiftFormerPreTrainedModel",
         "register",
     ),
-    "image_processing": ("ImageError", "Preprocessing", "open_image"),
+    "image_processing": ("Preprocessing",),
+    "images": ("ImageError", "open_image"),
     "load_report": ("LoadReport",),
     "locate": ("CheckpointError",),
     "normalization": ("fold_normalization",),

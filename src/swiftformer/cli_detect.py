@@ -98,7 +98,7 @@ def detect(
 def write_picture(source: Any, result: DetectionResult, target: Path, masks: bool) -> str:
     """Write `target`.png, and return its path."""
     from swiftformer.files import atomic_file
-    from swiftformer.image_processing import open_image
+    from swiftformer.images import open_image
     from swiftformer.visualize_objects import draw_detections
 
     assert result.detections is not None

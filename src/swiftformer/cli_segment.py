@@ -102,7 +102,7 @@ def write_pictures(
     from PIL import Image
 
     from swiftformer.files import atomic_file
-    from swiftformer.image_processing import open_image
+    from swiftformer.images import open_image
     from swiftformer.visualize import draw_segmentation, palette
 
     assert result.mask is not None

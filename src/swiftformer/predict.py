@@ -15,7 +15,8 @@ from PIL import Image
 
 from swiftformer.data.folders import files_below
 from swiftformer.data.sources import is_image
-from swiftformer.image_processing import ImageError, ImageSource, Preprocessing, open_image
+from swiftformer.image_processing import Preprocessing
+from swiftformer.images import ImageError, ImageSource, open_image
 from swiftformer.locate import DEFAULT_MODEL
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swiftformer.detections import Detections, post_process
-from swiftformer.image_processing import ImageSource, Preprocessing
+from swiftformer.image_processing import Preprocessing
+from swiftformer.images import ImageSource
 from swiftformer.predict import listed, names_of, prepared
 
 if TYPE_CHECKING:

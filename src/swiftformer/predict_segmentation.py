@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from swiftformer.image_processing import ImageSource, Preprocessing
+from swiftformer.image_processing import Preprocessing
+from swiftformer.images import ImageSource
 from swiftformer.predict import listed, names_of, prepared
 from swiftformer.sliding_windows import filled, resized_scores, slid
 

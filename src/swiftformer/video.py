@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from swiftformer.files import atomic_file
-from swiftformer.image_processing import ImageError
+from swiftformer.images import ImageError
 
 SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 CODEC = "mp4v"  # MPEG-4: what every build of OpenCV can write

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from swiftformer.data.splits import Splits
-from swiftformer.image_processing import open_image
+from swiftformer.images import open_image
 
 PIXELS = 3 * 32 * 32
 BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}

@@ -15,7 +15,7 @@ from swiftformer.data.detection_splits import Openers, by_split, split_of
 from swiftformer.data.detection_table import Table, TableBuilder, join
 from swiftformer.data.object_masks import check_size, pack
 from swiftformer.data.splits import ALL
-from swiftformer.image_processing import ImageError
+from swiftformer.images import ImageError
 
 FOLDERS = ("annotations", "Annotations", ".")  # where the JSON files are
 INSIDE = ("_annotations.coco.json", "annotations.json", "instances.json")  # in the folder of a split

@@ -22,7 +22,7 @@ from swiftformer.data.masks import AnnotationError
 from swiftformer.data.object_masks import coco_mask
 from swiftformer.data.objects import Objects, decode
 from swiftformer.data.splits import ALL, SPLIT_ALIASES
-from swiftformer.image_processing import ImageError
+from swiftformer.images import ImageError
 
 logger = logging.getLogger(__name__)
 

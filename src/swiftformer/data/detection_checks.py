@@ -9,7 +9,7 @@ from typing import Literal
 from PIL import Image
 
 from swiftformer.data.masks import AnnotationError
-from swiftformer.image_processing import open_image
+from swiftformer.images import open_image
 
 logger = logging.getLogger(__name__)
 

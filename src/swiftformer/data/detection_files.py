@@ -13,7 +13,7 @@ from swiftformer.data.detection_table import Table
 from swiftformer.data.masks import AnnotationError
 from swiftformer.data.object_masks import mask_areas, unpack
 from swiftformer.data.objects import Objects
-from swiftformer.image_processing import open_image
+from swiftformer.images import open_image
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from swiftformer.data.detection_table import Table, join
 from swiftformer.data.splits import Subset, choose
-from swiftformer.image_processing import open_image
+from swiftformer.images import open_image
 
 Openers = dict[str, Callable[[], Table]]  # by the name of the split
 Place = TypeVar("Place")

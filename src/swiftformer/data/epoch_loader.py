@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from swiftformer.data.lasting_loader import LastingLoader
 from swiftformer.data.samplers import Draws
 from swiftformer.data.skipped import REPORTED, Skipped
-from swiftformer.image_processing import ImageError
+from swiftformer.images import ImageError
 
 Batch = TypeVar("Batch")
 

@@ -13,7 +13,7 @@ from PIL import Image
 from swiftformer.data.class_names import shortened
 from swiftformer.data.sources import is_image
 from swiftformer.data.splits import SPLIT_ALIASES, Splits
-from swiftformer.image_processing import open_image
+from swiftformer.images import open_image
 
 logger = logging.getLogger(__name__)
 LEFT_BEHIND = ("__MACOSX", "@eaDir")  # in archives from a Mac, and beside the pictures on Synology's servers

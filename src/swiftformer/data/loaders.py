@@ -17,7 +17,8 @@ from swiftformer.data.epoch_loader import DrawnDataset, EpochLoader, expect_imag
 from swiftformer.data.lasting_loader import ShareLoader
 from swiftformer.data.samplers import Draws, Share, training_order
 from swiftformer.data.sources import Source
-from swiftformer.image_processing import ImageError, Preprocessing
+from swiftformer.image_processing import Preprocessing
+from swiftformer.images import ImageError
 
 if TYPE_CHECKING:
     from swiftformer.train.recipe import Recipe, TrainingRecipe

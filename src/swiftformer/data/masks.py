@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from swiftformer.image_processing import ImageError
+from swiftformer.images import ImageError
 
 VOID = 255  # of masks: belongs to no class, and counts for nothing
 INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")

@@ -16,7 +16,7 @@ from PIL import Image
 from swiftformer.data.cache import cache_folder, cached_path
 from swiftformer.data.splits import ALL, Splits
 from swiftformer.files import atomic_file
-from swiftformer.image_processing import ImageError, open_image
+from swiftformer.images import ImageError, open_image
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from swiftformer.data.class_names import KNOWN, class_names, find_names, made_up
 from swiftformer.data.mask_folders import MaskFolders, Pair, find
 from swiftformer.data.masks import VOID, AnnotationError, largest_indices, read_mask
 from swiftformer.data.splits import choose
-from swiftformer.image_processing import ImageError, open_image
+from swiftformer.images import ImageError, open_image
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from swiftformer.data.shard_index import ShardIndex, index_shard
 from swiftformer.data.splits import ALL, SPLIT_ALIASES, Splits
-from swiftformer.image_processing import ImageError, open_image
+from swiftformer.images import ImageError, open_image
 
 NAMES = tuple(dict.fromkeys(alias for aliases in SPLIT_ALIASES.values() for alias in aliases))
 MOST = 100_000  # shards of one pattern

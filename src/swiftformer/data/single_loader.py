@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from swiftformer.data.lasting_loader import ShareLoader
 from swiftformer.data.samplers import Share
 from swiftformer.data.skipped import Skipped
-from swiftformer.image_processing import ImageError
+from swiftformer.images import ImageError
 
 Sample = TypeVar("Sample")
 

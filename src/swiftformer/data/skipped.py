@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from swiftformer.data.masks import AnnotationError
-from swiftformer.image_processing import ImageError
+from swiftformer.images import ImageError
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from swiftformer.data.detection_table import Table, TableBuilder
 from swiftformer.data.folders import files_below
 from swiftformer.data.sources import is_image
 from swiftformer.data.splits import ALL
-from swiftformer.image_processing import ImageError
+from swiftformer.images import ImageError
 
 CLASSES = KNOWN["voc"][1:]  # without background
 XML_FOLDERS = ("Annotations", "annotations")

@@ -17,7 +17,7 @@ from swiftformer.data.folders import files_below
 from swiftformer.data.object_masks import check_size, pack_polygons
 from swiftformer.data.sources import is_image
 from swiftformer.data.splits import ALL
-from swiftformer.image_processing import ImageError
+from swiftformer.images import ImageError
 
 TABLES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 ENTRIES = ("train", "val", "test")  # of the table, with folders of pictures

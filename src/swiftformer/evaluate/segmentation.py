@@ -22,7 +22,7 @@ from swiftformer.data.segmentation import Relabelled, SegmentationSource, open_s
 from swiftformer.engines import Engine
 from swiftformer.evaluate.classification import match_classes
 from swiftformer.heads.semantic_fpn import upsampled
-from swiftformer.image_processing import ImageError
+from swiftformer.images import ImageError
 from swiftformer.predict_segmentation import expect_dense, open_segmenter, preprocessing_of, scores_of, window_of
 from swiftformer.segmentation_inference import segment_logits
 from swiftformer.train.distributed import Processes, join_processes

@@ -15,7 +15,8 @@ from swiftformer.artifact import Artifact, ArtifactError, checksums, is_artifact
 from swiftformer.engines.base import BackendMissingError
 from swiftformer.export.formats import FORMATS, TOLERANCES, ExportError, Format, Options
 from swiftformer.files import atomic_folder, check_writable
-from swiftformer.image_processing import HUB, ImageSource, Preprocessing
+from swiftformer.image_processing import HUB, Preprocessing
+from swiftformer.images import ImageSource
 
 if TYPE_CHECKING:
     from swiftformer.hf import SwiftFormerPreTrainedModel

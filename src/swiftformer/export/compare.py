@@ -13,7 +13,8 @@ import torch
 
 from swiftformer.engines import Engine, open_engine
 from swiftformer.export.formats import FORMATS, TOLERANCES, ExportError, Options
-from swiftformer.image_processing import ImageSource, Preprocessing
+from swiftformer.image_processing import Preprocessing
+from swiftformer.images import ImageSource
 
 
 def samples() -> list[bytes]:

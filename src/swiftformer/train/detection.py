@@ -16,13 +16,13 @@ from swiftformer.data.detection_loaders import DetectionEvaluationLoader, Detect
 from swiftformer.data.detection_transforms import DetectionAugmentation, MultiScaleAugmentation
 from swiftformer.data.object_masks import coco_mask
 from swiftformer.evaluate.detection import evaluate_detector
-from swiftformer.image_processing import ImageError
+from swiftformer.images import ImageError
 from swiftformer.model_kinds import Task as ModelTask
 from swiftformer.model_kinds import model_class
+from swiftformer.train.dense_recipe import DetectionRecipe
 from swiftformer.train.distributed import Processes
 from swiftformer.train.interruption import StopRequest
 from swiftformer.train.objectives import DetectionObjective
-from swiftformer.train.recipe import DetectionRecipe
 from swiftformer.train.tasks import Task
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import swiftformer
 from swiftformer.files import atomic_file
-from swiftformer.train.recipe import DetectionRecipe, InstanceRecipe, Recipe, SegmentationRecipe
+from swiftformer.train.dense_recipe import DetectionRecipe, InstanceRecipe, SegmentationRecipe
+from swiftformer.train.recipe import Recipe
 from swiftformer.variants import VARIANTS
 
 RESULTS = {  # our name: the hub's name of the metric, and how a person calls it

@@ -8,7 +8,8 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal
 
-from swiftformer.train.recipe import DetectionRecipe, InstanceRecipe, Recipe, SegmentationRecipe, TrainingRecipe
+from swiftformer.train.dense_recipe import DetectionRecipe, InstanceRecipe, SegmentationRecipe
+from swiftformer.train.recipe import Recipe, TrainingRecipe
 
 __all__ = [
     "RECIPES",

@@ -17,12 +17,12 @@ from swiftformer.data.dense_transforms import SegmentationAugmentation
 from swiftformer.data.masks import VOID
 from swiftformer.data.segmentation import SegmentationSource
 from swiftformer.evaluate.segmentation import evaluate_segmenter
-from swiftformer.image_processing import ImageError
+from swiftformer.images import ImageError
 from swiftformer.segmentation import SwiftFormerForSemanticSegmentation
+from swiftformer.train.dense_recipe import SegmentationRecipe
 from swiftformer.train.distributed import Processes
 from swiftformer.train.interruption import StopRequest
 from swiftformer.train.objectives import SegmentationObjective
-from swiftformer.train.recipe import SegmentationRecipe
 from swiftformer.train.tasks import Task
 
 

@@ -84,7 +84,8 @@ class Task(ABC):
 
 def task_of(recipe: TrainingRecipe) -> Task:
     """The task that a recipe is for."""
-    from swiftformer.train.recipe import DetectionRecipe, Recipe, SegmentationRecipe
+    from swiftformer.train.dense_recipe import DetectionRecipe, SegmentationRecipe
+    from swiftformer.train.recipe import Recipe
 
     if isinstance(recipe, Recipe):
         from swiftformer.train.classification import Classification

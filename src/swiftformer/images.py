@@ -1,0 +1,153 @@
+"""Any picture as RGB: files, bytes, arrays and tensors, of every mode, upright, with one clear line where it fails."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+ImageSource = Any  # path, bytes, binary file, PIL image, NumPy array or torch tensor
+MAX_PIXELS = 178_956_970  # Pillow's own limit for refusing a decompression bomb: 537 MB of RGB
+
+
+class ImageError(ValueError):
+    """A picture that cannot be read; the message names it and says what was found."""
+
+
+def open_image(source: ImageSource, name: str | None = None, short_side: int | None = None) -> Image.Image:
+    """Read a picture as RGB, upright, whatever its mode.
+
+    Animations give their first frame; EXIF orientation is applied; transparency is laid over white; 16-bit values
+    are scaled to 8 bits.
+
+    Args:
+        source: path; bytes or binary file with an encoded picture; PIL image; or pixels as a NumPy array or torch
+            tensor, `(H, W)`, `(H, W, C)` or `(C, H, W)` with 1, 3 or 4 channels: 8-bit or 16-bit integers with
+            the full range of their type, larger integers with either range, floats in [0, 1] or up to 255.
+        name: what to call the picture in errors; the path, if there is one.
+        short_side: let JPEG files be decoded at a half, a fourth or an eighth of their size, which is quicker, as long
+            as their short side keeps so many pixels.
+
+    Raises:
+        ImageError: missing, empty, truncated, too large, or no picture at all.
+    """
+    if isinstance(source, (str, Path)):
+        return _decode(source, name or str(source), short_side)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _decode(io.BytesIO(source), name or "image", short_side)
+    if isinstance(source, Image.Image):
+        return _guarded(lambda: _to_rgb(source, name or "image"), source, name or "image")
+    if hasattr(source, "read"):
+        return _decode(source, name or str(getattr(source, "name", "image")), short_side)
+    if hasattr(source, "detach"):  # a torch tensor; NumPy has no bfloat16
+        source = (source.detach().float() if source.is_floating_point() else source.detach()).cpu().numpy()
+    if isinstance(source, np.ndarray):
+        return _to_rgb(_from_array(source, name or "array"), name or "array")
+    raise ImageError(
+        f"{name or 'image'}: expected a path, bytes, file, PIL image, array or tensor, found {type(source).__name__}"
+    )
+
+
+def _decode(file: Any, name: str, short_side: int | None) -> Image.Image:
+    def opened() -> Image.Image:
+        with warnings.catch_warnings():
+            # MAX_PIXELS is the limit here; oddities in the metadata are no reason to fail either.
+            warnings.simplefilter("ignore")
+            with Image.open(file) as image:
+                return _to_rgb(image, name, short_side)
+
+    return _guarded(opened, file, name)
+
+
+def _guarded(read: Callable[[], Image.Image], file: Any, name: str) -> Image.Image:
+    """Whatever goes wrong in `read` becomes an ImageError with one line."""
+    try:
+        return read()
+    except FileNotFoundError:
+        raise ImageError(f"{name}: no such file") from None
+    except IsADirectoryError:
+        raise ImageError(f"{name}: expected a file, found a folder") from None
+    except PermissionError:
+        raise ImageError(f"{name}: no permission to read it") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name}: expected at most {MAX_PIXELS:,} pixels, found more") from None
+    except Image.UnidentifiedImageError:
+        raise ImageError(f"{name}: {_describe(file)}") from None
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(f"{name}: broken image ({str(error) or type(error).__name__})") from error
+
+
+def _describe(file: Any) -> str:
+    try:
+        if isinstance(file, (str, Path)):
+            with Path(file).open("rb") as opened:
+                head = opened.read(32)
+        else:
+            file.seek(0)
+            head = file.read(32)
+    except (OSError, ValueError):
+        head = b"?"
+    if not head:
+        return "expected an image, found an empty file"
+    return f"expected an image, found a file that starts with {head[:12]!r}"
+
+
+def _to_rgb(image: Image.Image, name: str, short_side: int | None = None) -> Image.Image:
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(f"{name}: expected at most {MAX_PIXELS:,} pixels, found {image.width}x{image.height}")
+    if image.width == 0 or image.height == 0:
+        raise ImageError(f"{name}: expected a picture, found {image.width}x{image.height} pixels")
+    if getattr(image, "n_frames", 1) > 1:
+        image.seek(0)
+    if short_side is not None:
+        image.draft(None, (short_side, short_side))  # type: ignore[arg-type]
+    image.load()
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:  # broken EXIF data: the pixels are still good
+        image = image.copy()
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_to_uint8(np.asarray(image))).convert("RGB")
+    if image.mode in ("RGBa", "La"):
+        image = image.convert(image.mode.upper())
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_uint8(pixels: np.ndarray) -> np.ndarray:
+    """Scale gray values of any type to 0..255."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype == bool:
+        return pixels.astype(np.uint8) * 255
+    if np.issubdtype(pixels.dtype, np.floating):
+        peak = float(np.nanmax(pixels, initial=0.0))
+        # Resampled pictures overshoot 1 a little; Pillow's mode F and some arrays go up to 255.
+        pixels = np.nan_to_num(pixels.astype(np.float64)) * (255.0 if peak <= 2.0 else 1.0)
+        return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    # 32-bit integers come from Pillow's mode I, which holds 8-bit or 16-bit values.
+    peak = int(pixels.max(initial=0))
+    if pixels.dtype.itemsize == 2 or peak > 255:
+        return np.clip(np.rint(pixels / 257.0), 0, 255).astype(np.uint8)
+    return np.clip(pixels, 0, 255).astype(np.uint8)
+
+
+def _from_array(pixels: np.ndarray, name: str) -> Image.Image:
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) and pixels.shape[2] not in (1, 3, 4):
+        pixels = pixels.transpose(1, 2, 0)  # (C, H, W) -> (H, W, C)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    if not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))) or pixels.size == 0:
+        raise ImageError(f"{name}: expected pixels of shape (H, W), (H, W, C) or (C, H, W), found {pixels.shape}")
+    return Image.fromarray(np.ascontiguousarray(_to_uint8(pixels)))
