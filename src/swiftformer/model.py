@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftformer.attention import EfficientAdditiveAttention, scaled
+from swiftformer.depth_wise import DepthWiseConv2d
 
 if TYPE_CHECKING:
     from swiftformer.config import SwiftFormerConfig
@@ -77,7 +78,7 @@ class ConvBranch(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, activation: Activation, drop_rate: float, eps: float) -> None:
         super().__init__()
-        self.depth_wise_conv = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim)
+        self.depth_wise_conv = DepthWiseConv2d(dim)
         self.norm = nn.BatchNorm2d(dim, eps=eps)
         self.point_wise_conv1 = nn.Conv2d(dim, hidden_dim, kernel_size=1)
         self.act = activation()

@@ -1,0 +1,98 @@
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from conftest import relative, tiny
+from swiftformer.depth_wise import DepthWiseConv2d, _SmallMaps
+
+
+def plain(conv):
+    """The same convolution as torch has it."""
+    twin = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, groups=conv.groups).to(conv.weight.dtype)
+    twin.load_state_dict(conv.state_dict())
+    return twin
+
+
+def gradients(conv, x, upstream):
+    x = x.detach().requires_grad_()
+    output = conv(x)
+    return output, torch.autograd.grad(output, (x, conv.weight, conv.bias), upstream.to(output.dtype))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(1, 4), dim=st.integers(1, 9), height=st.integers(1, 5), width=st.integers(1, 5),
+    channels_last=st.booleans(),
+)  # fmt: skip
+def test_outputs_and_gradients_are_torchs(batch, dim, height, width, channels_last):
+    conv = DepthWiseConv2d(dim).double()
+    x, upstream = torch.randn(2, batch, dim, height, width, dtype=torch.float64)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    output, found = gradients(conv, x, upstream)
+    expected, wanted = gradients(plain(conv), x, upstream)
+    assert torch.equal(output, expected)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_gradients_are_exact():
+    conv = DepthWiseConv2d(3).double()
+    x = torch.randn(2, 3, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(_SmallMaps.apply, (x, conv.weight, conv.bias))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_under_autocast(dtype):
+    conv = DepthWiseConv2d(8)
+    x, upstream = torch.randn(2, 16, 8, 2, 2)
+    with torch.autocast("cpu", dtype):
+        output, found = gradients(conv, x, upstream)
+        expected, _ = gradients(plain(conv), x, upstream)
+    assert output.dtype == dtype and torch.equal(output, expected)
+    _, exact = gradients(plain(conv).double(), x.double(), upstream.double())
+    assert [gradient.dtype for gradient in found] == [torch.float32] * 3
+    assert max(relative(one.double(), other) for one, other in zip(found, exact, strict=True)) < 2e-2
+
+
+def test_frozen_weights_and_parts_that_do_not_learn():
+    conv = DepthWiseConv2d(4).requires_grad_(False)
+    x = torch.randn(1, 4, 2, 2, requires_grad=True)
+    conv(x).sum().backward()
+    assert x.grad is not None and conv.weight.grad is None
+    conv.weight.requires_grad_()
+    conv(x.detach()).sum().backward()
+    assert conv.weight.grad is not None and conv.bias.grad is None
+
+
+def test_a_network_on_small_pictures_learns_as_with_torchs_convolutions():
+    torch.manual_seed(0)
+    net = tiny().double().train()
+    other = copy.deepcopy(net)
+    for block in other.modules():
+        if hasattr(block, "depth_wise_conv"):
+            block.depth_wise_conv = plain(block.depth_wise_conv)
+    x = torch.randn(3, 3, 40, 64, dtype=torch.float64)
+    for each in (net, other):
+        each(x).logits.square().sum().backward()
+    assert net.swiftformer.encoder.network[-1].blocks[-1].local_representation.depth_wise_conv.weight.grad.any()
+    for (name, one), two in zip(net.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, msg=name)
+
+
+@pytest.mark.exhaustive
+def test_compiled():
+    conv = DepthWiseConv2d(8)
+    x, upstream = torch.randn(2, 16, 8, 2, 2)
+    compiled = torch.compile(conv, dynamic=False, fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, found = gradients(conv, x, upstream)
+        x.requires_grad_()
+        again = compiled(x)
+        other = torch.autograd.grad(again, (x, conv.weight, conv.bias), upstream.to(again.dtype))
+    assert relative(again, output) < 1e-2
+    assert max(relative(one, two) for one, two in zip(other, found, strict=True)) < 1e-2
