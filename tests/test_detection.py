@@ -346,6 +346,8 @@ def test_exports_that_are_refused(tmp_path):
     model = detector(SwiftFormerForObjectDetection)
     with pytest.raises(ExportError, match="detectors are exported to onnx fp32; openvino fp32 or fp16"):
         export(model, tmp_path / "a", "litert")
+    with pytest.raises(ExportError, match="found onnx int8"):  # before pictures to calibrate with are asked for
+        export(model, tmp_path / "a", "onnx", precision="int8")
     with pytest.raises(ExportError, match="one picture of a fixed size: found batch 4"):
         export(model, tmp_path / "a", "onnx", batch=4)
     with pytest.raises(ExportError, match="multiples of 32 for a detector, found 100x128"):

@@ -432,6 +432,7 @@ def test_pictures_that_exif_turns(tmp_path, orientation, caplog):
     assert {image.size for image in images} == {(WIDTH, HEIGHT)}
     turned = orientation > 4
     assert caplog.text.count("annotated as it is stored (40x30), and its EXIF data turn it") == turned
+    assert caplog.text.count("those turned by 180 cannot be told") == turned
     if turned or orientation == 1:
         assert np.array_equal(np.asarray(images[0]), np.asarray(upright))
     for entry in content["images"]:  # as they are to be looked at
@@ -445,3 +446,20 @@ def test_pictures_that_exif_turns(tmp_path, orientation, caplog):
         del entry["width"]
     write_coco(tmp_path / "annotations" / "instances_val.json", content)
     assert open_detection(tmp_path).size(0) == source.image(0).size
+
+
+@pytest.mark.parametrize("layout", ["yolo below", "voc beside", "coco"])
+def test_one_split_of_an_unusual_name_needs_no_name(tmp_path, layout):
+    root = make(tmp_path, layout)
+    for file in sorted(root.rglob("*"), reverse=True):
+        word = file.stem.removeprefix("instances_")
+        if word in ("train", "test") or file.name == "data.yaml":
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+        elif word == "val":
+            file.rename(file.with_name(file.name.replace("val", "heldout")))
+    if layout == "coco":
+        (root / "annotations" / "instances_heldout.json").rename(root / "heldout.json")
+        shutil.rmtree(root / "annotations")
+    assert len(open_detection(root)) == len(open_detection(root, "all")) == COUNTS["val"]
+    (root / "settings.json").write_text('{"images": 3}')
+    assert len(open_detection(root)) == COUNTS["val"]

@@ -27,6 +27,7 @@ from swiftformer.data.epoch_loader import seed_generators
 from swiftformer.data.masks import VOID, AnnotationError, read_mask
 from swiftformer.data.segmentation import Relabelled, bad_pairs, open_segmentation, read_pair
 from swiftformer.image_processing import Preprocessing
+from swiftformer.images import open_image
 
 WHOLE = Preprocessing(resize="whole", interpolation="bilinear")
 
@@ -478,7 +479,7 @@ def test_calibration_takes_the_pictures_and_no_masks(folder, layout):
     else:
         (folder / "classes.txt").write_text("1 cat")  # nothing here needs them
     found = calibration_pictures(folder, 6)
-    assert len(found) == 6 and {np.asarray(image).tobytes() for image in found} < pixels
+    assert len(found) == 6 and {np.asarray(open_image(source)).tobytes() for source in found} < pixels
 
 
 def test_relabelled(folder):
@@ -710,3 +711,21 @@ def test_uncropped():
     assert Preprocessing().uncropped() == Preprocessing() and Preprocessing().uncropped(99).resize_to == 99
     with pytest.raises(ValueError, match="expected a short side of 0 .* found -1"):
         cropped.uncropped(-1)
+
+
+@pytest.mark.parametrize("orientation", [1, 5, 6, 7, 8])
+@pytest.mark.parametrize("stored", [False, True])
+def test_masks_of_pictures_that_exif_turns(tmp_path, orientation, stored, caplog):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    raw = np.arange(12 * 20 * 3, dtype=np.uint8).reshape(12, 20, 3)
+    turned = orientation != 1 and not stored
+    write(
+        tmp_path / "images/p.png", tmp_path / "masks/p.png", raw, np.zeros((20, 12) if turned else (12, 20), np.uint8)
+    )
+    Image.fromarray(raw).save(tmp_path / "images/p.png", exif=exif)
+    image, mask = read_pair(open_segmentation(tmp_path, "all", classes=["one"]), 0)
+    assert image.size == mask.shape[::-1] == ((12, 20) if turned else (20, 12))
+    if stored or orientation == 1:
+        assert np.array_equal(np.asarray(image), raw)
+    assert ("masks are as the pictures are stored" in caplog.text) == (stored and orientation != 1)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from swiftformer import SwiftFormerConfig, SwiftFormerForSemanticSegmentation, load
+from swiftformer import SwiftFormerConfig, SwiftFormerForSemanticSegmentation, load, save
 from swiftformer.cli_segment import free_targets
 from swiftformer.data.segmentation import open_segmentation
 from swiftformer.evaluate.segmentation import evaluate_reference
@@ -195,3 +195,12 @@ def test_a_recipe_for_another_task(rectangles, tmp_path, cli):  # noqa: F811
     assert code == 2 and "--task segment: expected a recipe for it, found smoke, which is to classify" in err
     code, _, err = cli("segment", rectangles / "images" / "val" / "0.png", "--model", "swiftformer-xs-cifar10")
     assert code == 2 and "expected a segmentation model" in err
+
+
+def test_other_widths_than_those_stored_are_named(tmp_path):
+    config = SwiftFormerConfig(
+        depths=[1, 1, 1, 1], embed_dims=[8, 12, 16, 20], fpn_channels=24, segmentation_channels=24, num_labels=3
+    )
+    save(SwiftFormerForSemanticSegmentation(config), tmp_path)
+    with pytest.raises(ValueError, match="; it has fpn_channels 24 where 16 was asked for"):
+        load(tmp_path, task="segmentation", fpn_channels=16)

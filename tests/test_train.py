@@ -16,6 +16,7 @@ from swiftformer.train import state as state_module
 from swiftformer.train.recipes import get_recipe
 from swiftformer.train.state import read_state, write_state
 from swiftformer.train.step import TrainingStep
+from test_cli import cli  # noqa: F401
 
 FILES = {
     *("recipe.json", "metrics.jsonl", "train.log", "tensorboard", "curves.png", "confusion.png", "README.md"),
@@ -395,3 +396,18 @@ def test_one_good_state_stays_behind_the_last(image_folder, tmp_path):
         states[-1].write_bytes(b"damaged")
         assert read_state(output)["epochs"] == 1
         assert run(image_folder, output, resume=True)["epoch"] == 2
+
+
+@pytest.mark.parametrize("folders", [("images", "annotations"), ("images", "labels"), ("JPEGImages", "Annotations")])
+def test_a_forgotten_task_is_told(cli, tmp_path, folders):  # noqa: F811
+    for name in folders:
+        (tmp_path / "data" / name / "train").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "data" / folders[0] / "train" / "a.png")
+    code, _, stderr = cli("train", "--data", tmp_path / "data", "--recipe", "smoke", "--output", tmp_path / "run")
+    assert code == 2 and "--task segment, detect or instances" in stderr and not (tmp_path / "run").exists()
+
+
+def test_a_variant_beside_a_checkpoint_is_refused(cli, image_folder, tmp_path):  # noqa: F811
+    options = ("--variant", "l3", "--model", "swiftformer-xs-cifar10", "--output", tmp_path / "run")
+    code, _, stderr = cli("train", "--data", image_folder, *options)
+    assert code == 2 and "--variant to train from scratch or --model, found both (l3 and swiftformer-xs" in stderr

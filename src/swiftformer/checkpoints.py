@@ -288,9 +288,18 @@ def _fill(
         if key in wanted and tensor.shape != wanted[key].shape:
             raise CheckpointError(
                 f"{located.weights}: {key} expected shape {tuple(wanted[key].shape)}, found {tuple(tensor.shape)}"
+                f"{_other_widths(located, model)}"
             )
     model.load_state_dict({key: tensor for key, tensor in state_dict.items() if key in wanted}, strict=False)
     return missing, unexpected
+
+
+def _other_widths(located: Located, model: Any) -> str:
+    """What the configuration asked for is wider or narrower than stored, by name, for an error."""
+    found = {key: value for key, value in located.config.items() if key.endswith("_channels") or key == "box_channels"}
+    differing = [key for key, value in found.items() if getattr(model.config, key, value) != value]
+    told = (f"{key} {found[key]} where {getattr(model.config, key)} was asked for" for key in differing)
+    return f"; it has {', '.join(told)}" if differing else ""
 
 
 def stored_task(reference: str | Path) -> str:

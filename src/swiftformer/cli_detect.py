@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 
 from swiftformer.cli_options import RUNNABLE_HELP, AsJson, Device, Engine, Form, Precision, Threads, print_json
 from swiftformer.cli_segment import free_targets
-from swiftformer.cli_video import exit_with_errors, pictures_and_clips, record, tell
+from swiftformer.cli_video import exit_with_errors, pictures_and_clips, record, tell, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,10 +51,13 @@ def detect(
     Of a video, NAME.mp4 shows the objects and NAME.jsonl lists those of each frame. A picture that cannot be read is
     named, the others are looked at, and the exit code is 2.
     """
+    from swiftformer.files import check_file
     from swiftformer.predict_detection import detect as run
     from swiftformer.predict_detection import open_detector
     from swiftformer.progress import progress_bar
 
+    if coco is not None:
+        check_file(coco)
     pictures, clips = pictures_and_clips(images, camera)
     runner = open_detector(model, engine, device, precision, threads, form)
     targets = free_targets([name for name, _ in pictures + clips], output)
@@ -128,10 +130,3 @@ def coco_rows(result: DetectionResult, number: int) -> list[dict[str, Any]]:
         return []
     rows = result.detections.coco_results(number, range(1, len(result.labels) + 1))
     return [row | {"file_name": result.image} for row in rows]
-
-
-def write_json(file: Path, rows: list[dict[str, Any]]) -> None:
-    from swiftformer.files import atomic_file
-
-    with atomic_file(file) as temporary:
-        temporary.write_text(json.dumps(rows), encoding="utf-8")

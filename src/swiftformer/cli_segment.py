@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from swiftformer.cli_options import RUNNABLE_HELP, AsJson, Device, Engine, Form, Precision, Threads, print_json
-from swiftformer.cli_video import exit_with_errors, pictures_and_clips, record, tell
+from swiftformer.cli_video import exit_with_errors, pictures_and_clips, record, tell, write_json
 
 if TYPE_CHECKING:
     import numpy as np
 
     from swiftformer.predict_segmentation import SegmentationResult
 
+MOST_IN_LEGEND = 40  # classes, of a video
 WRITTEN = (".png", ".mask.png", ".mp4", ".jsonl")  # endings of what may be written
 
 
@@ -28,6 +31,13 @@ def segment(
         "segments"
     ),
     masks: Annotated[bool, typer.Option("--masks", help="Also PNGs of the class indices, NAME.mask.png.")] = False,
+    coco: Annotated[
+        Optional[Path],
+        typer.Option(
+            help="Also a file of COCO results, a mask for each class that a picture shows; pictures, frames of videos "
+            "and categories are numbered in order, from 1."
+        ),
+    ] = None,
     opacity: Annotated[float, typer.Option(min=0, max=1, help="Of the colours.")] = 0.6,
     short_side: Annotated[
         Optional[int], typer.Option(min=0, help="Pixels, 0 for a picture's own size; by default as the model wants.")
@@ -47,30 +57,43 @@ def segment(
     Of a video, NAME.mp4 shows the classes and NAME.jsonl lists those of each frame. A picture that cannot be read is
     named, the others are segmented, and the exit code is 2.
     """
+    from swiftformer.detections import coco_mask
+    from swiftformer.files import check_file
     from swiftformer.predict_segmentation import open_segmenter
     from swiftformer.predict_segmentation import segment as run
     from swiftformer.progress import progress_bar
 
+    if coco is not None:
+        coco_mask()  # which is not installed everywhere
+        check_file(coco)
     pictures, clips = pictures_and_clips(images, camera)
     runner = open_segmenter(model, engine, device, precision, threads, form)
     targets = free_targets([name for name, _ in pictures + clips], output)
-    results, documents = [], []
+    results, documents, rows = [], [], []
+    numbers = itertools.count(1)  # of pictures, and of frames behind them
     with progress_bar("segment", len(pictures)) as advance:
         for (name, source), target in zip(pictures, targets, strict=False):
             [result] = run([source], runner, names=[name], short_side=short_side, window=window)
             document = result.to_dict()
             if result.mask is not None:
                 document |= write_pictures(source, result, runner.labels, target, opacity, masks)
+            if coco is not None:
+                rows += coco_rows(result, next(numbers))
             results.append(result)
             documents.append(document)
             advance(1)
 
-    def step(frame: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-        [result] = run([frame], runner, short_side=short_side, window=window, skip_broken=False)
+    def step(name: str, places: Iterator[int], frame: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+        [result] = run([frame], runner, names=[name], short_side=short_side, window=window, skip_broken=False)
+        if coco is not None:
+            place = next(places)
+            rows.extend(row | {"frame": place} for row in coco_rows(result, next(numbers)))
         return draw_frame(frame, result, runner.labels, opacity), {"classes": result.to_dict()["classes"]}
 
-    for (_, source), target in zip(clips, targets[len(pictures) :], strict=True):
-        documents.append(record(source, target, step, frames))
+    for (name, source), target in zip(clips, targets[len(pictures) :], strict=True):
+        documents.append(record(source, target, partial(step, name, itertools.count()), frames))
+    if coco is not None:
+        write_json(coco, rows)
     if as_json:
         print_json(documents)
     else:
@@ -83,15 +106,25 @@ def segment(
 
 
 def draw_frame(frame: np.ndarray, result: SegmentationResult, labels: tuple[str, ...], opacity: float) -> np.ndarray:
-    """A frame with its classes in colours, without a legend."""
+    """A frame with its classes in colours, above a legend of all classes, which is the same below every frame."""
     import numpy as np
     from PIL import Image
 
-    from swiftformer.visualize import overlay_mask, palette
+    from swiftformer.visualize import draw_legend, overlay_mask, palette, text_size
 
     assert result.mask is not None
+    height, width = frame.shape[:2]
     colors = palette(len(labels))
-    return np.asarray(overlay_mask(Image.fromarray(frame), result.mask, colors, opacity=opacity))
+    drawn = np.asarray(overlay_mask(Image.fromarray(frame), result.mask, colors, opacity=opacity))
+    if len(labels) > MOST_IN_LEGEND:
+        return drawn
+    legend = draw_legend(list(zip(labels, colors, strict=True)), width, text_size(width, height))
+    return np.concatenate([drawn, np.asarray(legend)])
+
+
+def coco_rows(result: SegmentationResult, number: int) -> list[dict[str, Any]]:
+    """COCO results of the picture or frame with this number, each with the `file_name`."""
+    return [row | {"file_name": result.image} for row in result.coco_results(number)]
 
 
 def write_pictures(

@@ -52,7 +52,7 @@ def train(
     set_: Annotated[
         Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Change a field of the recipe.")
     ] = None,
-    variant: Annotated[str, typer.Option(help="xs, s, l1 or l3, from scratch.")] = "xs",
+    variant: Annotated[Optional[str], typer.Option(help="xs, s, l1 or l3, from scratch; xs by default.")] = None,
     model: Annotated[Optional[str], typer.Option(help=f"Start from a checkpoint instead. {MODEL_HELP}")] = None,
     form: Form = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
@@ -77,6 +77,8 @@ def train(
     chosen = get_recipe(name, set_ or ())
     if task not in (None, chosen.task):
         raise ValueError(f"--task {task}: expected a recipe for it, found {name}, which is to {chosen.task}")
+    if variant is not None and model is not None:
+        raise ValueError(f"expected --variant to train from scratch or --model, found both ({variant} and {model})")
     if name == "finetune" and model is None and not resume:
         raise ValueError(
             "the recipe finetune starts from a checkpoint: expected --model, such as MBZUAI/swiftformer-xs, "
@@ -93,7 +95,7 @@ def train(
         train_source,
         val_source,
         output,
-        variant=variant,
+        variant=variant or "xs",
         model=model,
         form=form,
         resume=resume,

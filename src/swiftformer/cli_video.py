@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,14 @@ def record(
                 return record_video(reader, target, step, limit=limit, progress=advance)
     except VideoError as error:
         return {"video": f"camera {source}" if isinstance(source, int) else str(source), "error": str(error)}
+
+
+def write_json(file: Path, rows: list[dict[str, Any]]) -> None:
+    """All results in one document."""
+    from swiftformer.files import atomic_file
+
+    with atomic_file(file) as temporary:
+        temporary.write_text(json.dumps(rows), encoding="utf-8")
 
 
 def tell(documents: list[dict[str, Any]], folder: Path) -> None:

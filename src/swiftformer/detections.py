@@ -5,7 +5,7 @@ NumPy only; COCO's format needs pycocotools.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -104,8 +104,8 @@ def corners_to_sides(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
 
 
-def encode_masks(masks: np.ndarray) -> list[RLE]:
-    """`(n, height, width)` bool to COCO's run lengths `{"size": [height, width], "counts": bytes}`.
+def encode_masks(masks: Iterable[np.ndarray]) -> list[RLE]:
+    """Each `(height, width)` bool to COCO's run lengths `{"size": [height, width], "counts": bytes}`.
 
     Raises:
         ValueError: pycocotools is not installed.

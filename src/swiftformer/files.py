@@ -79,6 +79,17 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def check_file(path: Path) -> None:
+    """As `check_writable`, before minutes of work whose results go into one file.
+
+    Raises:
+        IsADirectoryError, NotADirectoryError, PermissionError: it cannot be written.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: expected a file to write, found a folder")
+    check_writable(path.parent)
+
+
 def check_writable(output: Path) -> None:
     """Before minutes of work whose results go into a folder: it, or the nearest above that exists, takes a new file.
 

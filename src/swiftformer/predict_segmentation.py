@@ -51,6 +51,31 @@ class SegmentationResult:
         fields["classes"] = [vars(share) for share in self.classes]
         return fields | ({"error": self.error} if self.error else {})
 
+    def coco_results(self, image_id: int) -> list[dict[str, Any]]:
+        """Entries of a COCO results file, in the form of COCO's stuff.
+
+        Returns:
+            `{"image_id", "category_id", "segmentation"}` of each class that occurs, categories counted from 1, its
+            pixels as compressed run lengths in text.
+
+        Raises:
+            ValueError: pycocotools is not installed.
+        """
+        from swiftformer.detections import encode_masks
+
+        if self.mask is None:
+            return []
+        indices = [share.index for share in self.classes]
+        masks = encode_masks(self.mask == index for index in indices)
+        return [
+            {
+                "image_id": image_id,
+                "category_id": index + 1,
+                "segmentation": mask | {"counts": mask["counts"].decode("ascii")},
+            }
+            for index, mask in zip(indices, masks, strict=True)
+        ]
+
 
 def segment(
     images: ImageSource | Iterable[ImageSource],

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from swiftformer.predict_segmentation import SegmentationResult
 
 MOST_CLASSES = 6  # of a picture, in a table
+UNREAD = "cannot be read"
 
 
 def console() -> Console:
@@ -65,6 +66,8 @@ def classification_table(results: list[Classified]) -> None:
         table.add_column(name, **options)  # type: ignore[arg-type]
     table.add_column("")
     for result in results:
+        if result.error:
+            table.add_row(Text(result.image), Text(UNREAD))
         for rank, prediction in enumerate(result.predictions):
             table.add_row(
                 Text(result.image if rank == 0 else ""),
@@ -84,7 +87,8 @@ def segmentation_table(results: list[SegmentationResult]) -> None:
     for result in results:
         shares = [f"{share.label} {share.percent:.0f}%" for share in result.classes[:MOST_CLASSES]]
         rest = len(result.classes) - MOST_CLASSES
-        table.add_row(Text(result.image), Text(", ".join(shares) + (f" and {rest} more" if rest > 0 else "")))
+        text = ", ".join(shares) + (f" and {rest} more" if rest > 0 else "")
+        table.add_row(Text(result.image), Text(UNREAD if result.error else text))
     console().print(table)
 
 
@@ -99,6 +103,9 @@ def detection_table(documents: list[dict[str, Any]]) -> None:
         table.add_column(name, overflow="fold")
     table.add_column("best score", justify="right")
     for document in documents:
+        if document.get("error"):
+            table.add_row(Text(document["image"]), Text(UNREAD), "")
+            continue
         found = document["objects"]
         counts = Counter(entry["label"] for entry in found).most_common()
         names = [f"{count} {label}" for label, count in counts[:MOST_CLASSES]]

@@ -97,7 +97,7 @@ def annotate_video(
     A camera is read until Ctrl-C. The format needs even sides: the last column or row of others is cut.
 
     Args:
-        draw: takes a frame `(height, width, 3)` uint8 RGB and returns the picture to write, of the same shape.
+        draw: takes a frame `(height, width, 3)` uint8 RGB and returns the picture to write, of one shape for all.
         limit: frames at most.
         progress: called with 1 after every frame.
 
@@ -106,23 +106,24 @@ def annotate_video(
 
     Raises:
         VideoError: there are no frames.
-        ValueError: `draw` returned another shape.
+        ValueError: `draw` returned another shape than for the first frame.
     """
     cv2 = _opencv()
-    count, writer = 0, None
+    count, writer, shape = 0, None, (0, 0, 3)
     with atomic_file(target) as temporary:
         part = temporary.with_suffix(".mp4")  # which tells OpenCV the format
         try:
             for frame in _until_stopped(reader, limit):
                 drawn = draw(frame)
-                if drawn.shape != frame.shape:
-                    raise ValueError(f"expected an overlay of the frame's shape {frame.shape}, found {drawn.shape}")
                 if writer is None:
+                    shape = (drawn.shape[0], drawn.shape[1], 3)
                     writer = cv2.VideoWriter(
-                        str(part), cv2.VideoWriter.fourcc(*CODEC), reader.rate, (frame.shape[1], frame.shape[0])
+                        str(part), cv2.VideoWriter.fourcc(*CODEC), reader.rate, (shape[1], shape[0])
                     )
                     if not writer.isOpened():
-                        raise ValueError(f"{target}: OpenCV cannot write an mp4 of shape {frame.shape}")
+                        raise ValueError(f"{target}: OpenCV cannot write an mp4 of shape {shape}")
+                if drawn.shape != shape:
+                    raise ValueError(f"expected overlays of the first one's shape {shape}, found {drawn.shape}")
                 writer.write(np.ascontiguousarray(drawn[:, :, ::-1]))
                 count += 1
                 progress(1)

@@ -43,7 +43,8 @@ def find(root: Path, names: set[str], masks: bool, problems: Problems) -> Opener
         ]
         words = {file: word for file in chosen if (word := _word(file.stem, names))}
         if folder == root:  # other JSON files are likely to lie there
-            chosen = [file for file in chosen if file in words or file.stem.startswith("instances_")]
+            named = [file for file in chosen if file in words or file.stem.startswith("instances_")]
+            chosen = named or [file for file in chosen if _lists_images(file)]
         bare = {file: file.stem.removeprefix("instances_") for file in chosen if file.stem.startswith("instances_")}
         bare = {file: name for file, name in bare.items() if name != ALL}  # beside splits, all of them once more
         if words or len(bare) == len(chosen) > 1:
@@ -65,6 +66,13 @@ def find(root: Path, names: set[str], masks: bool, problems: Problems) -> Opener
         return {ALL: partial(read, alone, root, [], masks, problems)}
     unusual = {f: name for f, name in inside.items() if f.name == INSIDE[0] and name[0] != "."}
     return {ALL: partial(_together, unusual, root, masks, problems)} if unusual else {}
+
+
+def _lists_images(file: Path) -> bool:
+    """Whether a JSON file begins as COCO's do, by a glance at it."""
+    with file.open("rb") as opened:
+        head = opened.read(1 << 16)
+    return sum(f'"{key}"'.encode() in head for key in ("info", "licenses", "images", "annotations", "categories")) > 1
 
 
 def _words(stem: str) -> list[str]:
@@ -199,7 +207,8 @@ def _pictures(
             index_of[image] = None
             path = next((os.path.join(folder, name) for folder in folders if _is_file(folder, name)), None)  # noqa: PTH118
             if path is None:
-                raise ValueError("expected its file in " + ", ".join(folders[:4]) + ", found none")
+                looked = dict.fromkeys(map(os.path.normpath, folders[:4]))
+                raise ValueError(f"expected its file in {', '.join(looked)}, found none")
             size = entry.get("width"), entry.get("height")
             if not all(isinstance(side, int) and side > 0 for side in size):
                 size = upright_size(path)

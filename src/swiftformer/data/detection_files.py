@@ -71,8 +71,8 @@ class DetectionFiles:
         if stored == expected and orientation in UNDO:
             if not self._told:
                 logger.warning(
-                    "%s: annotated as it is stored (%dx%d), and its EXIF data turn it: this and others like it are "
-                    "taken as they are stored",
+                    "%s: annotated as it is stored (%dx%d), and its EXIF data turn it: this and others that they turn "
+                    "by 90 degrees are taken as they are stored; those turned by 180 cannot be told, and stay turned",
                     file,
                     *expected,
                 )

@@ -16,6 +16,11 @@ from swiftformer.data.splits import SPLIT_ALIASES, Splits
 from swiftformer.images import open_image
 
 logger = logging.getLogger(__name__)
+# What data to detect and to segment have beside each other, and no classes are called like.
+OTHER_TASKS = {
+    *("annotations", "masks", "labels", "images", "annotations_trainval", "Annotations", "JPEGImages"),
+    *("SegmentationClass", "SegmentationObject", "ImageSets"),
+}
 LEFT_BEHIND = ("__MACOSX", "@eaDir")  # in archives from a Mac, and beside the pictures on Synology's servers
 
 
@@ -55,6 +60,11 @@ class ImageFolderSource(FileSource):
     def __init__(self, root: Path, splits: Sequence[Path] = ()) -> None:
         folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not _hidden(entry.name))
         found = {name: sorted(_pictures(root / name)) for name in folders}
+        if is_for_other_tasks(root):
+            raise ValueError(
+                f"{root}: expected one folder of images per class, found {shortened(folders)}, which look like data to "
+                f"segment or detect: --task segment, detect or instances trains on them"
+            )
         empty = [name for name in folders if not found[name] and not any(any(_pictures(s / name)) for s in splits)]
         classes = [name for name in folders if name not in empty]
         files = [str(file.relative_to(root)) for name in classes for file in found[name]]
@@ -78,6 +88,12 @@ def find(root: Path, names: Iterable[str]) -> Splits:
                 folders.setdefault(entry.name, Path(entry.path))
     roots = [*folders.values()]
     return {name: lambda folder=folder: ImageFolderSource(folder, roots) for name, folder in folders.items()}  # type: ignore[misc]
+
+
+def is_for_other_tasks(root: Path) -> bool:
+    """Whether a folder has the folders that data to detect and to segment have beside each other, and no others."""
+    folders = {entry.name for entry in os.scandir(root) if entry.is_dir() and not _hidden(entry.name)}
+    return bool(folders) and folders <= OTHER_TASKS
 
 
 def has_classes(root: Path) -> bool:

@@ -5,6 +5,7 @@ See docs/data.md.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from swiftformer.data.class_names import KNOWN, class_names, find_names, made_up_names
+from swiftformer.data.detection_checks import UNDO, stored_size
 from swiftformer.data.mask_folders import MaskFolders, Pair, find
 from swiftformer.data.masks import VOID, AnnotationError, largest_indices, read_mask
 from swiftformer.data.splits import choose
@@ -122,12 +124,32 @@ def read_pair(source: SegmentationSource, index: int) -> tuple[Image.Image, np.n
         ImageError: one of them cannot be read, or their sizes differ.
     """
     image, mask = source.image(index), source.mask(index)
+    if mask.shape == image.size != (image.height, image.width):
+        image = _as_stored(image, source.name(index))
     if mask.shape != (image.height, image.width):
         found = "x".join(map(str, mask.shape[::-1]))
         raise AnnotationError(
             f"{source.name(index)}: expected a mask of {image.width}x{image.height} pixels, found {found}"
         )
     return image, mask
+
+
+def _as_stored(image: Image.Image, file: str) -> Image.Image:
+    """A picture as its file has it, for a mask that was drawn without regard to the EXIF orientation."""
+    _, orientation = stored_size(file) if Path(file).is_file() else (None, 1)
+    if orientation not in UNDO:
+        return image
+    _tell_stored(str(Path(file).parent))
+    return image.transpose(UNDO[orientation])
+
+
+@functools.cache
+def _tell_stored(folder: str) -> None:
+    logger.warning(
+        "%s: masks are as the pictures are stored, and the EXIF data of some turn these by 90 degrees: those are "
+        "taken as they are stored; those turned by 180 cannot be told, and stay turned",
+        folder,
+    )
 
 
 def bad_pairs(source: SegmentationSource) -> Iterator[str]:

@@ -26,7 +26,7 @@ from swiftformer.detections import post_process
 from swiftformer.engines import Engine
 from swiftformer.evaluate.classification import match_classes
 from swiftformer.evaluate.coco_metrics import CocoMetrics
-from swiftformer.files import atomic_file
+from swiftformer.files import atomic_file, check_file
 from swiftformer.predict_detection import expect_detector, gives_masks, open_detector, preprocessing_of
 from swiftformer.train.distributed import Processes, join_processes
 
@@ -170,6 +170,8 @@ def evaluate_reference(
         opened = open_detector(model, engine, device, precision, threads, form)
         names, preprocessing, device = list(opened.labels), preprocessing_of(opened, short_side), "cpu"
         net, masks, places = partial(_in_engine, opened), "masks" in opened.outputs, _places(opened)
+    if output is not None:
+        check_file(output)
     annotated = open_detection(
         data, split, classes=classes, default_classes=names, masks="auto" if masks else False, on_error=on_error
     )

@@ -264,7 +264,7 @@ def _matched(source: SegmentationSource, names: list[str]) -> SegmentationSource
         others = [source.classes[place] for place in sorted(unknown)]
         raise ValueError(
             f"expected pixels of classes that the model knows ({len(names)}: {shortened(names)}), "
-            f"found {len(others)} others ({shortened(others)})"
+            f"found {len(others)} others ({shortened(others)}); --classes gives the data other names, in order"
         )
     places = [VOID] * len(source.classes)
     matches = match_classes(names, [source.classes[place] for place in known], list(range(len(known))))

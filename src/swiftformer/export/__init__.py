@@ -85,15 +85,15 @@ def export(
     from swiftformer.export.search import write_within_drop
 
     output = Path(output)
-    target, precision = _checked(format, precision, calibration, max_drop, top1)
+    target, precision = _known(format, precision)
     if device != "cpu" and format != "aoti":
         raise ExportError(f"device: expected cpu for {format}, found {device!r}")
     try:
         select_device(device)
     except ValueError as error:
         raise ExportError(str(error)) from None
-    check_writable(output)
     reference = model if isinstance(model, (str, Path)) else None
+    check_writable(output)
     given: Any = load(model, form=form) if isinstance(model, (str, Path)) else copy.deepcopy(model)
     net: Any = given.cpu().float().eval()
     net.preprocessing = getattr(net, "preprocessing", None) or HUB
@@ -102,6 +102,7 @@ def export(
         batch, size = _detector_shape(format, precision, batch, size, net.preprocessing)
     else:
         batch, size = _shape(format, batch, size, net.preprocessing)
+    _check_calibration(target, format, precision, calibration, max_drop, top1)
     if size is not None:
         net.preprocessing = _resized(net.preprocessing, size, task)  # pictures that reach the model are of its size
     channels = net.config.num_channels
@@ -181,26 +182,43 @@ def export(
 
 
 def calibration_pictures(data: str | Path, count: int) -> list[ImageSource]:
-    """Pictures spread evenly over a folder of pictures or the training split of a data set, with masks or without.
+    """Pictures spread evenly over a folder of pictures or the training split of a data set, with masks or without;
+    over all of it where there is no such split.
 
     Raises:
         ValueError: no such data, or no pictures in it.
     """
+    from swiftformer.data.image_folder import is_for_other_tasks
     from swiftformer.data.mask_folders import recognise
     from swiftformer.data.segmentation import open_segmentation
     from swiftformer.data.sources import is_image, open_source
     from swiftformer.predict import find_images
 
     folder = Path(data).expanduser()
-    if folder.is_dir() and any(is_image(child) for child in folder.iterdir()):
-        found = [source for _, source in find_images([str(folder)])]
-        return [found[i] for i in evenly(len(found), count)]
+    masks = recognise(folder) if folder.is_dir() else None
+    with_masks = masks is not None and masks.has_pairs
+    with_objects = folder.is_dir() and not with_masks and is_for_other_tasks(folder)
+    if with_objects:
+        folder = next((folder / name for name in ("images", "JPEGImages") if (folder / name).is_dir()), folder)
+    if with_objects or (folder.is_dir() and any(is_image(child) for child in folder.iterdir())):
+        paths = [source for _, source in find_images([str(folder)])]
+        return [paths[i] for i in evenly(len(paths), count)]
     source: Any
-    if folder.is_dir() and (masks := recognise(folder)) and masks.has_pairs:
-        source = open_segmentation(folder, "train", classes=["any"], check_masks=False)  # no mask is read
+    if with_masks:
+        source = _training_pictures(open_segmentation, data, classes=["any"], check_masks=False)  # no mask is read
     else:
-        source = open_source(str(data), "train")
+        source = _training_pictures(open_source, data)
     return [source.image(i) for i in evenly(len(source), count)]
+
+
+def _training_pictures(opener: Callable[..., Any], data: str | Path, **options: Any) -> Any:
+    """Those to train on, or all where the data have others only."""
+    try:
+        return opener(str(data), "train", **options)
+    except ValueError as error:
+        if "expected a split" not in str(error):
+            raise
+        return opener(str(data), "all", **options)
 
 
 def evenly(total: int, count: int) -> list[int]:
@@ -222,15 +240,19 @@ def top1_on(data: str) -> Callable[[Any], float]:
     return top1
 
 
-def _checked(
-    format: str, precision: str | None, calibration: Any, max_drop: float | None, top1: Any
-) -> tuple[Format, str]:
+def _known(format: str, precision: str | None) -> tuple[Format, str]:
     if format not in FORMATS:
         raise ExportError(f"unknown format {format!r}: expected one of {', '.join(FORMATS)}")
     target = FORMATS[format]
     precision = precision or target.precisions[0]
     if precision not in target.precisions:
         raise ExportError(f"{format}: expected a precision of {', '.join(target.precisions)}, found {precision!r}")
+    return target, precision
+
+
+def _check_calibration(
+    target: Format, format: str, precision: str, calibration: Any, max_drop: float | None, top1: Any
+) -> None:
     calibrated = precision == "int8" and target.calibrated
     if calibrated != (calibration is not None):
         wanted = "pictures to calibrate int8 with" if calibrated else f"no calibration for {precision}"
@@ -239,7 +261,6 @@ def _checked(
         raise ExportError(
             "max_drop: expected together with int8 that is calibrated, and a measure of accuracy, found it without"
         )
-    return target, precision
 
 
 def _expect_installed(target: Format, format: str, precision: str) -> None:

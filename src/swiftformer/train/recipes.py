@@ -117,7 +117,7 @@ def finetune() -> Recipe:
 def paper_ade20k_semantic_fpn() -> SegmentationRecipe:
     """ADE20K as in the paper: Semantic FPN, 512 pixels, batch 32, AdamW from 2e-4, poly schedule.
 
-    swiftformer train --data ADEChallengeData2016 --variant l1 --model CHECKPOINT --recipe paper_ade20k_semantic_fpn
+    swiftformer train --data ADEChallengeData2016 --model CHECKPOINT --recipe paper_ade20k_semantic_fpn
 
     64 epochs of 20,210 pictures are 40,384 updates, 1 % more than the paper's 40,000. Published: 41.4 mIoU with L1,
     43.9 with L3, from ImageNet weights; not run by this project. The weight decay is that of the recipe's origin
@@ -163,7 +163,7 @@ def small_segmentation() -> SegmentationRecipe:
 def paper_coco_mask_rcnn() -> InstanceRecipe:
     """COCO as in the paper: Mask R-CNN with a feature pyramid, 12 epochs, 1333x800, batch 32, AdamW from 2e-4.
 
-    swiftformer train --data coco --variant l1 --model CHECKPOINT --recipe paper_coco_mask_rcnn
+    swiftformer train --data coco --model CHECKPOINT --recipe paper_coco_mask_rcnn
 
     Published: box AP 41.2 and mask AP 38.1 with L1, 42.7 and 39.1 with L3, from ImageNet weights; not run by this
     project. What the paper leaves open is that of the recipe's origin (arXiv 2102.12122): steps behind epochs 8 and
