@@ -25,7 +25,6 @@ from swiftformer.train.run_log import RunLog
 from swiftformer.train.step import TrainingStep
 
 EXACT = {"rtol": 1e-6, "atol": 1e-6}
-LOSS = {"rtol": 2e-6, "atol": 1e-6}
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -224,7 +223,7 @@ def test_label_smoothing(seed, batch, classes, smoothing):
         F.cross_entropy(x, y, label_smoothing=smoothing),
         SoftTargetCrossEntropy()(x, torch.tensor(targets, dtype=torch.float32)),
     ):
-        np.testing.assert_allclose(found.item(), expected, **LOSS)
+        np.testing.assert_allclose(found.item(), expected, **EXACT)
 
 
 def test_mixed_targets():
@@ -240,9 +239,9 @@ def test_mixed_targets():
     assert 0 < share < 1 and targets.sum(dim=1).tolist() == pytest.approx([1] * 4)
     x = torch.tensor(numbers(5, 4, 10), dtype=torch.float32)
     found = SoftTargetCrossEntropy()(x, targets)
-    torch.testing.assert_close(found, F.cross_entropy(x, targets), **LOSS)
+    torch.testing.assert_close(found, F.cross_entropy(x, targets), **EXACT)
     both = [F.cross_entropy(x, y, label_smoothing=0.1) for y in (labels, labels.flip(0))]
-    torch.testing.assert_close(found, share * both[0] + (1 - share) * both[1], **LOSS)
+    torch.testing.assert_close(found, share * both[0] + (1 - share) * both[1], **EXACT)
 
 
 # --- distillation (arXiv 2012.12877, equations 2 and 3)
@@ -260,16 +259,16 @@ def test_distillation(seed, batch, classes, alpha, tau, class_loss):
     best = teacher.argmax(axis=1)
     hard = -np.log(softmax(student)[np.arange(batch), best]).mean()
     found = distillation_loss(*tensors, "hard", alpha, tau)  # the temperature has no part in it
-    np.testing.assert_allclose(found.item(), (1 - alpha) * class_loss + alpha * hard, **LOSS)
+    np.testing.assert_allclose(found.item(), (1 - alpha) * class_loss + alpha * hard, **EXACT)
 
     p, q = softmax(teacher / tau), softmax(student / tau)
     soft = (p * (np.log(p) - np.log(q))).sum() * tau**2 / (batch * classes)
     found = distillation_loss(*tensors, "soft", alpha, tau)
-    np.testing.assert_allclose(found.item(), (1 - alpha) * class_loss + alpha * soft, **LOSS)
+    np.testing.assert_allclose(found.item(), (1 - alpha) * class_loss + alpha * soft, **EXACT)
     _, x, y = tensors
     divergence = F.kl_div(F.log_softmax(x / tau, 1), F.log_softmax(y / tau, 1), reduction="none", log_target=True)
     written_out = (1 - alpha) * tensors[0] + alpha * tau**2 * divergence.mean()  # over batch times classes
-    torch.testing.assert_close(found, written_out, **LOSS)
+    torch.testing.assert_close(found, written_out, **EXACT)
 
 
 def test_the_gradient_of_distillation():

@@ -1,3 +1,4 @@
+import errno
 import json
 import resource
 import shutil
@@ -411,3 +412,65 @@ def test_a_variant_beside_a_checkpoint_is_refused(cli, image_folder, tmp_path): 
     options = ("--variant", "l3", "--model", "swiftformer-xs-cifar10", "--output", tmp_path / "run")
     code, _, stderr = cli("train", "--data", image_folder, *options)
     assert code == 2 and "--variant to train from scratch or --model, found both (l3 and swiftformer-xs" in stderr
+
+
+def test_a_folder_above_the_classes_is_no_class(cli, image_folder, tmp_path):  # noqa: F811
+    (tmp_path / "above").mkdir()
+    image_folder.rename(tmp_path / "above" / "photos")
+    options = ("--recipe", "smoke", "--output", tmp_path / "run")
+    code, _, stderr = cli("train", "--data", tmp_path / "above", *options)
+    assert code == 2 and "expected two or more classes to tell apart, found one (photos)" in stderr
+
+
+def test_an_output_that_cannot_be_written_is_told_first(cli, image_folder, tmp_path):  # noqa: F811
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "run"):
+        code, _, stderr = cli("train", "--data", image_folder, "--recipe", "smoke", "--output", output)
+        assert code == 2 and "expected a folder, found a file" in stderr.splitlines()[-1]
+
+
+def test_resuming_with_other_pictures_is_refused(image_folder, tmp_path):
+    train, val = (open_source(image_folder, split) for split in ("train", "val"))
+    loop.train(get_recipe("smoke", ["epochs=1"]), train, val, tmp_path / "run", device="cpu", workers=0)
+    next((image_folder / "train" / "red").glob("*.png")).unlink()
+    fewer = open_source(image_folder, "train")
+    with pytest.raises(ValueError, match="expected the 48 training and 16 validation images .* found 47 and 16"):
+        loop.train(get_recipe("smoke", ["epochs=1"]), fewer, val, tmp_path / "run", resume=True, workers=0)
+
+
+def test_unreadable_validation_images_are_counted(image_folder, tmp_path):
+    broken = sorted((image_folder / "val" / "red").glob("*.png"))[:3]
+    for file in broken:
+        file.write_bytes(b"no picture")
+    for file in sorted((image_folder / "train" / "red").glob("*.png"))[:5]:  # neighbours
+        file.write_bytes(b"no picture")
+    train, val = (open_source(image_folder, split) for split in ("train", "val"))
+    recipe = get_recipe("smoke", ["epochs=1", "batch_size=16"])
+    metrics = loop.train(recipe, train, val, tmp_path / "run", device="cpu", workers=0)
+    assert metrics["val_unreadable"] == 3 and metrics["unreadable"] == 5
+    assert "on 13 validation images" in (tmp_path / "run" / "README.md").read_text()
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "48 training and 16 validation images of 2 classes" in log and str(broken[0]) in log
+
+
+def test_single_pixels_need_batches_of_two(image_folder, tmp_path):
+    train, val = (open_source(image_folder, split) for split in ("train", "val"))
+    with pytest.raises(ValueError, match="expected 2 or more images at once where they have 32 pixels"):
+        loop.train(get_recipe("smoke", ["batch_size=1"]), train, val, tmp_path / "run", device="cpu", workers=0)
+
+
+def test_a_full_disk_is_told_with_what_is_left(image_folder, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    train, val = (open_source(image_folder, split) for split in ("train", "val"))
+    monkeypatch.setattr(loop, "write_state", full)
+    with pytest.raises(OSError, match="run: no space left to write to; .*run holds no state to resume yet"):
+        loop.train(get_recipe("smoke"), train, val, tmp_path / "run", device="cpu", workers=0)
+
+
+def test_optimizers_of_the_second_order_are_refused(image_folder, tmp_path):
+    train, val = (open_source(image_folder, split) for split in ("train", "val"))
+    recipe = get_recipe("smoke", ["optimizer=adahessian"])
+    with pytest.raises(ValueError, match="needs no second derivatives, found adahessian"):
+        loop.train(recipe, train, val, tmp_path / "run", device="cpu", workers=0)

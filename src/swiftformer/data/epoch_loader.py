@@ -50,7 +50,7 @@ class DrawnDataset(Dataset):
                     errors.append(error)
                 continue
             self.skipped.tell(errors, offset - len(errors))
-            return self.sample(read, place, offset)
+            return self.sample(read, place, min(offset, 1))
         others = f", nor are {len(self) - 1} others" if len(self) > 1 else ""
         raise ValueError(f"expected readable images, found none: {errors[0]}{others}")
 
@@ -60,7 +60,7 @@ class DrawnDataset(Dataset):
 
     @abstractmethod
     def sample(self, read: Any, place: int, unreadable: int) -> Any:
-        """What was read, augmented; `unreadable` tells how many places before could not be."""
+        """What was read, augmented; `unreadable` is 1 where it stands in for a picture that could not be."""
 
 
 class EpochLoader(Generic[Batch]):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from PIL import Image
 
 from swiftformer.data.parquet import check_labels, open_entry
 from swiftformer.data.splits import Splits
+
+logger = logging.getLogger(__name__)
 
 
 class DatasetsSource:
@@ -58,6 +61,7 @@ def find(name: str) -> Splits:
         raise ValueError(
             f"{name}: no such folder; loading it by name needs the datasets library (pip install datasets)"
         ) from None
+    logger.info("%s: no such file or folder here; asking the hub for a data set of this name", name)
     try:
         available = datasets.get_dataset_split_names(name)
     except Exception as error:

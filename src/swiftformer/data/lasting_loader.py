@@ -6,13 +6,14 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from swiftformer.data.processes import ignore_signals, quietly_started
+from swiftformer.data.processes import begin, log_files, quietly_started
 from swiftformer.data.samplers import Share
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class LastingLoader(Generic[Batch]):
         return DataLoader(
             self._dataset,
             num_workers=self.workers,
-            worker_init_fn=ignore_signals,
+            worker_init_fn=partial(begin, log_files()),
             persistent_workers=self.workers > 0,
             # Of its own, so that starting processes does not move the model's.
             generator=torch.Generator(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,11 +13,23 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+LOG_LINE = "%(asctime)s %(levelname)s %(message)s"
 _processes: set[BaseProcess] = set()
 
 
-def ignore_signals(worker: int) -> None:
-    """Let loader processes outlive a SIGTERM or Ctrl-C that goes to all processes, as long as the state is saved."""
+def log_files() -> list[str]:
+    """Where this package's messages go, as far as these are files."""
+    handlers = logging.getLogger("swiftformer").handlers
+    return [handler.baseFilename for handler in handlers if isinstance(handler, logging.FileHandler)]
+
+
+def begin(logs: list[str], worker: int) -> None:
+    """In a loader process: outlive a SIGTERM or Ctrl-C that goes to all processes, as long as the state is saved, and
+    write to the same log files, of which a process that is not forked knows nothing."""
+    for missing in set(logs) - set(log_files()):
+        handler = logging.FileHandler(missing, encoding="utf-8")
+        handler.setFormatter(logging.Formatter(LOG_LINE))
+        logging.getLogger("swiftformer").addHandler(handler)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 

@@ -37,6 +37,8 @@ class Classification(Task):
     def new_network(self, classes: list[str], variant: str, model: str | None, form: str | None) -> Any:
         """Its head is new where the checkpoint's classes differ."""
         recipe, id2label = self.recipe, dict(enumerate(classes))
+        if len(classes) < 2:
+            raise ValueError(f"expected two or more classes to tell apart, found one ({classes[0]})")
         if model is None:
             return SwiftFormerForImageClassificationWithTeacher.from_variant(
                 variant,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import json
 import logging
@@ -19,6 +20,7 @@ from swiftformer.data.class_names import differences
 from swiftformer.data.epoch_loader import EpochLoader, seed_generators
 from swiftformer.data.lasting_loader import LoaderError
 from swiftformer.data.loaders import Normalization
+from swiftformer.files import check_writable
 from swiftformer.train.distributed import Processes, join_processes
 from swiftformer.train.interruption import StopRequest, TrainingStopped
 from swiftformer.train.memory import keep_freed_memory
@@ -27,7 +29,7 @@ from swiftformer.train.progress import TrainingProgress
 from swiftformer.train.recipe import TrainingRecipe
 from swiftformer.train.run_folder import save_weights, write_card, write_recipe
 from swiftformer.train.run_log import RunLog
-from swiftformer.train.start import resumable_state
+from swiftformer.train.start import check_batch, resumable_state, what_is_left
 from swiftformer.train.state import has_state, write_state
 from swiftformer.train.step import TrainingStep, seed_batch
 from swiftformer.train.tasks import Examples, Task, task_of
@@ -78,18 +80,20 @@ def train(
 
     Raises:
         ValueError: train and val have different classes, or are the same images; `output` holds a run and `resume` is
-            not set, or there is nothing to resume, or its recipe or classes differ.
+            not set, or there is nothing to resume, or its recipe, its classes or the number of its images differ.
+        OSError: `output` cannot be written, or the disk is full; the last state stays.
         FloatingPointError: the loss is not finite; the last state stays.
         TrainingStopped: SIGTERM or Ctrl-C came; the state is saved, in the middle of an epoch too.
         LoaderError: the processes that load images keep dying; a single training process has saved the state.
     """
     output = Path(output)
+    check_writable(output)
     if train_source.name(0) == val_source.name(0):
         raise ValueError(f"expected a split to validate on, found the training images again ({train_source.name(0)})")
     if train_source.classes != val_source.classes:
         found = differences(train_source.classes, val_source.classes, "train", "val")
         raise ValueError(f"expected the same classes in train and val, found {found}")
-    state = resumable_state(output, recipe, train_source.classes) if resume else None
+    state = resumable_state(output, recipe, train_source, val_source) if resume else None
     if state is None and (has_state(output) or (output / "best").exists()):
         raise ValueError(f"{output} holds a run already: choose another folder, or resume it")
     with join_processes(device) as processes, StopRequest() as stop:
@@ -121,7 +125,12 @@ def train(
             keep_states=keep_states,
         )
         del net, state
-        return run.train({"data": data_name, "command": command, "started_from": model})
+        try:
+            return run.train({"data": data_name, "command": command, "started_from": model})
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OSError(error.errno, f"{output}: no space left to write to; {what_is_left(output)}") from error
+            raise
 
 
 class _Run:
@@ -154,6 +163,7 @@ class _Run:
                 "%d training images: taking %d at once instead of %d", len(train_source), fitting, self.batch_size
             )
             self.batch_size = fitting
+        check_batch(recipe, self.batch_size, len(train_source))
         self.images_per_batch = self.batch_size * processes.world_size
         self.epoch = 0 if state is None else state["epochs"]
         self.loader = self.loader_at(self.epoch)
@@ -206,6 +216,12 @@ class _Run:
             recipe.epochs, self.batches, len(self.val_source), self.epoch, measures[:2], enabled=main
         )
         with RunLog(output, fields, epochs_done=self.epoch, enabled=main) as log, progress:
+            classes = len(self.train_source.classes)
+            logger.info(
+                "%d training and %d validation images of %d classes, %d pixels, %d at once; %s",
+                *(len(self.train_source), len(self.val_source), classes, recipe.image_size, self.batch_size),
+                card["command"] or "called from Python",
+            )
             if self.epoch or self.batch:
                 images = self.batch * self.images_per_batch
                 logger.info("resuming %s behind %d epochs and %d images", output, self.epoch, images)
@@ -228,7 +244,8 @@ class _Run:
                         plot_confusion(confusion, self.train_source.classes, output / "confusion.png")
                         log.figure("confusion", output / "confusion.png", self.epoch)
                     config = self.step.net.config
-                    sizes = {"train_images": len(self.train_source), "val_images": len(self.val_source)}
+                    val_images = len(self.val_source) - self.metrics["val_unreadable"]
+                    sizes = {"train_images": len(self.train_source), "val_images": val_images}
                     write_card(output, recipe, self.metrics, config, self.processes, **sizes, **card)
                 self.save()
         self.processes.wait()
@@ -291,7 +308,7 @@ class _Run:
         if not np.isfinite(mean_loss):
             raise FloatingPointError(
                 f"the loss is {mean_loss} in epoch {self.epoch + 1}, step {self.batch}: expected a finite number; "
-                f"try a smaller lr, or precision=fp32. The last state stays in {self.output}"
+                f"try a smaller lr, or precision=fp32; {what_is_left(self.output)}"
             )
         now = {
             "epoch": self.epoch + 1,
@@ -338,6 +355,9 @@ class _Run:
         if self.asked_to_stop():
             self.stop_here()
         self.metrics |= {name: result[name] for name in self.task.measures}
+        if (unread := len(self.val_source) - int(result.get("images", len(self.val_source)))) > 0:
+            logger.warning("%d of %d validation images could not be used", unread, len(self.val_source))
+        self.metrics["val_unreadable"] = max(unread, 0)
         if self.metrics[self.task.measures[0]] >= self.best:  # of equals the one that was trained longer
             self.best = self.metrics[self.task.measures[0]]
             if main:
@@ -352,7 +372,7 @@ class _Run:
         if not norms.isfinite().all():
             raise FloatingPointError(
                 f"weights in epoch {self.epoch + 1}, step {self.batch} are not finite: expected finite numbers; try a "
-                f"smaller lr, or precision=fp32. The last state stays in {self.output}"
+                f"smaller lr, or precision=fp32; {what_is_left(self.output)}"
             )
         images = self.batch * self.images_per_batch
         state = self.step.state_dict() | {
@@ -364,6 +384,7 @@ class _Run:
             "metrics": self.metrics,
             "config": json.loads(self.step.net.config.to_json_string()),
             "recipe": dataclasses.asdict(self.recipe),
+            "pictures": [len(self.train_source), len(self.val_source)],
         }
         write_state(self.output, self.epoch, images, state, self.keep_states)
         self.saved = (self.epoch, self.batch)

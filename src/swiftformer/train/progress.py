@@ -85,4 +85,4 @@ class TrainingProgress:
         )
         line += "".join(f"  {name} {metrics[name]:.2f}%" for name in self.measures if name in metrics)
         if self.enabled:
-            self.console.print(line, highlight=False)
+            self.console.print(line, highlight=False, soft_wrap=True)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from swiftformer.image_processing import IMAGENET_MEAN, IMAGENET_STD, RESAMPLING, Preprocessing
 
 DEFAULT_TEACHER = "regnety_160.deit_in1k"  # RegNetY-16GF with the DeiT weights, 82.9% top-1
+# Fields of the recipes of all tasks.
+SHARES = (
+    *("drop_path_rate", "horizontal_flip", "vertical_flip", "random_erasing", "mix_prob", "mix_switch_prob"),
+    *("min_visible", "nms_threshold", "head_dropout"),
+)
+AMOUNTS = (
+    *("lr", "warmup_lr", "weight_decay", "optimizer_eps", "clip_agc", "mixup", "cutmix", "color_jitter"),
+    *("color_distortion", "frozen_stages"),
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,17 @@ class TrainingRecipe:
             raise ValueError(f"expected warmup_epochs from 0 to epochs ({self.epochs}), found {self.warmup_epochs}")
         if self.total_batch_size is not None and self.total_batch_size < 1:
             raise ValueError(f"expected total_batch_size of at least 1, found {self.total_batch_size}")
+        self.expect("a number from 0 to 1", lambda value: 0 <= value <= 1, SHARES)
+        self.expect("a number of 0 or more", lambda value: value >= 0, AMOUNTS)
+        self.expect("a number of at least 0 and below 1", lambda value: 0 <= value < 1, ("ema_decay",))
+        if not 0 <= self.min_lr <= self.lr:
+            raise ValueError(f"expected min_lr from 0 to lr ({self.lr}), found {self.min_lr}")
+
+    def expect(self, what: str, fits: Callable[[float], bool], names: Iterable[str]) -> None:
+        """Raise ValueError for the first of these fields, if the recipe has it, with a number that does not fit."""
+        for name in names:
+            if not fits(value := getattr(self, name, 0)):
+                raise ValueError(f"{name}: expected {what}, found {value}")
 
     def batches(self, world_size: int = 1) -> tuple[int, int]:
         """Images that every process takes at once, and how many such batches make an update of the weights.
@@ -174,6 +195,10 @@ class Recipe(TrainingRecipe):
             )
         if self.sampler == "balanced" and self.class_weights == "balanced":
             raise ValueError("balance the classes once: expected either class_weights or sampler, found both balanced")
+        if self.repeated_augmentation < 1:
+            raise ValueError(f"repeated_augmentation: expected 1 or more, found {self.repeated_augmentation}")
+        if self.cache_teacher and self.distillation == "none":
+            raise ValueError("cache_teacher: expected distillation=hard or soft with it, found none")
         if self.cache_teacher and self.mixes:
             raise ValueError("a cached teacher knows nothing of mixed images: expected mixup and cutmix of 0")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1 or not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:

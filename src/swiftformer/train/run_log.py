@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from swiftformer.data.processes import LOG_LINE
 from swiftformer.files import atomic_file
 from swiftformer.train.dashboards import Dashboard, TensorBoard, WeightsAndBiases, weights_and_biases
 
@@ -54,7 +55,7 @@ class RunLog:
         self.output.mkdir(parents=True, exist_ok=True)
         _forget_lines_after(self.output / "metrics.jsonl", self.epochs_done)
         self._file = logging.FileHandler(self.output / "train.log", encoding="utf-8")
-        self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._file.setFormatter(logging.Formatter(LOG_LINE))
         package = logging.getLogger("swiftformer")
         self._level = package.level
         if self._level == logging.NOTSET:

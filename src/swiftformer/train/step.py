@@ -63,6 +63,8 @@ class TrainingStep:
         self.optimizer = create_optimizer_v2(
             net, opt=recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, **adamw_only
         )
+        if getattr(self.optimizer, "is_second_order", False):
+            raise ValueError(f"optimizer: expected one that needs no second derivatives, found {recipe.optimizer}")
         self.scheduler, _ = create_scheduler_v2(
             self.optimizer,
             sched=recipe.schedule,

@@ -87,6 +87,7 @@ def _key(teacher: Teacher, recipe: Recipe, source: Source) -> str:
     digest = hashlib.sha256("\n".join(parts).encode())
     for tensor in teacher.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    name = getattr(source, "key", source.name)  # keys are the same wherever the data lie
     for index in range(len(source)):
-        digest.update(f"\n{source.name(index)}".encode())
+        digest.update(f"\n{name(index)}".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
