@@ -296,7 +296,7 @@ def _fill(
 
 def _other_widths(located: Located, model: Any) -> str:
     """What the configuration asked for is wider or narrower than stored, by name, for an error."""
-    found = {key: value for key, value in located.config.items() if key.endswith("_channels") or key == "box_channels"}
+    found = {key: value for key, value in located.config.items() if key.endswith("_channels")}
     differing = [key for key, value in found.items() if getattr(model.config, key, value) != value]
     told = (f"{key} {found[key]} where {getattr(model.config, key)} was asked for" for key in differing)
     return f"; it has {', '.join(told)}" if differing else ""
