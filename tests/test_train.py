@@ -2,6 +2,8 @@ import errno
 import json
 import resource
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -474,3 +476,21 @@ def test_optimizers_of_the_second_order_are_refused(image_folder, tmp_path):
     recipe = get_recipe("smoke", ["optimizer=adahessian"])
     with pytest.raises(ValueError, match="needs no second derivatives, found adahessian"):
         loop.train(recipe, train, val, tmp_path / "run", device="cpu", workers=0)
+
+
+def test_two_processes_do_not_train_in_one_folder(image_folder, tmp_path):
+    train, val = (open_source(image_folder, split) for split in ("train", "val"))
+    recipe, run = get_recipe("smoke", ["epochs=1"]), tmp_path / "run"
+    loop.train(recipe, train, val, run, device="cpu", workers=0)
+    metrics = (run / "metrics.jsonl").read_text()
+    code = (
+        "import sys\nfrom swiftformer.train.run_log import RunLog\n"
+        "with RunLog(sys.argv[1], {}, epochs_done=1):\n    print('has it', flush=True)\n    sys.stdin.readline()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, run], stdin=-1, stdout=-1, text=True) as other:
+        assert other.stdout.readline() == "has it\n"
+        with pytest.raises(ValueError, match="run: another process trains in this folder"):
+            loop.train(recipe, train, val, run, device="cpu", workers=0, resume=True)
+        other.communicate("\n")
+    assert (run / "metrics.jsonl").read_text() == metrics
+    loop.train(recipe, train, val, run, device="cpu", workers=0, resume=True)

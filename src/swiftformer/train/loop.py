@@ -80,7 +80,8 @@ def train(
 
     Raises:
         ValueError: train and val have different classes, or are the same images; `output` holds a run and `resume` is
-            not set, or there is nothing to resume, or its recipe, its classes or the number of its images differ.
+            not set, or another process trains there; there is nothing to resume, or its recipe, its classes or the
+            number of its images differ.
         OSError: `output` cannot be written, or the disk is full; the last state stays.
         FloatingPointError: the loss is not finite; the last state stays.
         TrainingStopped: SIGTERM or Ctrl-C came; the state is saved, in the middle of an epoch too.
@@ -208,14 +209,13 @@ class _Run:
     def train(self, card: dict[str, Any]) -> dict[str, float]:
         recipe, output, main = self.recipe, self.output, self.processes.main
         fields = dataclasses.asdict(recipe)
-        if main:
-            output.mkdir(parents=True, exist_ok=True)
-            write_recipe(fields, output)
         measures = self.task.measures
         progress = TrainingProgress(
             recipe.epochs, self.batches, len(self.val_source), self.epoch, measures[:2], enabled=main
         )
         with RunLog(output, fields, epochs_done=self.epoch, enabled=main) as log, progress:
+            if main:
+                write_recipe(fields, output)
             classes = len(self.train_source.classes)
             logger.info(
                 "%d training and %d validation images of %d classes, %d pixels, %d at once; %s",

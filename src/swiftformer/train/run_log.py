@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from swiftformer.data.processes import LOG_LINE
 from swiftformer.files import atomic_file
@@ -39,6 +40,7 @@ class RunLog:
 
     Raises:
         OSError: on entry, `train.log` or `metrics.jsonl` cannot be written.
+        ValueError: on entry, another process has the log.
     """
 
     def __init__(
@@ -53,8 +55,13 @@ class RunLog:
         if not self.enabled:
             return self
         self.output.mkdir(parents=True, exist_ok=True)
-        _forget_lines_after(self.output / "metrics.jsonl", self.epochs_done)
         self._file = logging.FileHandler(self.output / "train.log", encoding="utf-8")
+        assert self._file.stream is not None
+        if not _locked(self._file.stream):
+            self._file.close()
+            self._file = None
+            raise ValueError(f"{self.output}: another process trains in this folder; wait for it or choose another")
+        _forget_lines_after(self.output / "metrics.jsonl", self.epochs_done)
         self._file.setFormatter(logging.Formatter(LOG_LINE))
         package = logging.getLogger("swiftformer")
         self._level = package.level
@@ -153,3 +160,17 @@ def _forget_lines_after(path: Path, epochs: int) -> None:
         lines = path.read_bytes().splitlines()[:epochs]
         with atomic_file(path) as file:
             file.write_bytes(b"".join(line + b"\n" for line in lines))
+
+
+def _locked(file: TextIO) -> bool:
+    """Lock a file as long as this process has it open; False where another one has. Without locks, on Windows or a file
+    system that has none, True."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
