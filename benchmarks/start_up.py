@@ -5,7 +5,7 @@
 
 Exports the bundled model in each format, then starts processes in turn: Python alone and with NumPy and Pillow, for
 comparison; a script of five lines that opens the artifact and classifies a JPEG file; and `swiftformer classify
---json`. Prints medians and quartiles, and stops where a process imported torch. Bytecode is compiled beforehand, as
+--json`. Prints medians and quartiles, and stops where the script imported torch. Bytecode is compiled beforehand, as
 pip does when it installs (and as uv does with `--compile-bytecode`).
 """
 

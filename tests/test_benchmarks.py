@@ -79,6 +79,11 @@ def test_loading_speed(script, ten_classes):
         "--epochs", 1,
     )  # fmt: skip
     assert "| swiftformer |" in out and "20 pictures" in out
+    out = script(
+        "loading_speed", "--data", ten_classes / "train", "--workers", 0, "--batch", 5, "--size", 32, "--rounds", 2,
+        "--epochs", 1, "--pictures", 10, "--enlarge", 200,
+    )  # fmt: skip
+    assert "| swiftformer |" in out and "10 pictures" in out
 
 
 @pytest.mark.parametrize("options", [["--no-compile"], pytest.param(["--profile"], marks=pytest.mark.exhaustive)])

@@ -432,7 +432,7 @@ def test_pictures_that_exif_turns(tmp_path, orientation, caplog):
     assert {image.size for image in images} == {(WIDTH, HEIGHT)}
     turned = orientation > 4
     assert caplog.text.count("annotated as it is stored (40x30), and its EXIF data turn it") == turned
-    assert caplog.text.count("those turned by 180 cannot be told") == turned
+    assert caplog.text.count("those turned by 180, and square ones, cannot be told") == turned
     if turned or orientation == 1:
         assert np.array_equal(np.asarray(images[0]), np.asarray(upright))
     for entry in content["images"]:  # as they are to be looked at
@@ -463,3 +463,13 @@ def test_one_split_of_an_unusual_name_needs_no_name(tmp_path, layout):
     assert len(open_detection(root)) == len(open_detection(root, "all")) == COUNTS["val"]
     (root / "settings.json").write_text('{"images": 3}')
     assert len(open_detection(root)) == COUNTS["val"]
+
+
+def test_what_lies_beside_data_of_usual_names_changes_nothing(tmp_path):
+    root = make(tmp_path, "yolo")
+    for file in (".idea/workspace.xml", "cvat/annotations.xml"):
+        (root / file).parent.mkdir()
+        (root / file).write_text(xml(0))
+    write_coco(root / "exported.json", coco(range(1)))
+    (root / "folder.json").mkdir()
+    assert len(open_detection(root, "train")) == COUNTS["train"]

@@ -7,8 +7,10 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from swiftformer import SwiftFormerConfig, SwiftFormerForImageClassification, load, save
@@ -461,13 +463,18 @@ def test_single_pixels_need_batches_of_two(image_folder, tmp_path):
         loop.train(get_recipe("smoke", ["batch_size=1"]), train, val, tmp_path / "run", device="cpu", workers=0)
 
 
-def test_a_full_disk_is_told_with_what_is_left(image_folder, tmp_path, monkeypatch):
-    def full(*arguments):
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize("failing", ["state", "weights"])
+def test_a_full_disk_is_told_with_what_is_left(image_folder, tmp_path, monkeypatch, failing):
+    def full(*arguments, **options):
+        raise {
+            "state": OSError(errno.ENOSPC, "No space left on device"),
+            "weights": SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        }[failing]
 
     train, val = (open_source(image_folder, split) for split in ("train", "val"))
-    monkeypatch.setattr(loop, "write_state", full)
-    with pytest.raises(OSError, match="run: no space left to write to; .*run holds no state to resume yet"):
+    monkeypatch.setattr(*{"state": (loop, "write_state"), "weights": (safetensors.torch, "save_file")}[failing], full)
+    left = "run holds no state to resume yet" if failing == "state" else "the last state stays in .*run, for --resume"
+    with pytest.raises(OSError, match=f"run: no space left to write to; .*{left}"):
         loop.train(get_recipe("smoke"), train, val, tmp_path / "run", device="cpu", workers=0)
 
 

@@ -36,7 +36,7 @@ from swiftformer.model_kinds import (
     model_class,
 )
 from swiftformer.normalization import refuse_folded
-from swiftformer.weights_file import NOTES, read_weights
+from swiftformer.weights_file import NOTES, read_weights, write_tensors
 
 if TYPE_CHECKING:
     from swiftformer.config import SwiftFormerConfig
@@ -349,13 +349,11 @@ def save(
         for key, value in model.state_dict().items()
     }
     if format == "transformers":
-        from safetensors.torch import save_file
-
         config = type(model.config)(**model.config.to_dict())
         config.architectures = [type(model).__name__.removesuffix("WithTeacher")]
         config.dtype = dtype or model.dtype
         with atomic_folder(path) as folder:
-            save_file(state_dict, folder / "model.safetensors", metadata={"format": "pt"})
+            write_tensors(state_dict, folder / "model.safetensors", {"format": "pt"})
             config.to_json_file(folder / "config.json")
             (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict(), indent=2) + "\n")
         return path
@@ -368,9 +366,7 @@ def save(
     notes = json.dumps({"form": model.config.form, "labels": labels, "preprocessing": preprocessing.to_dict()})
     with atomic_file(path) as file:
         if path.suffix == ".safetensors":
-            from safetensors.torch import save_file
-
-            save_file(renamed, file, metadata={"format": "pt", NOTES: notes})
+            write_tensors(renamed, file, {"format": "pt", NOTES: notes})
         else:
             torch.save({"model" if format == "authors" else "state_dict": renamed, NOTES: notes}, file)
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from functools import partial
@@ -110,16 +111,25 @@ def draw_frame(frame: np.ndarray, result: SegmentationResult, labels: tuple[str,
     import numpy as np
     from PIL import Image
 
-    from swiftformer.visualize import draw_legend, overlay_mask, palette, text_size
+    from swiftformer.visualize import overlay_mask, palette
 
     assert result.mask is not None
-    height, width = frame.shape[:2]
     colors = palette(len(labels))
     drawn = np.asarray(overlay_mask(Image.fromarray(frame), result.mask, colors, opacity=opacity))
     if len(labels) > MOST_IN_LEGEND:
         return drawn
-    legend = draw_legend(list(zip(labels, colors, strict=True)), width, text_size(width, height))
-    return np.concatenate([drawn, np.asarray(legend)])
+    return np.concatenate([drawn, _legend(labels, frame.shape[1], frame.shape[0])])
+
+
+@functools.lru_cache(maxsize=1)
+def _legend(labels: tuple[str, ...], width: int, height: int) -> np.ndarray:
+    """For frames of this size, `(rows, width, 3)` uint8."""
+    import numpy as np
+
+    from swiftformer.visualize import draw_legend, palette, text_size
+
+    entries = list(zip(labels, palette(len(labels)), strict=True))
+    return np.asarray(draw_legend(entries, width, text_size(width, height)))
 
 
 def coco_rows(result: SegmentationResult, number: int) -> list[dict[str, Any]]:

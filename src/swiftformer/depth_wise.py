@@ -21,7 +21,8 @@ class DepthWiseConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         learns = self.training and self.weight.requires_grad and torch.is_grad_enabled() and not torch.jit.is_tracing()
-        if not learns or input.device.type != "cpu" or min(input.shape[-2:]) >= LEAST or self.bias is None:
+        small = input.ndim == 4 and min(input.shape[2:]) < LEAST
+        if not (learns and small) or input.device.type != "cpu" or self.bias is None:
             return super().forward(input)
         weight, bias = self.weight, self.bias
         if torch.is_autocast_enabled("cpu"):

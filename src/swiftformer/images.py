@@ -106,7 +106,7 @@ def _to_rgb(image: Image.Image, name: str, short_side: int | None = None) -> Ima
         raise ImageError(f"{name}: expected a picture, found {image.width}x{image.height} pixels")
     if getattr(image, "n_frames", 1) > 1:
         image.seek(0)
-    if short_side is not None:
+    if short_side:
         image.draft(None, (short_side, short_side))  # type: ignore[arg-type]
     image.load()
     try:

@@ -19,6 +19,7 @@ from swiftformer.images import ImageError
 
 FOLDERS = ("annotations", "Annotations", ".")  # where the JSON files are
 INSIDE = ("_annotations.coco.json", "annotations.json", "instances.json")  # in the folder of a split
+KEYS = ("images", "annotations", "categories")
 OTHER_KINDS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info", "unlabeled")  # of COCO's files
 
 
@@ -43,8 +44,7 @@ def find(root: Path, names: set[str], masks: bool, problems: Problems) -> Opener
         ]
         words = {file: word for file in chosen if (word := _word(file.stem, names))}
         if folder == root:  # other JSON files are likely to lie there
-            named = [file for file in chosen if file in words or file.stem.startswith("instances_")]
-            chosen = named or [file for file in chosen if _lists_images(file)]
+            chosen = [file for file in chosen if file in words or file.stem.startswith("instances_")]
         bare = {file: file.stem.removeprefix("instances_") for file in chosen if file.stem.startswith("instances_")}
         bare = {file: name for file, name in bare.items() if name != ALL}  # beside splits, all of them once more
         if words or len(bare) == len(chosen) > 1:
@@ -68,11 +68,13 @@ def find(root: Path, names: set[str], masks: bool, problems: Problems) -> Opener
     return {ALL: partial(_together, unusual, root, masks, problems)} if unusual else {}
 
 
-def _lists_images(file: Path) -> bool:
-    """Whether a JSON file begins as COCO's do, by a glance at it."""
-    with file.open("rb") as opened:
-        head = opened.read(1 << 16)
-    return sum(f'"{key}"'.encode() in head for key in ("info", "licenses", "images", "annotations", "categories")) > 1
+def is_coco(file: Path) -> bool:
+    """Whether a JSON file has the lists that COCO's have. All of it is read."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and all(isinstance(content.get(key), list) for key in KEYS)
 
 
 def _words(stem: str) -> list[str]:
@@ -141,8 +143,7 @@ def _load(file: Path, masks: bool) -> dict[str, Any]:
         content = json.loads(file.read_bytes(), object_hook=shrink)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: expected JSON, found damage ({error})") from None
-    keys = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in KEYS):
         found = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
         raise ValueError(
             f"{file}: expected COCO's lists of images, annotations and categories, found {found or 'none'}"

@@ -20,8 +20,8 @@ from swiftformer.image_processing import Preprocessing
 
 
 class SegmentationSample(NamedTuple):
-    """An augmented image, `(3, S, S)` uint8, its mask, `(S, S)`, its place in the source, and the unreadable ones
-    before it."""
+    """An augmented image, `(3, S, S)` uint8, its mask, `(S, S)`, its place in the source, and 1 where
+    it stands in for another that cannot be read."""
 
     image: Tensor
     mask: Tensor

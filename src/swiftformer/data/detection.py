@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -16,11 +17,13 @@ from swiftformer.data import coco, voc, yolo
 from swiftformer.data.class_names import KNOWN, class_names, made_up_names, shortened
 from swiftformer.data.detection_checks import Problems
 from swiftformer.data.detection_files import DetectionFiles
-from swiftformer.data.detection_splits import chosen_table, split_of
+from swiftformer.data.detection_splits import Openers, chosen_table, split_of
 from swiftformer.data.detection_table import Table
+from swiftformer.data.image_folder import OTHER_TASKS
 from swiftformer.data.masks import AnnotationError
 from swiftformer.data.object_masks import coco_mask
 from swiftformer.data.objects import Objects, decode
+from swiftformer.data.sources import is_image
 from swiftformer.data.splits import ALL, SPLIT_ALIASES
 from swiftformer.images import ImageError
 
@@ -112,10 +115,9 @@ def open_detection(
     problems = Problems(on_error)
     names = {name for aliases in SPLIT_ALIASES.values() for name in aliases}
     names |= {split, split_of(split)} - {ALL} if split else set()
-    for find in (coco.find, partial(voc.find, classes=default_classes), yolo.find):
-        if splits := find(root, names, bool(masks), problems):
-            break
-    else:
+    recognised = partial(_recognised, root, masks=bool(masks), problems=problems, classes=default_classes)
+    splits = recognised(names) or recognised(names | _unusual_names(root))
+    if not splits:
         found = "another file" if root.is_file() else _content(root)
         raise ValueError(
             f"{data}: expected COCO's annotations/instances_train.json and the like, Pascal VOC's Annotations and "
@@ -134,6 +136,25 @@ def open_detection(
     if on_error == "raise" and (problem := next(bad_pictures(source), None)):
         raise AnnotationError(problem)
     return source
+
+
+def _recognised(root: Path, names: set[str], masks: bool, problems: Problems, classes: Sequence[str] | None) -> Openers:
+    """The splits in the first format that is there; none where none is."""
+    for find in (coco.find, partial(voc.find, classes=classes), yolo.find):
+        if splits := find(root, names, masks, problems):
+            return splits
+    return {}
+
+
+def _unusual_names(root: Path) -> set[str]:
+    """What folders of pictures and files of COCO's are called, for data in which no split has a usual name."""
+    if root.is_file():
+        return set()
+    entries = [entry for entry in root.iterdir() if entry.name[0] != "." and entry.name not in OTHER_TASKS]
+    folders = [entry for entry in entries if entry.is_dir()]
+    files = [entry for entry in entries if entry.suffix == ".json" and coco.is_coco(entry)]
+    shown = [folder for folder in folders if any(map(is_image, chain(folder.iterdir(), folder.glob("images/*"))))]
+    return {entry.stem for entry in files} | {folder.name for folder in shown}
 
 
 def _content(root: Path) -> str:

@@ -72,7 +72,7 @@ class DetectionFiles:
             if not self._told:
                 logger.warning(
                     "%s: annotated as it is stored (%dx%d), and its EXIF data turn it: this and others that they turn "
-                    "by 90 degrees are taken as they are stored; those turned by 180 cannot be told, and stay turned",
+                    "by 90 degrees are taken as they are stored; those turned by 180, and square ones, cannot be told",
                     file,
                     *expected,
                 )

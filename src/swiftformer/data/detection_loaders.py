@@ -25,8 +25,8 @@ Transform = Callable[[Image.Image, np.ndarray, np.ndarray, np.ndarray | None], t
 
 
 class DetectionSample(NamedTuple):
-    """An augmented image, `(3, H, W)` uint8, its objects, its place in the source, and the unreadable ones before
-    it."""
+    """An augmented image, `(3, H, W)` uint8, its objects, its place in the source, and 1 where
+    it stands in for another that cannot be read."""
 
     image: Tensor
     target: Target

@@ -63,7 +63,7 @@ class ImageFolderSource(FileSource):
         if is_for_other_tasks(root):
             raise ValueError(
                 f"{root}: expected one folder of images per class, found {shortened(folders)}, which look like data to "
-                f"segment or detect: --task segment, detect or instances trains on them"
+                f"segment or detect: those are trained on with --task segment, detect or instances"
             )
         empty = [name for name in folders if not found[name] and not any(any(_pictures(s / name)) for s in splits)]
         classes = [name for name in folders if name not in empty]
@@ -93,7 +93,7 @@ def find(root: Path, names: Iterable[str]) -> Splits:
 def is_for_other_tasks(root: Path) -> bool:
     """Whether a folder has the folders that data to detect and to segment have beside each other, and no others."""
     folders = {entry.name for entry in os.scandir(root) if entry.is_dir() and not _hidden(entry.name)}
-    return bool(folders) and folders <= OTHER_TASKS
+    return len(folders) > 1 and folders <= OTHER_TASKS
 
 
 def has_classes(root: Path) -> bool:

@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingSample(NamedTuple):
-    """An augmented image, `(3, S, S)` uint8, its label, its place in the source, and the unreadable ones before it."""
+    """An augmented image, `(3, S, S)` uint8, its label, its place in the source, and 1 where it stands in for
+    another that cannot be read."""
 
     image: Tensor | np.ndarray  # by version of timm
     label: int

@@ -26,6 +26,8 @@ def log_files() -> list[str]:
 def begin(logs: list[str], worker: int) -> None:
     """In a loader process: outlive a SIGTERM or Ctrl-C that goes to all processes, as long as the state is saved, and
     write to the same log files, of which a process that is not forked knows nothing."""
+    if not logging.root.handlers and not logging.getLogger("swiftformer").handlers:
+        logging.getLogger("swiftformer").addHandler(logging.StreamHandler())
     for missing in set(logs) - set(log_files()):
         handler = logging.FileHandler(missing, encoding="utf-8")
         handler.setFormatter(logging.Formatter(LOG_LINE))

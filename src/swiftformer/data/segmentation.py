@@ -147,7 +147,7 @@ def _as_stored(image: Image.Image, file: str) -> Image.Image:
 def _tell_stored(folder: str) -> None:
     logger.warning(
         "%s: masks are as the pictures are stored, and the EXIF data of some turn these by 90 degrees: those are "
-        "taken as they are stored; those turned by 180 cannot be told, and stay turned",
+        "taken as they are stored; those turned by 180, and square ones, cannot be told and stay turned",
         folder,
     )
 

@@ -79,9 +79,11 @@ def _pairs_by_split(base: Path, names: set[str]) -> dict[str, Pairs]:
             found = by_split({name: name for name in sorted(divided)}, xmls)
             return {n: [p for stem, p in pairs.items() if stem.startswith(f"{f}/")] for n, f in found.items()}
         return {ALL: list(pairs.values())}
-    beside = {d: d.name for d in sorted(base.iterdir()) if d.is_dir() and next(d.glob("*.xml"), None)}
-    known = any(split_of(name) in names for name in beside.values())
-    folders = {ALL: base} if not known and next(base.glob("*.xml"), None) else by_split(beside, base)
+    entries = [entry for entry in sorted(base.iterdir()) if entry.is_dir() and entry.name[0] != "."]
+    beside = {folder: folder.name for folder in entries if next(folder.glob("*.xml"), None)}
+    folders = by_split(beside, base) if any(split_of(name) in names for name in beside.values()) else {}
+    if not folders and next(base.glob("*.xml"), None):
+        folders = {ALL: base}
     return {name: _beside(folder) for name, folder in folders.items()}
 
 

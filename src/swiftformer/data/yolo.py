@@ -33,7 +33,7 @@ def find(root: Path, names: set[str], masks: bool, problems: Problems) -> Opener
         return {}
     root = root.parent if root.is_file() else root
     content = {} if yaml_file is None else _load(yaml_file)
-    folders = _folders(root, names) or _listed(root, content) or _folders(root, None)
+    folders = _folders(root, names) or _listed(root, content)
     if not folders:
         return {}
     classes = _names(content, yaml_file) or find_names(root) or find_names(root / "labels")
@@ -72,9 +72,8 @@ def _names(content: dict[str, Any], file: Path | None) -> list[str] | None:
 Pair = tuple[Path, Path]  # folders of pictures and of labels
 
 
-def _folders(root: Path, names: set[str] | None) -> dict[str, list[Pair]]:
-    """`images/SPLIT` and `labels/SPLIT`, `SPLIT/images` and `SPLIT/labels`, or one pair without splits; with None for
-    the names of splits, folders of any name."""
+def _folders(root: Path, names: set[str]) -> dict[str, list[Pair]]:
+    """`images/SPLIT` and `labels/SPLIT`, `SPLIT/images` and `SPLIT/labels`, or one pair without splits."""
     images, labels = root / "images", root / "labels"
     whole = images.is_dir() and labels.is_dir()
     divided = [entry.name for entry in sorted((images if whole else root).iterdir()) if entry.is_dir()]
@@ -83,7 +82,7 @@ def _folders(root: Path, names: set[str] | None) -> dict[str, list[Pair]]:
         for name in divided
     }
     found = {pair: name for name, pair in pairs.items() if pair[0].is_dir() and _has_labels(pair[1])}
-    if names is not None and not any(split_of(name) in names for name in found.values()):
+    if not any(split_of(name) in names for name in found.values()):
         return {ALL: [(images, labels)]} if whole and _has_labels(labels) else {}
     return {name: [pair] for name, pair in by_split(found, root).items()}
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import swiftformer
 from swiftformer.artifact import Artifact, ArtifactError, checksums, is_artifact, read_artifact, sha256
+from swiftformer.data.image_folder import is_for_other_tasks
 from swiftformer.engines.base import BackendMissingError
 from swiftformer.export.formats import FORMATS, TOLERANCES, ExportError, Format, Options
 from swiftformer.files import atomic_folder, check_writable
@@ -188,7 +189,6 @@ def calibration_pictures(data: str | Path, count: int) -> list[ImageSource]:
     Raises:
         ValueError: no such data, or no pictures in it.
     """
-    from swiftformer.data.image_folder import is_for_other_tasks
     from swiftformer.data.mask_folders import recognise
     from swiftformer.data.segmentation import open_segmentation
     from swiftformer.data.sources import is_image, open_source
@@ -197,9 +197,8 @@ def calibration_pictures(data: str | Path, count: int) -> list[ImageSource]:
     folder = Path(data).expanduser()
     masks = recognise(folder) if folder.is_dir() else None
     with_masks = masks is not None and masks.has_pairs
-    with_objects = folder.is_dir() and not with_masks and is_for_other_tasks(folder)
-    if with_objects:
-        folder = next((folder / name for name in ("images", "JPEGImages") if (folder / name).is_dir()), folder)
+    with_objects = None if with_masks else _with_objects(folder)
+    folder = with_objects or folder
     if with_objects or (folder.is_dir() and any(is_image(child) for child in folder.iterdir())):
         paths = [source for _, source in find_images([str(folder)])]
         return [paths[i] for i in evenly(len(paths), count)]
@@ -209,6 +208,15 @@ def calibration_pictures(data: str | Path, count: int) -> list[ImageSource]:
     else:
         source = _training_pictures(open_source, data)
     return [source.image(i) for i in evenly(len(source), count)]
+
+
+def _with_objects(folder: Path) -> Path | None:
+    """Where the pictures, those to train on if they lie apart, of data to detect are."""
+    for root in (folder, folder / "train"):
+        if root.is_dir() and is_for_other_tasks(root):
+            images = next((root / name for name in ("images", "JPEGImages") if (root / name).is_dir()), root)
+            return next((part for part in sorted(images.glob("train*")) if part.is_dir()), images)
+    return None
 
 
 def _training_pictures(opener: Callable[..., Any], data: str | Path, **options: Any) -> Any:

@@ -355,7 +355,8 @@ class _Run:
         if self.asked_to_stop():
             self.stop_here()
         self.metrics |= {name: result[name] for name in self.task.measures}
-        if (unread := len(self.val_source) - int(result.get("images", len(self.val_source)))) > 0:
+        unread = len(self.val_source) - int(result.get("images", len(self.val_source)))
+        if unread > 0 and main:
             logger.warning("%d of %d validation images could not be used", unread, len(self.val_source))
         self.metrics["val_unreadable"] = max(unread, 0)
         if self.metrics[self.task.measures[0]] >= self.best:  # of equals the one that was trained longer

@@ -19,6 +19,7 @@ from swiftformer.data.sources import Source
 from swiftformer.files import atomic_file
 from swiftformer.train.distributed import Processes
 from swiftformer.train.interruption import StopRequest, TrainingStopped
+from swiftformer.weights_file import write_tensors
 
 if TYPE_CHECKING:
     from swiftformer.train.distillation import Teacher
@@ -48,7 +49,6 @@ def cached_logits(
         TrainingStopped: SIGTERM or Ctrl-C came.
     """
     from safetensors import SafetensorError, safe_open
-    from safetensors.torch import save_file
 
     path = output / FILE
     key = _key(teacher, recipe, source)
@@ -75,7 +75,7 @@ def cached_logits(
         logits = processes.sum(logits.to(processes.device)).cpu()
         if processes.main:
             with atomic_file(path) as file:
-                save_file({"logits": logits.half()}, file, metadata={"key": key})
+                write_tensors({"logits": logits.half()}, file, {"key": key})
         return logits.half()
     with safe_open(path, framework="pt") as file:
         return file.get_tensor("logits")
