@@ -184,7 +184,6 @@ def machines():
             ip("netns", "delete", name)
 
 
-@pytest.mark.exhaustive
 def test_two_machines(images, single, machines, tmp_path):
     """A torchrun on each of two machines, found over the network."""
     output = tmp_path / "run"

@@ -32,7 +32,7 @@ def hub_checkpoint(folder):
     return folder
 
 
-@pytest.mark.parametrize("start", ["bundled", pytest.param("hub", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("start", ["bundled", "hub"])
 def test_fine_tuning_in_two_commands(cli, photos, tmp_path, start):  # noqa: F811
     model = "swiftformer-xs-cifar10" if start == "bundled" else hub_checkpoint(tmp_path / "hub")
     quick = ["--set", "image_size=64", "--set", "epochs=12"]
