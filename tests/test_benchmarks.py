@@ -67,6 +67,11 @@ def test_fusing(script):
     assert out.count("| fused |") == 2 and out.count("| timm |") == 2
 
 
+def test_depth_wise(script):
+    out = script("depth_wise", "--channels", 3, "--batch", 1, "--rounds", 1)
+    assert out.count("x") >= 8 and "| bfloat16 | 2x2 | " in out
+
+
 def test_start_up(script):
     pytest.importorskip("onnxruntime")
     out = script("start_up", "--formats", "onnx", "--processes", 1)

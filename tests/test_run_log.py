@@ -296,3 +296,13 @@ def test_tensorboard_stays_quiet_and_without_tensorflow(tmp_path):
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert scalars(tmp_path / "run" / "tensorboard", "train/loss") == [(1, 1.0)]
+
+
+def test_processes_that_are_not_forked_write_to_the_log(tmp_path):
+    code = (
+        "import logging, sys\nfrom swiftformer.data.processes import begin\nbegin([sys.argv[1]], 0)\n"
+        "logging.getLogger('swiftformer.data').warning('skipped a.jpg')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "train.log"], capture_output=True, text=True)
+    assert "skipped a.jpg" in done.stderr
+    assert (tmp_path / "train.log").read_text().endswith("WARNING skipped a.jpg\n")

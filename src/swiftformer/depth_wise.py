@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-LEAST = 3  # pixels each way, below which oneDNN takes 5 to 35 times as long for the gradient of the weights
+LEAST = 3  # pixels each way, below which oneDNN is slow at the gradient of the weights: benchmarks/depth_wise.py
 
 
 class DepthWiseConv2d(nn.Conv2d):

@@ -210,16 +210,14 @@ class _Run:
         recipe, output, main = self.recipe, self.output, self.processes.main
         fields = dataclasses.asdict(recipe)
         measures = self.task.measures
-        progress = TrainingProgress(
-            recipe.epochs, self.batches, len(self.val_source), self.epoch, measures[:2], enabled=main
-        )
+        data = len(self.train_source), len(self.val_source), len(self.train_source.classes)
+        progress = TrainingProgress(recipe.epochs, self.batches, data[1], self.epoch, measures[:2], enabled=main)
         with RunLog(output, fields, epochs_done=self.epoch, enabled=main) as log, progress:
             if main:
                 write_recipe(fields, output)
-            classes = len(self.train_source.classes)
             logger.info(
                 "%d training and %d validation images of %d classes, %d pixels, %d at once; %s",
-                *(len(self.train_source), len(self.val_source), classes, recipe.image_size, self.batch_size),
+                *(*data, recipe.image_size, self.batch_size),
                 card["command"] or "called from Python",
             )
             if self.epoch or self.batch:
@@ -356,9 +354,9 @@ class _Run:
             self.stop_here()
         self.metrics |= {name: result[name] for name in self.task.measures}
         unread = len(self.val_source) - int(result.get("images", len(self.val_source)))
-        if unread > 0 and main:
+        self.metrics["val_unreadable"] = unread
+        if unread and main:
             logger.warning("%d of %d validation images could not be used", unread, len(self.val_source))
-        self.metrics["val_unreadable"] = max(unread, 0)
         if self.metrics[self.task.measures[0]] >= self.best:  # of equals the one that was trained longer
             self.best = self.metrics[self.task.measures[0]]
             if main:
