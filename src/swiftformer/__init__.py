@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from swiftformer.deploy import DeployModel, fuse
     from swiftformer.detection import SwiftFormerForInstanceSegmentation, SwiftFormerForObjectDetection
     from swiftformer.detection_inference import post_process_instance_segmentation, post_process_object_detection
+    from swiftformer.growth import grow
     from swiftformer.hf import (
         SwiftFormerBackbone,
         SwiftFormerForImageClassification,
@@ -45,6 +46,7 @@ _MODULES = {
     "deploy": ("DeployModel", "fuse"),
     "detection": ("SwiftFormerForInstanceSegmentation", "SwiftFormerForObjectDetection"),
     "detection_inference": ("post_process_instance_segmentation", "post_process_object_detection"),
+    "growth": ("grow",),
     "hf": (
         "SwiftFormerBackbone",
         "SwiftFormerForImageClassification",
@@ -91,6 +93,7 @@ __all__ = [
     "detect",
     "fold_normalization",
     "fuse",
+    "grow",
     "load",
     "open_image",
     "post_process_instance_segmentation",

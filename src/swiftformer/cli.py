@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 import sys
 from importlib import util
 from pathlib import Path
@@ -130,6 +131,24 @@ def convert(
     model = load(source, form=form, ema=ema)
     save(model, target, format=to, dtype=torch.float16 if half else None)
     typer.echo(f"wrote {target}", err=True)
+
+
+@app.command()
+def grow(
+    source: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    target: Annotated[Path, typer.Argument(help="Folder.")],
+    variant: Annotated[Literal["s", "l1", "l3"], typer.Option(help="To grow to.")],
+    form: Form = None,
+    half: Annotated[bool, typer.Option("--half", help="Store in float16.")] = False,
+) -> None:
+    """Write a larger variant that computes what a trained, smaller one does, to be trained further."""
+    import torch
+
+    from swiftformer.checkpoints import load, save
+    from swiftformer.growth import grow as run
+
+    save(run(load(source, form=form), variant), target, dtype=torch.float16 if half else None)
+    typer.echo(f"wrote {target}; train it with: swiftformer train --model {shlex.quote(str(target))} ...", err=True)
 
 
 @app.command()
