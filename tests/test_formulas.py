@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from swiftformer import SwiftFormerConfig
 from swiftformer.data.sources import open_source
 from swiftformer.train import loop
+from swiftformer.train.clipping import clip_adaptively
 from swiftformer.train.distillation import distillation_loss
 from swiftformer.train.distributed import Processes
 from swiftformer.train.objectives import ClassificationObjective
@@ -149,7 +150,11 @@ def test_adaptive_clipping(kind, size):
     gradient[0] *= 1e-7  # a unit that needs no clipping, where units are clipped one by one
     parameter = nn.Parameter(torch.tensor(weight))
     parameter.grad = torch.tensor(gradient)
-    adaptive_clip_grad([parameter], clip_factor=Recipe().clip_agc)
+    timms = nn.Parameter(torch.tensor(weight))
+    timms.grad = torch.tensor(gradient)
+    clip_adaptively([parameter], Recipe().clip_agc)
+    adaptive_clip_grad([timms], clip_factor=Recipe().clip_agc)
+    assert torch.equal(parameter.grad, timms.grad)
     np.testing.assert_allclose(parameter.grad.numpy(), clipped(weight, gradient), rtol=1e-9, atol=0)
     norms = unitwise_norm(parameter.grad).flatten()
     allowed = 0.01 * unitwise_norm(parameter.detach()).flatten().clamp(min=1e-3)
@@ -165,7 +170,8 @@ def test_adaptive_clipping(kind, size):
 def test_clipping_without_a_gradient():
     one, other = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     other.grad = torch.zeros(3)
-    adaptive_clip_grad([one, other], clip_factor=0.01)
+    clip_adaptively([one, other], 0.01)
+    clip_adaptively([one], 0.01)
     assert one.grad is None and other.grad.tolist() == [0, 0, 0]
 
 

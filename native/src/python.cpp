@@ -8,6 +8,7 @@
 
 #include "cpu.h"
 #include "network.h"
+#include "training.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -59,9 +60,57 @@ std::vector<Result> run(Network& network, const Pixels& pixels, size_t channels)
   return results;
 }
 
+// Addresses of dense values: a tensor of PyTorch has them, and numpy has no bfloat16.
+template <class Value>
+Value* at(uintptr_t address) {
+  return reinterpret_cast<Value*>(address);
+}
+
+void add_training(nb::module_ m) {
+  using namespace swiftformer;
+  using Release = nb::call_guard<nb::gil_scoped_release>;
+  m.def("supported", &training_supported, "Names of this processor's instruction sets, the best last.");
+  m.def("has_openmp", &has_openmp, "Whether GNU OpenMP's threads are there to be used, as PyTorch brings them.");
+  m.def(
+      "gelu",
+      [](uintptr_t x, int64_t count, uintptr_t y, int threads, const std::string& isa) {
+        gelu(training_kernels_for(isa), at<const Bf16>(x), count, at<Bf16>(y), threads);
+      },
+      "x"_a, "count"_a, "y"_a, "threads"_a, "isa"_a, Release(), "GELU of bfloat16.");
+  m.def(
+      "gelu_gradient",
+      [](uintptr_t gradient, uintptr_t x, int64_t count, uintptr_t to, int threads, const std::string& isa) {
+        gelu_gradient(training_kernels_for(isa), at<const Bf16>(gradient), at<const Bf16>(x), count, at<Bf16>(to),
+                      threads);
+      },
+      "gradient"_a, "x"_a, "count"_a, "to"_a, "threads"_a, "isa"_a, Release(),
+      "The gradient of x from that of GELU(x), all bfloat16.");
+  m.def(
+      "add_scaled",
+      [](uintptr_t x, bool x_is_bf16, uintptr_t scale, uintptr_t branch, int64_t rows, int channels, uintptr_t to,
+         int threads, const std::string& isa) {
+        add_scaled(training_kernels_for(isa), at<const void>(x), x_is_bf16, at<const float>(scale),
+                   at<const Bf16>(branch), rows, channels, at<float>(to), threads);
+      },
+      "x"_a, "x_is_bf16"_a, "scale"_a, "branch"_a, "rows"_a, "channels"_a, "to"_a, "threads"_a, "isa"_a, Release(),
+      "x + scale * branch, float32, of x in float32 or bfloat16 and a branch in bfloat16; a scale for each channel.");
+  m.def(
+      "scaled_gradient",
+      [](uintptr_t gradient, uintptr_t scale, uintptr_t branch, int64_t rows, int channels, uintptr_t to,
+         uintptr_t scale_gradient, int threads, const std::string& isa) {
+        swiftformer::scaled_gradient(training_kernels_for(isa), at<const float>(gradient), at<const float>(scale),
+                                     at<const Bf16>(branch), rows, channels, at<Bf16>(to), at<float>(scale_gradient),
+                                     threads);
+      },
+      "gradient"_a, "scale"_a, "branch"_a, "rows"_a, "channels"_a, "to"_a, "scale_gradient"_a, "threads"_a, "isa"_a,
+      Release(), "The gradients of branch and of scale in add_scaled, from that of its result.");
+}
+
 }  // namespace
 
 NB_MODULE(_core, m) {
+  add_training(m.def_submodule("training", "For PyTorch on a CPU; all arguments are addresses of dense values."));
+
   m.def("supported", &swiftformer::supported,
         "Names of the instruction sets of this processor that there are kernels for, the best last.");
 

@@ -14,6 +14,10 @@ struct Vec {
 
 inline Vec load(const float* from) { return {_mm512_loadu_ps(from)}; }
 inline void store(float* to, Vec v) { _mm512_storeu_ps(to, v.all); }
+inline __mmask16 first(int count) { return static_cast<__mmask16>((1u << count) - 1); }
+// The first `count` values, up to 16, and zeros behind them.
+inline Vec load_some(const float* from, int count) { return {_mm512_maskz_loadu_ps(first(count), from)}; }
+inline void store_some(float* to, Vec v, int count) { _mm512_mask_storeu_ps(to, first(count), v.all); }
 inline Vec all(float x) { return {_mm512_set1_ps(x)}; }
 inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.all, b.all)}; }
 inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.all, b.all)}; }
@@ -22,6 +26,7 @@ inline Vec multiply_add(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.all, b.
 inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.all, b.all)}; }
 inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.all, b.all)}; }
 inline Vec abs(Vec a) { return {_mm512_abs_ps(a.all)}; }
+inline Vec with_sign(Vec a, Vec b) { return {_mm512_or_ps(a.all, _mm512_and_ps(b.all, _mm512_set1_ps(-0.0f)))}; }
 inline Vec nearest(Vec a) { return {_mm512_roundscale_ps(a.all, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 inline Vec times_power_of_2(Vec a, Vec power) { return {_mm512_scalef_ps(a.all, power.all)}; }
 // To 2^-14.
@@ -89,8 +94,18 @@ inline void look_up(const uint8_t* table, uint8_t* levels, int count) {
 #endif
 
 #if defined(__AVX512BF16__)
+inline Vec widened(__m256i bits) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))}; }
+inline Vec load_bf16(const uint16_t* from) {
+  return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+inline Vec load_some_bf16(const uint16_t* from, int count) {
+  return widened(_mm256_maskz_loadu_epi16(first(count), from));
+}
 inline void store_bf16(uint16_t* to, Vec v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(v.all));
+}
+inline void store_some_bf16(uint16_t* to, Vec v, int count) {
+  _mm256_mask_storeu_epi16(to, first(count), (__m256i)_mm512_cvtneps_pbh(v.all));
 }
 #endif
 

@@ -20,6 +20,13 @@ inline Vec load(const float* from) {
   return v;
 }
 inline void store(float* to, Vec v) { std::memcpy(to, v.lane, sizeof v.lane); }
+// The first `count` values, up to 16, and zeros behind them.
+inline Vec load_some(const float* from, int count) {
+  Vec v;
+  EACH_LANE v.lane[i] = i < count ? from[i] : 0.0f;
+  return v;
+}
+inline void store_some(float* to, Vec v, int count) { std::memcpy(to, v.lane, count * sizeof(float)); }
 inline Vec all(float x) {
   Vec v;
   EACH_LANE v.lane[i] = x;
@@ -49,6 +56,11 @@ inline Vec min(Vec a, Vec b) {
 }
 inline Vec abs(Vec a) {
   EACH_LANE a.lane[i] = std::fabs(a.lane[i]);
+  return a;
+}
+// The size of `a`, which is not negative, with the sign of `b`.
+inline Vec with_sign(Vec a, Vec b) {
+  EACH_LANE a.lane[i] = std::copysign(a.lane[i], b.lane[i]);
   return a;
 }
 inline Vec nearest(Vec a) {
@@ -87,7 +99,20 @@ inline uint16_t float_to_bf16(float value) {
   if (value != value) return static_cast<uint16_t>(bits >> 16 | 0x40);
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
+inline Vec load_bf16(const uint16_t* from) {
+  Vec v;
+  EACH_LANE v.lane[i] = bf16_to_float(from[i]);
+  return v;
+}
+inline Vec load_some_bf16(const uint16_t* from, int count) {
+  Vec v;
+  EACH_LANE v.lane[i] = i < count ? bf16_to_float(from[i]) : 0.0f;
+  return v;
+}
 inline void store_bf16(uint16_t* to, Vec v) { EACH_LANE to[i] = float_to_bf16(v.lane[i]); }
+inline void store_some_bf16(uint16_t* to, Vec v, int count) {
+  for (int i = 0; i < count; ++i) to[i] = float_to_bf16(v.lane[i]);
+}
 
 // `sum` and the products of both halves of `word` with those of each word at `weights`.
 inline Vec dot_bf16(uint32_t word, const uint32_t* weights, Vec sum) {

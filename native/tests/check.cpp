@@ -17,6 +17,7 @@
 
 #include "cpu.h"
 #include "reference.h"
+#include "training.h"
 
 static std::atomic<long> allocations{0};
 
@@ -324,6 +325,76 @@ struct Suite {
     report("GELU " + mode.name(), worst.found, mode.precision == "fp32" ? 1e-6 : 1, worst.where);
   }
 
+  // What training uses, on arrays that end where their values do.
+  void training(const std::string& isa) const {
+    using swiftformer::Bf16;
+    const swiftformer::TrainingKernels& kernels = swiftformer::training_kernels_for(isa);
+    std::mt19937 random(9);
+    const auto some = [&] { return (random() / 4294967296.0f - 0.5f) * 16.0f; };
+    const auto halves = [&](int64_t count) {
+      std::vector<Bf16> values;
+      for (int64_t i = 0; i < count; ++i) values.push_back({rounded(some())});
+      return values;
+    };
+    const auto value = [](Bf16 half) {
+      const uint32_t bits = static_cast<uint32_t>(half.bits) << 16;
+      float result;
+      std::memcpy(&result, &bits, sizeof result);
+      return static_cast<double>(result);
+    };
+    const auto apart = [](Bf16 found, double exact) {
+      const int place = ordered(found.bits), expected = ordered(rounded(exact));
+      return std::abs(place) <= smallest && std::abs(expected) <= smallest ? 0 : std::abs(place - expected);
+    };
+    Worst gelus, slopes, sums, branches, scales;
+    for (int64_t count : {1, 15, 16, 17, 1000, 100003}) {
+      for (int threads : {1, 3}) {
+        const std::vector<Bf16> x = halves(count), gradient = halves(count);
+        std::vector<Bf16> y(count), to(count);
+        swiftformer::gelu(kernels, x.data(), count, y.data(), threads);
+        swiftformer::gelu_gradient(kernels, gradient.data(), x.data(), count, to.data(), threads);
+        for (int64_t i = 0; i < count; ++i) {
+          const double a = value(x[i]), below = 0.5 * std::erfc(-a / std::sqrt(2.0));
+          const double slope = below + a * 0.3989422804014327 * std::exp(-a * a / 2);
+          gelus.see(apart(y[i], a * below), std::to_string(a));
+          slopes.see(std::fabs(value(to[i]) - value(gradient[i]) * slope), std::to_string(a));
+        }
+      }
+    }
+    for (int channels : {1, 16, 24, 56, 220}) {
+      for (int64_t rows : {1, 7, 1500}) {
+        const int64_t count = rows * channels;
+        const std::vector<Bf16> halved = halves(count), branch = halves(count);
+        std::vector<float> x(count), scale(channels), gradient(count), out(count), out2(count), of_scale(channels);
+        for (std::vector<float>* each : {&x, &scale, &gradient}) {
+          for (float& one : *each) one = some();
+        }
+        std::vector<Bf16> of_branch(count);
+        swiftformer::add_scaled(kernels, x.data(), false, scale.data(), branch.data(), rows, channels, out.data(), 3);
+        swiftformer::add_scaled(kernels, halved.data(), true, scale.data(), branch.data(), rows, channels, out2.data(),
+                                3);
+        swiftformer::scaled_gradient(kernels, gradient.data(), scale.data(), branch.data(), rows, channels,
+                                     of_branch.data(), of_scale.data(), 3);
+        std::vector<double> total(channels);
+        for (int64_t i = 0; i < count; ++i) {
+          const double scaled = static_cast<double>(scale[i % channels]) * value(branch[i]);
+          sums.see(std::fabs(out[i] - x[i] - scaled), std::to_string(channels));
+          sums.see(std::fabs(out2[i] - value(halved[i]) - scaled), std::to_string(channels));
+          branches.see(apart(of_branch[i], static_cast<double>(gradient[i]) * scale[i % channels]),
+                       std::to_string(channels));
+          total[i % channels] += gradient[i] * value(branch[i]);
+        }
+        for (int c = 0; c < channels; ++c) scales.see(std::fabs(of_scale[c] - total[c]), std::to_string(channels));
+      }
+    }
+    report("training " + isa + ", GELU", gelus.found, 1, gelus.where);
+    report("training " + isa + ", gradient of GELU", slopes.found, 0.04,
+           slopes.where);  // half a unit of up to 8 * 1.13
+    report("training " + isa + ", scaled sums", sums.found, 1e-5, sums.where);
+    report("training " + isa + ", gradient of branches", branches.found, 1, branches.where);
+    report("training " + isa + ", gradient of scales", scales.found, 0.02, scales.where);
+  }
+
   // Rows from several bottoms to several tops: half a level before GELU, whose slope is at most 1.13, half a level
   // behind it, and what lies left of the table.
   void gelu_of_levels(const Mode& mode) const {
@@ -436,6 +507,7 @@ int main(int count, char** arguments) {
     if (mode.precision != "fp32") suite.asked_products(mode);
   }
   for (const Mode& mode : suite.modes) suite.gelu(mode);
+  for (const std::string& isa : swiftformer::training_supported()) suite.training(isa);
   for (const Mode& mode : suite.modes) suite.four_callers(mode);
   for (const Mode& mode : suite.modes) suite.no_allocation(mode);
   return failed ? 1 : 0;

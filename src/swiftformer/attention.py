@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from swiftformer.small_maps import PointWiseConv2d, point_wise
+
 GlobalQueryWeighting = Literal["uniform", "l2"]
 
 
@@ -61,7 +63,7 @@ def scaled(layer: Any, x: Tensor, scale: Tensor | None) -> Tensor:
     autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)  # which raises for the meta device
     if not autocast and _is_plain(layer):
         weight = scale.view(-1, *(1,) * (layer.weight.ndim - 1)) * layer.weight
-        apply: Any = F.conv2d if weight.ndim == 4 else F.linear
+        apply: Any = point_wise if weight.ndim == 4 else F.linear
         return apply(x, weight, scale.flatten() * layer.bias)
     return scale * layer(x)
 
@@ -69,7 +71,7 @@ def scaled(layer: Any, x: Tensor, scale: Tensor | None) -> Tensor:
 def _is_plain(layer: Any) -> bool:
     """A layer in full precision that does what its weights say and nothing else."""
     return (
-        type(layer) in (nn.Conv2d, nn.Linear)
+        type(layer) in (PointWiseConv2d, nn.Conv2d, nn.Linear)
         and type(layer.weight) is nn.Parameter
         and layer.weight.dtype in (torch.float32, torch.float64)
         and layer.bias is not None

@@ -27,6 +27,7 @@ from swiftformer.config import SwiftFormerConfig
 from swiftformer.freezing import freeze
 from swiftformer.model import Activation, ConvBranch, Encoder, EncoderBlock, PatchEmbedding
 from swiftformer.normalization import refuse_folded
+from swiftformer.training_kernels import GELU
 
 
 class SwiftFormerPreTrainedModel(PreTrainedModel):
@@ -90,7 +91,7 @@ class SwiftFormerModel(SwiftFormerPreTrainedModel):
 
     def __init__(self, config: SwiftFormerConfig) -> None:
         super().__init__(config)
-        activation = cast("Activation", ACT2CLS[config.hidden_act])
+        activation = GELU if config.hidden_act == "gelu" else cast("Activation", ACT2CLS[config.hidden_act])
         self.patch_embed = PatchEmbedding(config.num_channels, config.embed_dims[0], config.batch_norm_eps)
         self.encoder = Encoder(config, activation)
         self.post_init()

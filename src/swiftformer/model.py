@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from swiftformer.attention import EfficientAdditiveAttention, scaled
-from swiftformer.depth_wise import DepthWiseConv2d
+from swiftformer.small_maps import DepthWiseConv2d, PointWiseConv2d
+from swiftformer.training_kernels import add_scaled
 
 if TYPE_CHECKING:
     from swiftformer.config import SwiftFormerConfig
@@ -80,16 +81,19 @@ class ConvBranch(nn.Module):
         super().__init__()
         self.depth_wise_conv = DepthWiseConv2d(dim)
         self.norm = nn.BatchNorm2d(dim, eps=eps)
-        self.point_wise_conv1 = nn.Conv2d(dim, hidden_dim, kernel_size=1)
+        self.point_wise_conv1 = PointWiseConv2d(dim, hidden_dim)
         self.act = activation()
-        self.point_wise_conv2 = nn.Conv2d(hidden_dim, dim, kernel_size=1)
+        self.point_wise_conv2 = PointWiseConv2d(hidden_dim, dim)
         self.dropout = nn.Dropout(drop_rate)
         self.layer_scale = nn.Parameter(torch.ones(dim, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = self.norm(self.depth_wise_conv(x))
-        branch = self.act(self.point_wise_conv1(branch))
-        return x + self.dropout(scaled(self.point_wise_conv2, branch, self.layer_scale))
+        return add_scaled(x, self.branch, self.layer_scale, self.dropout)
+
+    def branch(self, x: Tensor, scale: Tensor | None) -> Tensor:
+        x = self.norm(self.depth_wise_conv(x))
+        x = self.act(self.point_wise_conv1(x))
+        return scaled(self.point_wise_conv2, x, scale)
 
 
 class ConvEncoder(ConvBranch):
@@ -106,9 +110,9 @@ class Mlp(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, activation: Activation, drop_rate: float, eps: float) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(dim, eps=eps)
-        self.fc1 = nn.Conv2d(dim, hidden_dim, kernel_size=1)
+        self.fc1 = PointWiseConv2d(dim, hidden_dim)
         self.act = activation()
-        self.fc2 = nn.Conv2d(hidden_dim, dim, kernel_size=1)
+        self.fc2 = PointWiseConv2d(hidden_dim, dim)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -137,8 +141,8 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.local_representation(x)
-        x = x + self.drop_path(self.attend(x, self.layer_scale_1 if self.use_layer_scale else None))
-        return x + self.drop_path(self.linear(x, self.layer_scale_2 if self.use_layer_scale else None))
+        x = add_scaled(x, self.attend, self.layer_scale_1 if self.use_layer_scale else None, self.drop_path)
+        return add_scaled(x, self.linear, self.layer_scale_2 if self.use_layer_scale else None, self.drop_path)
 
     def attend(self, x: Tensor, scale: Tensor | None) -> Tensor:
         batch, channels, height, width = x.shape

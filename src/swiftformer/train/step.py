@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from swiftformer.data.epoch_loader import seed_generators
+from swiftformer.train.clipping import clip_adaptively
 from swiftformer.train.distributed import Processes
 from swiftformer.train.objectives import Objective, autocast
 from swiftformer.train.recipe import TrainingRecipe
@@ -111,11 +112,9 @@ class TrainingStep:
         return loss.detach(), hits
 
     def _update(self, number: int) -> None:
-        from timm.utils import adaptive_clip_grad
-
         self.scaler.unscale_(self.optimizer)
         if self.recipe.clip_agc > 0:
-            adaptive_clip_grad(self.clipped, clip_factor=self.recipe.clip_agc)
+            clip_adaptively(self.clipped, self.recipe.clip_agc)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()

@@ -14,7 +14,7 @@ import time
 import torch
 from torch import nn
 
-from swiftformer.depth_wise import DepthWiseConv2d
+from swiftformer.small_maps import DepthWiseConv2d
 
 
 def main() -> None:

@@ -5,9 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 from conftest import relative, tiny
-from swiftformer.depth_wise import DepthWiseConv2d, _SmallMaps
+from swiftformer.small_maps import DepthWiseConv2d, PointWiseConv2d, _SmallMaps
 
 
 def plain(conv):
@@ -96,3 +97,44 @@ def test_compiled():
         other = torch.autograd.grad(again, (x, conv.weight, conv.bias), upstream.to(again.dtype))
     assert relative(again, output) < 1e-2
     assert max(relative(one, two) for one, two in zip(other, found, strict=True)) < 1e-2
+
+
+def plain_point_wise(conv):
+    twin = nn.Conv2d(conv.in_channels, conv.out_channels, 1).to(conv.weight.dtype)
+    twin.load_state_dict(conv.state_dict())
+    return twin
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(1, 4), channels=st.integers(1, 9), more=st.integers(1, 9), height=st.integers(1, 6),
+    width=st.integers(1, 6), channels_last=st.booleans(),
+)  # fmt: skip
+def test_point_wise_convolutions_are_torchs(batch, channels, more, height, width, channels_last):
+    conv = PointWiseConv2d(channels, more).double()
+    x = torch.randn(batch, channels, height, width, dtype=torch.float64)
+    upstream = torch.randn(batch, more, height, width, dtype=torch.float64)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    output, found = gradients(conv, x, upstream)
+    expected, wanted = gradients(plain_point_wise(conv), x, upstream)
+    torch.testing.assert_close(output, expected)
+    if channels_last:
+        assert output.is_contiguous(memory_format=torch.channels_last)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_point_wise_convolutions_of_small_maps_are_products_where_they_learn(monkeypatch):
+    calls = []
+    monkeypatch.setattr(F, "linear", lambda *arguments: calls.append(1) or torch._C._nn.linear(*arguments))
+    conv = PointWiseConv2d(8, 16)
+    small, large = (torch.randn(2, 8, side, side).contiguous(memory_format=torch.channels_last) for side in (4, 5))
+    for x in (small, large, small.contiguous()):
+        conv(x)
+    assert len(calls) == 1
+    with torch.no_grad():
+        conv(small)
+    assert len(calls) == 1
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv(small).dtype == torch.bfloat16

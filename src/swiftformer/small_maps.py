@@ -1,4 +1,4 @@
-"""Depth-wise convolutions, 3x3 with a padding of 1, that learn from maps of a few pixels as fast as from large ones."""
+"""Convolutions that learn from maps of a few pixels faster than torch's on a CPU: see benchmarks/small_maps.py."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-LEAST = 3  # pixels each way, below which oneDNN is slow at the gradient of the weights: benchmarks/depth_wise.py
+LEAST = 3  # pixels each way, below which oneDNN is slow at the gradient of depth-wise weights
+MOST = 16  # pixels of a map, up to which matrix products are faster than oneDNN's 1x1 convolutions
 
 
 class DepthWiseConv2d(nn.Conv2d):
-    """`(B, dim, H, W)` to the same shape. Nothing but a convolution, except in training on a CPU with maps of one or
-    two pixels in height or width, as pictures of up to 64 pixels have in the last stage."""
+    """3x3 with a padding of 1: `(B, dim, H, W)` to the same shape. Nothing but a convolution, except in training on a
+    CPU with maps of one or two pixels in height or width, as pictures of up to 64 pixels have in the last stage."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, dim, kernel_size=3, padding=1, groups=dim)
@@ -29,6 +30,26 @@ class DepthWiseConv2d(nn.Conv2d):
             dtype = torch.get_autocast_dtype("cpu")
             input, weight, bias = (tensor.to(dtype) for tensor in (input, weight, bias))
         return _SmallMaps.apply(input, weight, bias)
+
+
+class PointWiseConv2d(nn.Conv2d):
+    """1x1: `(B, in_channels, H, W)` to `(B, out_channels, H, W)`."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return point_wise(input, self.weight, self.bias)
+
+
+def point_wise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 1x1 convolution; a matrix product in training on a CPU with maps of up to 16 pixels, channels last."""
+    learns = weight.requires_grad and torch.is_grad_enabled() and not torch.jit.is_tracing()
+    if learns and x.device.type == "cpu" and x.ndim == 4 and x.shape[2] * x.shape[3] <= MOST:
+        pixels = x.permute(0, 2, 3, 1)  # (B, H, W, C)
+        if pixels.is_contiguous():
+            return F.linear(pixels, weight.flatten(1), bias).permute(0, 3, 1, 2)
+    return F.conv2d(x, weight, bias)
 
 
 class _SmallMaps(torch.autograd.Function):

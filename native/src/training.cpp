@@ -1,0 +1,122 @@
+#include "training.h"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <atomic>
+#include <stdexcept>
+
+#include "cpu.h"
+
+namespace swiftformer {
+
+namespace {
+
+// GNU OpenMP's entry, which compilers call for a parallel region. Threads of our own would have to wake up for every
+// call, beside PyTorch's, which wait busily for their next.
+using Parallel = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+
+Parallel parallel() {
+  static const Parallel found = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return found;
+}
+
+template <class Part>
+struct Region {
+  const Part& part;
+  int parts;
+  std::atomic<int> next{0};
+
+  static void body(void* data) {
+    Region& region = *static_cast<Region*>(data);
+    for (int i = region.next++; i < region.parts; i = region.next++) region.part(i);
+  }
+};
+
+// Calls `part(i)` for every i below `parts`. What part i is does not depend on the thread that takes it.
+template <class Part>
+void in_threads(int parts, const Part& part) {
+  Region<Part> region{part, parts};
+  if (parts > 1 && parallel()) {
+    parallel()(Region<Part>::body, &region, static_cast<unsigned>(parts), 0);
+  } else {
+    Region<Part>::body(&region);
+  }
+}
+
+constexpr int64_t worth_a_thread = 16384;  // values
+
+// Parts of equal size, but for the last, of `count` things with `values` each; `part(i, first, count)`.
+template <class Part>
+int split(int64_t count, int64_t values, int threads, const Part& part) {
+  const int64_t useful = std::max<int64_t>(1, count * values / worth_a_thread);
+  const int64_t parts = std::min<int64_t>({useful, std::max(threads, 1), std::max<int64_t>(count, 1)});
+  const int64_t size = (count + parts - 1) / parts;
+  in_threads(static_cast<int>(parts), [&](int i) {
+    const int64_t first = std::min(i * size, count);
+    part(i, first, std::min(size, count - first));
+  });
+  return static_cast<int>(parts);
+}
+
+}  // namespace
+
+bool has_openmp() { return parallel() != nullptr; }
+
+std::vector<std::string> training_supported() {
+  std::vector<std::string> names{"plain"};
+#if defined(SWIFTFORMER_X86)
+  const std::vector<std::string> all = supported();
+  if (std::find(all.begin(), all.end(), "avx512_bf16") != all.end()) names.push_back("avx512_bf16");
+#endif
+  return names;
+}
+
+const TrainingKernels& training_kernels_for(const std::string& isa) {
+  const std::vector<std::string> names = training_supported();
+  if (std::find(names.begin(), names.end(), isa) == names.end()) {
+    throw std::invalid_argument("expected an instruction set of this processor for training, found " + isa);
+  }
+#if defined(SWIFTFORMER_X86)
+  if (isa != "plain") return avx512_training;
+#endif
+  return plain_training;
+}
+
+void gelu(const TrainingKernels& kernels, const Bf16* x, int64_t count, Bf16* y, int threads) {
+  split(count, 1, threads, [&](int, int64_t first, int64_t size) { kernels.gelu(x + first, size, y + first); });
+}
+
+void gelu_gradient(const TrainingKernels& kernels, const Bf16* gradient, const Bf16* x, int64_t count, Bf16* to,
+                   int threads) {
+  split(count, 1, threads, [&](int, int64_t first, int64_t size) {
+    kernels.gelu_gradient(gradient + first, x + first, size, to + first);
+  });
+}
+
+void add_scaled(const TrainingKernels& kernels, const void* x, bool x_is_bf16, const float* scale, const Bf16* branch,
+                int64_t rows, int channels, float* to, int threads) {
+  split(rows, channels, threads, [&](int, int64_t first, int64_t size) {
+    const int64_t at = first * channels;
+    if (x_is_bf16) {
+      kernels.add_scaled_to_bf16(static_cast<const Bf16*>(x) + at, scale, branch + at, size, channels, to + at);
+    } else {
+      kernels.add_scaled(static_cast<const float*>(x) + at, scale, branch + at, size, channels, to + at);
+    }
+  });
+}
+
+void scaled_gradient(const TrainingKernels& kernels, const float* gradient, const float* scale, const Bf16* branch,
+                     int64_t rows, int channels, Bf16* to, float* scale_gradient, int threads) {
+  std::vector<float> sums(static_cast<size_t>(std::max(threads, 1)) * channels);
+  const int parts = split(rows, channels, threads, [&](int i, int64_t first, int64_t size) {
+    const int64_t at = first * channels;
+    kernels.scaled_gradient(gradient + at, scale, branch + at, size, channels, to + at, &sums[i * channels]);
+  });
+  for (int c = 0; c < channels; ++c) {
+    scale_gradient[c] = 0.0f;
+    for (int i = 0; i < parts; ++i) scale_gradient[c] += sums[i * channels + c];
+  }
+}
+
+}  // namespace swiftformer

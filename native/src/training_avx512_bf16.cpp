@@ -1,0 +1,7 @@
+#include "vec_avx512.h"
+//
+#include "training_impl.h"
+
+namespace swiftformer {
+const TrainingKernels avx512_training = training_table("avx512_bf16");
+}

@@ -1,0 +1,185 @@
+"""The kernels that training on a CPU takes from `swiftformer_native`: against torch, and inside of networks."""
+
+import copy
+import importlib.util
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from conftest import relative, tiny
+from swiftformer import training_kernels
+from swiftformer.model import DropPath
+from swiftformer.training_kernels import GELU, add_scaled, gelu, gelu_gradient, scaled_gradient, sum_with_scaled
+
+needs_kernels = pytest.mark.skipif(training_kernels.KERNELS is None, reason="needs swiftformer_native and AVX-512 BF16")
+FINITE = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+FINITE = FINITE[FINITE.isfinite() & ((FINITE.abs() > 1e-36) | (FINITE == 0))]
+
+
+def maps(*shape, dtype=torch.bfloat16, seed=0):
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return values.contiguous(memory_format=torch.channels_last)
+
+
+@needs_kernels
+def test_gelu_of_all_numbers_is_the_rounded_exact_one():
+    x = FINITE.double()
+    exact = 0.5 * x * torch.special.erfc(-x / 2**0.5)  # torch's own GELU cancels where it is small
+    seen = exact.abs() > 1e-36
+    error = (gelu(FINITE).double() - exact).abs()[seen] / exact.abs()[seen]
+    assert error.max() < 2**-8 + 1e-3  # half a unit in the last place, and what the polynomial adds
+
+
+@needs_kernels
+def test_the_slope_of_gelu_at_all_numbers():
+    x = FINITE.double().requires_grad_()
+    (exact,) = torch.autograd.grad(F.gelu(x).sum(), x)
+    found = gelu_gradient(torch.ones_like(FINITE), FINITE).double()
+    torch.testing.assert_close(found, exact, rtol=2**-8 + 1e-5, atol=2e-6)
+
+
+@needs_kernels
+@pytest.mark.parametrize("layout", ["channels last", "contiguous", "with gaps", "broadcast gradient"])
+def test_gelu_in_any_layout(layout):
+    x, gradient = maps(2, 5, 3, 4), maps(2, 5, 3, 4, seed=1)
+    if layout == "contiguous":
+        x = x.contiguous()
+    if layout == "with gaps":
+        x = maps(2, 5, 3, 8)[..., ::2]
+    if layout == "broadcast gradient":
+        gradient = torch.ones(1, 1, 1, 1, dtype=torch.bfloat16).expand(2, 5, 3, 4)
+    x.requires_grad_()
+    y = GELU()(x)
+    (found,) = torch.autograd.grad(y, x, gradient)
+    (wanted,) = torch.autograd.grad(F.gelu(x), x, gradient)
+    assert relative(y, F.gelu(x)) < 1e-2 and relative(found, wanted) < 1e-2
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [1, 15, 16, 56, 220])
+def test_scaled_sums(channels, dtype):
+    x, branch = maps(3, channels, 5, 4, dtype=dtype), maps(3, channels, 5, 4, seed=1)
+    scale = torch.linspace(1e-5, 1, channels).view(-1, 1, 1)
+    inputs = [tensor.requires_grad_() for tensor in (x, scale, branch)]
+    gradient = maps(3, channels, 5, 4, dtype=torch.float32, seed=2)
+    found, wanted = sum_with_scaled(*inputs), x + scale * branch
+    torch.testing.assert_close(found, wanted)
+    assert found.dtype == torch.float32
+    ours, torchs = (torch.autograd.grad(total, inputs, gradient) for total in (found, wanted))
+    for one, other in zip(ours, torchs, strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+def test_operators_keep_to_the_rules_of_torch():
+    x, scale = maps(2, 6, 3, 3).requires_grad_(), torch.rand(6, 1, 1).requires_grad_()
+    wide = maps(2, 6, 3, 3, dtype=torch.float32)
+    torch.library.opcheck(gelu, (x,))
+    torch.library.opcheck(gelu_gradient, (x.detach(), x.detach()))
+    torch.library.opcheck(sum_with_scaled, (wide, scale, x))
+    torch.library.opcheck(scaled_gradient, (wide, scale.detach(), x.detach()))
+
+
+def gradients(net, x):
+    net = copy.deepcopy(net)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = net(x).logits
+    output.float().square().sum().backward()
+    return output, [parameter.grad for parameter in net.parameters()]
+
+
+@needs_kernels
+@pytest.mark.parametrize("drop_path", [0.0, 0.3])
+def test_a_network_learns_no_worse_than_with_torchs_operators(drop_path, monkeypatch):
+    net = tiny(drop_path_rate=drop_path).to(memory_format=torch.channels_last).train()
+    x = maps(8, 3, 64, 96, dtype=torch.float32)
+    torch.manual_seed(0)
+    output, ours = gradients(net, x)
+    monkeypatch.setattr(training_kernels, "KERNELS", None)
+    torch.manual_seed(0)
+    other, torchs = gradients(net, x)
+    torch.manual_seed(0)
+    exact_net = copy.deepcopy(net)
+    exact = exact_net(x).logits
+    exact.square().sum().backward()
+    assert relative(output.float(), exact) < 1.3 * relative(other.float(), exact) + 1e-3
+    norm = torch.cat([parameter.grad.flatten() for parameter in exact_net.parameters()])
+    errors = [torch.cat([g.flatten() for g in found]).sub(norm).norm() / norm.norm() for found in (ours, torchs)]
+    assert errors[0] < 1.2 * errors[1] + 1e-3
+
+
+@needs_kernels
+def test_repeated_steps_are_the_same_bit_for_bit():
+    net = tiny().to(memory_format=torch.channels_last).train()
+    x = maps(8, 3, 64, 64, dtype=torch.float32)
+    (_, one), (_, other) = gradients(net, x), gradients(net, x)
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@needs_kernels
+@pytest.mark.parametrize("case", ["float32", "no gradient", "evaluation"])
+def test_nothing_changes_where_nothing_is_learned_in_bfloat16(case, monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("a kernel was called")
+
+    monkeypatch.setattr(training_kernels, "KERNELS", SimpleNamespace(gelu=refuse, add_scaled=refuse))
+    net, x = tiny().train(case != "evaluation"), torch.randn(2, 3, 64, 64)
+    with torch.autocast("cpu", torch.bfloat16, enabled=case != "float32"), torch.set_grad_enabled(case == "float32"):
+        net(x)
+
+
+@needs_kernels
+@pytest.mark.parametrize("drop", [nn.Dropout(0.5), DropPath(0.5)])
+def test_a_branch_that_is_dropped(drop):
+    x, scale, branch = maps(4, 6, 3, 3, dtype=torch.float32), torch.full((6, 1, 1), 0.5), maps(4, 6, 3, 3, seed=1)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = add_scaled(x, lambda x, scale: branch, scale.requires_grad_(), drop.train())
+    torch.manual_seed(0)
+    torch.testing.assert_close(found, x + drop(scale * branch))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        SimpleNamespace(),
+        SimpleNamespace(training=SimpleNamespace(has_openmp=lambda: False, supported=lambda: ["avx512_bf16"])),
+        SimpleNamespace(training=SimpleNamespace(has_openmp=lambda: True, supported=lambda: ["plain"])),
+    ],
+)
+def test_older_packages_and_other_processors_have_no_kernels(module, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setitem(__import__("sys").modules, "swiftformer_native", module)
+    assert training_kernels._find() is None
+
+
+@needs_kernels
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_reference_agrees(threads):
+    kernels = training_kernels.KERNELS
+    x = torch.randn(100003, generator=torch.Generator().manual_seed(0)).bfloat16()
+    found = []
+    for isa in ("plain", training_kernels.INSTRUCTIONS):
+        y = torch.empty_like(x)
+        kernels.gelu(x.data_ptr(), len(x), y.data_ptr(), threads, isa)
+        found.append(y.view(torch.int16).numpy().astype(np.int32))
+    assert np.abs(found[0] - found[1]).max() <= 1
+    with pytest.raises(ValueError, match="instruction set of this processor for training, found sse9"):
+        kernels.gelu(x.data_ptr(), 0, x.data_ptr(), 1, "sse9")
+
+
+@needs_kernels
+@pytest.mark.exhaustive
+def test_compiled():
+    net = tiny().to(memory_format=torch.channels_last).train()
+    x = maps(4, 3, 64, 64, dtype=torch.float32)
+    output, found = gradients(net, x)
+    again, other = gradients(torch.compile(net, dynamic=False, fullgraph=True), x)
+    assert relative(again.float(), output.float()) < 2e-2
+    assert max(relative(a, b) for a, b in zip(found, other, strict=True) if a.abs().max() > 1e-3) < 5e-2
