@@ -4,9 +4,8 @@
 
 A step is forward, backward, adaptive gradient clipping, AdamW and the average of the weights, on the same random
 images, with the same network (July 2023 form), precision and batch. timm's side is made of what timm's train.py uses:
-its model, optimizer, `dispatch_clip_grad` and ModelEmaV3. Every round times each of them
-once, so that a slow moment of the machine hits all; the table gives medians, quartiles and the ratio to timm's default
-within the rounds.
+its model, optimizer, `dispatch_clip_grad` and ModelEmaV3. Every round times each of them once, so that a slow moment of
+the machine hits all; the table gives medians, quartiles and the ratios to timm within the rounds.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from swiftformer import SwiftFormerForImageClassificationWithTeacher
+from swiftformer import SwiftFormerForImageClassificationWithTeacher, training_operators
 from swiftformer.train.distributed import Processes
 from swiftformer.train.memory import keep_freed_memory
 from swiftformer.train.objectives import ClassificationObjective
@@ -49,6 +48,19 @@ def ours(arguments: argparse.Namespace, pixels: Tensor, targets: Tensor, compile
     def run() -> None:
         number[0] += 1
         step(pixels, targets, indices, number[0])
+
+    return run
+
+
+def without_kernels(step: Step) -> Step:
+    kernels = training_operators.KERNELS
+
+    def run() -> None:
+        training_operators.KERNELS = None
+        try:
+            step()
+        finally:
+            training_operators.KERNELS = kernels
 
     return run
 
@@ -118,6 +130,8 @@ def main() -> None:
         "timm, channels_last": theirs(arguments, pixels, targets, True, False),
         "swiftformer": ours(arguments, pixels, targets, compiled=False),
     }
+    if training_operators.KERNELS is not None:
+        steps["swiftformer, without swiftformer-native"] = without_kernels(steps["swiftformer"])
     if not arguments.no_compile:
         steps["timm, channels_last, compile"] = theirs(arguments, pixels, targets, True, True)
         steps["swiftformer, compile"] = ours(arguments, pixels, targets, compiled=True)
@@ -125,17 +139,14 @@ def main() -> None:
         seconds(step, 3, arguments.device)
     rounds = [{name: seconds(step, arguments.steps, arguments.device) for name, step in steps.items()}
               for _ in range(arguments.rounds)]  # fmt: skip
-    print("| implementation | images/s (median) | quartiles | times timm as it comes | times timm, channels_last |")
-    print("|---|---|---|---|---|")
+    bases = [name for name in steps if name.startswith("timm")]
+    print(f"| implementation | images/s (median) | quartiles | {' | '.join(f'times {base}' for base in bases)} |")
+    print("|---" * (3 + len(bases)) + "|")
     for name in steps:
         speeds = [arguments.batch / row[name] for row in rounds]
         low, _, high = statistics.quantiles(speeds, n=4)
-        ratios = [
-            statistics.median(row[base] / row[name] for row in rounds)
-            for base in ("timm, as it comes", "timm, channels_last")
-        ]
-        speed = f"{statistics.median(speeds):.0f} | {low:.0f} to {high:.0f}"
-        print(f"| {name} | {speed} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
+        ratios = [f"{statistics.median(row[base] / row[name] for row in rounds):.2f}" for base in bases]
+        print(f"| {name} | {statistics.median(speeds):.0f} | {low:.0f} to {high:.0f} | {' | '.join(ratios)} |")
 
 
 def show_profile(step: Step) -> None:

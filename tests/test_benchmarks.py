@@ -67,9 +67,9 @@ def test_fusing(script):
     assert out.count("| fused |") == 2 and out.count("| timm |") == 2
 
 
-def test_depth_wise(script):
-    out = script("depth_wise", "--channels", 3, "--batch", 1, "--rounds", 1)
-    assert out.count("x") >= 8 and "| bfloat16 | 2x2 | " in out
+def test_small_maps(script):
+    out = script("small_maps", "--channels", 3, "--batch", 1, "--rounds", 1)
+    assert "| depth-wise | bfloat16 | 2x2 | " in out and "| 1x1, 12 to 3 | float32 | 4x4 | " in out
 
 
 def test_start_up(script):

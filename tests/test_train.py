@@ -381,7 +381,8 @@ def test_cached_teacher(image_folder, tmp_path, monkeypatch, kind):
     (tmp_path / "again").mkdir()
     shutil.copy(tmp_path / "cached" / "teacher.safetensors", tmp_path / "again")
     asked.clear()
-    first = run(image_folder, tmp_path / "again", *settings, "cache_teacher=true")
+    moved = shutil.copytree(image_folder, tmp_path / "moved")  # the same pictures, wherever they lie
+    first = run(moved, tmp_path / "again", *settings, "cache_teacher=true")
     assert asked == [] and first["loss"] > 0
     Image.new("RGB", (40, 48)).save(image_folder / "train" / "red" / "new.png")
     (tmp_path / "other").mkdir()

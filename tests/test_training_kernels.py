@@ -11,11 +11,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import relative, tiny
-from swiftformer import training_kernels
+from swiftformer import training_kernels, training_operators
 from swiftformer.model import DropPath
-from swiftformer.training_kernels import GELU, add_scaled, gelu, gelu_gradient, scaled_gradient, sum_with_scaled
+from swiftformer.training_kernels import GELU, BatchNorm2d, add_scaled
+from swiftformer.training_operators import gelu, gelu_gradient, sum_with_scaled
 
-needs_kernels = pytest.mark.skipif(training_kernels.KERNELS is None, reason="needs swiftformer_native and AVX-512 BF16")
+needs_kernels = pytest.mark.skipif(
+    training_operators.KERNELS is None, reason="needs swiftformer_native and AVX-512 BF16"
+)
 FINITE = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
 FINITE = FINITE[FINITE.isfinite() & ((FINITE.abs() > 1e-36) | (FINITE == 0))]
 
@@ -78,12 +81,61 @@ def test_scaled_sums(channels, dtype):
 
 @needs_kernels
 def test_operators_keep_to_the_rules_of_torch():
-    x, scale = maps(2, 6, 3, 3).requires_grad_(), torch.rand(6, 1, 1).requires_grad_()
-    wide = maps(2, 6, 3, 3, dtype=torch.float32)
-    torch.library.opcheck(gelu, (x,))
-    torch.library.opcheck(gelu_gradient, (x.detach(), x.detach()))
-    torch.library.opcheck(sum_with_scaled, (wide, scale, x))
-    torch.library.opcheck(scaled_gradient, (wide, scale.detach(), x.detach()))
+    x, scale, bias = maps(2, 6, 3, 3).requires_grad_(), torch.rand(6, 1, 1).requires_grad_(), torch.rand(6)
+    wide, weight = maps(2, 6, 3, 3, dtype=torch.float32), torch.rand(6).requires_grad_()
+    half, one = x.detach(), weight.detach()
+    operators = torch.ops.swiftformer
+    torch.library.opcheck(operators.gelu.default, (x,))
+    torch.library.opcheck(operators.gelu_gradient.default, (half, half))
+    torch.library.opcheck(operators.sum_with_scaled.default, (wide, scale, x))
+    torch.library.opcheck(operators.scaled_gradient.default, (wide, scale.detach(), half))
+    torch.library.opcheck(operators.batch_norm.default, (x, weight, bias, 1e-5))
+    torch.library.opcheck(operators.batch_norm_gradient.default, (half, half, one, one, one))
+
+
+@needs_kernels
+def test_second_derivatives_are_refused():
+    x = maps(2, 6, 3, 3).requires_grad_()
+    (first,) = torch.autograd.grad(gelu(x), x, maps(2, 6, 3, 3).requires_grad_(), create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+@needs_kernels
+@pytest.mark.parametrize("channels", [1, 24, 56, 220])
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_batch_norm(channels, offset, monkeypatch):
+    monkeypatch.setattr(training_kernels, "LARGE", 0)
+    ours, exact = BatchNorm2d(channels, eps=1e-3, momentum=0.3), nn.BatchNorm2d(channels, eps=1e-3, momentum=0.3)
+    nn.init.uniform_(ours.weight)
+    nn.init.normal_(ours.bias)
+    exact.load_state_dict(ours.state_dict())
+    exact.double()
+    x = (maps(8, channels, 37, 11, dtype=torch.float32) + offset).bfloat16().requires_grad_()
+    wide, upstream = x.detach().double().requires_grad_(), maps(8, channels, 37, 11, seed=1)
+    y, wanted = ours(x), exact(wide)
+    assert y.dtype == torch.bfloat16
+    found = torch.autograd.grad(y, (x, ours.weight, ours.bias), upstream)
+    expected = torch.autograd.grad(wanted, (wide, exact.weight, exact.bias), upstream.double())
+    for one, other in zip((y, *found), (wanted, *expected), strict=True):
+        assert (one.double() - other).norm() < 3e-3 * other.norm()
+    for name, buffer in ours.named_buffers():
+        torch.testing.assert_close(buffer.double(), exact.get_buffer(name).double(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["evaluation", "float32", "no momentum", "no weights", "small", "contiguous"])
+def test_other_batch_norms_are_torchs(case, monkeypatch):
+    monkeypatch.setattr(training_kernels, "batch_norm", lambda *arguments: pytest.fail("a kernel was called"))
+    monkeypatch.setattr(training_kernels, "LARGE", 10**9 if case == "small" else 0)
+    options = {"no momentum": {"momentum": None}, "no weights": {"affine": False}}.get(case, {})
+    ours, torchs = BatchNorm2d(5, **options), nn.BatchNorm2d(5, **options)
+    x = maps(4, 5, 3, 3, dtype=torch.float32 if case == "float32" else torch.bfloat16).requires_grad_()
+    if case == "contiguous":
+        x = x.contiguous()
+    for norm in (ours, torchs):
+        norm.train(case != "evaluation")
+    torch.testing.assert_close(ours(x), torchs(x))
+    assert all(torch.equal(a, b) for a, b in zip(ours.buffers(), torchs.buffers(), strict=True))
 
 
 def gradients(net, x):
@@ -101,7 +153,7 @@ def test_a_network_learns_no_worse_than_with_torchs_operators(drop_path, monkeyp
     x = maps(8, 3, 64, 96, dtype=torch.float32)
     torch.manual_seed(0)
     output, ours = gradients(net, x)
-    monkeypatch.setattr(training_kernels, "KERNELS", None)
+    monkeypatch.setattr(training_operators, "KERNELS", None)
     torch.manual_seed(0)
     other, torchs = gradients(net, x)
     torch.manual_seed(0)
@@ -128,7 +180,7 @@ def test_nothing_changes_where_nothing_is_learned_in_bfloat16(case, monkeypatch)
     def refuse(*arguments):
         raise AssertionError("a kernel was called")
 
-    monkeypatch.setattr(training_kernels, "KERNELS", SimpleNamespace(gelu=refuse, add_scaled=refuse))
+    monkeypatch.setattr(training_operators, "KERNELS", SimpleNamespace(gelu=refuse, add_scaled=refuse))
     net, x = tiny().train(case != "evaluation"), torch.randn(2, 3, 64, 64)
     with torch.autocast("cpu", torch.bfloat16, enabled=case != "float32"), torch.set_grad_enabled(case == "float32"):
         net(x)
@@ -156,16 +208,16 @@ def test_a_branch_that_is_dropped(drop):
 def test_older_packages_and_other_processors_have_no_kernels(module, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setitem(__import__("sys").modules, "swiftformer_native", module)
-    assert training_kernels._find() is None
+    assert training_operators.find() is None
 
 
 @needs_kernels
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_reference_agrees(threads):
-    kernels = training_kernels.KERNELS
+    kernels = training_operators.KERNELS
     x = torch.randn(100003, generator=torch.Generator().manual_seed(0)).bfloat16()
     found = []
-    for isa in ("plain", training_kernels.INSTRUCTIONS):
+    for isa in ("plain", training_operators.INSTRUCTIONS):
         y = torch.empty_like(x)
         kernels.gelu(x.data_ptr(), len(x), y.data_ptr(), threads, isa)
         found.append(y.view(torch.int16).numpy().astype(np.int32))

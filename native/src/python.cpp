@@ -104,6 +104,27 @@ void add_training(nb::module_ m) {
       },
       "gradient"_a, "scale"_a, "branch"_a, "rows"_a, "channels"_a, "to"_a, "scale_gradient"_a, "threads"_a, "isa"_a,
       Release(), "The gradients of branch and of scale in add_scaled, from that of its result.");
+  m.def(
+      "batch_norm",
+      [](uintptr_t x, int64_t rows, int channels, uintptr_t weight, uintptr_t bias, float eps, uintptr_t y,
+         uintptr_t mean, uintptr_t inverse, int threads, const std::string& isa) {
+        batch_norm(training_kernels_for(isa), at<const Bf16>(x), rows, channels, at<const float>(weight),
+                   at<const float>(bias), eps, at<Bf16>(y), at<float>(mean), at<float>(inverse), threads);
+      },
+      "x"_a, "rows"_a, "channels"_a, "weight"_a, "bias"_a, "eps"_a, "y"_a, "mean"_a, "inverse"_a, "threads"_a, "isa"_a,
+      Release(), "BatchNorm of bfloat16 in training; also gives the means and 1 / sqrt(variance + eps), in float32.");
+  m.def(
+      "batch_norm_gradient",
+      [](uintptr_t gradient, uintptr_t x, int64_t rows, int channels, uintptr_t weight, uintptr_t mean,
+         uintptr_t inverse, uintptr_t to, uintptr_t weight_gradient, uintptr_t bias_gradient, int threads,
+         const std::string& isa) {
+        batch_norm_gradient(training_kernels_for(isa), at<const Bf16>(gradient), at<const Bf16>(x), rows, channels,
+                            at<const float>(weight), at<const float>(mean), at<const float>(inverse), at<Bf16>(to),
+                            at<float>(weight_gradient), at<float>(bias_gradient), threads);
+      },
+      "gradient"_a, "x"_a, "rows"_a, "channels"_a, "weight"_a, "mean"_a, "inverse"_a, "to"_a, "weight_gradient"_a,
+      "bias_gradient"_a, "threads"_a, "isa"_a, Release(),
+      "The gradients of x, weight and bias in batch_norm, from that of its result.");
 }
 
 }  // namespace

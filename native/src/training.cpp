@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
+#include <cstring>
 #include <stdexcept>
 
 #include "cpu.h"
@@ -42,6 +44,13 @@ void in_threads(int parts, const Part& part) {
   } else {
     Region<Part>::body(&region);
   }
+}
+
+float to_float(Bf16 half) {
+  const uint32_t bits = static_cast<uint32_t>(half.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
 }
 
 constexpr int64_t worth_a_thread = 16384;  // values
@@ -117,6 +126,58 @@ void scaled_gradient(const TrainingKernels& kernels, const float* gradient, cons
     scale_gradient[c] = 0.0f;
     for (int i = 0; i < parts; ++i) scale_gradient[c] += sums[i * channels + c];
   }
+}
+
+void batch_norm(const TrainingKernels& kernels, const Bf16* x, int64_t rows, int channels, const float* weight,
+                const float* bias, float eps, Bf16* y, float* mean, float* inverse, int threads) {
+  std::vector<double> sums(static_cast<size_t>(std::max(threads, 1)) * 2 * channels);
+  std::vector<float> shift(channels), factor(channels);
+  for (int c = 0; c < channels; ++c) shift[c] = to_float(x[c]);
+  const int parts = split(rows, channels, threads, [&](int i, int64_t first, int64_t size) {
+    kernels.moments(x + first * channels, size, channels, shift.data(), &sums[2 * i * channels]);
+  });
+  for (int c = 0; c < channels; ++c) {
+    double total = 0, squares = 0;
+    for (int i = 0; i < parts; ++i) {
+      total += sums[2 * i * channels + c];
+      squares += sums[(2 * i + 1) * channels + c];
+    }
+    const double moved = total / rows;
+    mean[c] = static_cast<float>(shift[c] + moved);
+    inverse[c] = static_cast<float>(1 / std::sqrt(std::max(squares / rows - moved * moved, 0.0) + eps));
+    factor[c] = weight[c] * inverse[c];
+  }
+  split(rows, channels, threads, [&](int, int64_t first, int64_t size) {
+    kernels.normalize(x + first * channels, size, channels, mean, factor.data(), bias, y + first * channels);
+  });
+}
+
+void batch_norm_gradient(const TrainingKernels& kernels, const Bf16* gradient, const Bf16* x, int64_t rows,
+                         int channels, const float* weight, const float* mean, const float* inverse, Bf16* to,
+                         float* weight_gradient, float* bias_gradient, int threads) {
+  std::vector<double> sums(static_cast<size_t>(std::max(threads, 1)) * 2 * channels);
+  std::vector<float> factor(channels), slope(channels), offset(channels);
+  const int parts = split(rows, channels, threads, [&](int i, int64_t first, int64_t size) {
+    const int64_t at = first * channels;
+    kernels.normalize_sums(gradient + at, x + at, size, channels, mean, &sums[2 * i * channels]);
+  });
+  for (int c = 0; c < channels; ++c) {
+    double total = 0, products = 0;
+    for (int i = 0; i < parts; ++i) {
+      total += sums[2 * i * channels + c];
+      products += sums[(2 * i + 1) * channels + c];
+    }
+    bias_gradient[c] = static_cast<float>(total);
+    weight_gradient[c] = static_cast<float>(products * inverse[c]);
+    factor[c] = weight[c] * inverse[c];
+    slope[c] = static_cast<float>(-factor[c] * products / rows * inverse[c] * inverse[c]);
+    offset[c] = static_cast<float>(-factor[c] * total / rows);
+  }
+  split(rows, channels, threads, [&](int, int64_t first, int64_t size) {
+    const int64_t at = first * channels;
+    kernels.normalize_gradient(gradient + at, x + at, size, channels, mean, factor.data(), slope.data(), offset.data(),
+                               to + at);
+  });
 }
 
 }  // namespace swiftformer

@@ -32,6 +32,21 @@ struct TrainingKernels {
   // The gradient of `branch` there, from that of the sum; adds that of `scale` to `scale_gradient`.
   void (*scaled_gradient)(const float* gradient, const float* scale, const Bf16* branch, int64_t rows, int channels,
                           Bf16* to, float* scale_gradient);
+
+  // Of each channel: adds the sum of x - shift to `sums`, and that of its squares behind them.
+  void (*moments)(const Bf16* x, int64_t rows, int channels, const float* shift, double* sums);
+
+  // (x - mean) * factor + bias
+  void (*normalize)(const Bf16* x, int64_t rows, int channels, const float* mean, const float* factor,
+                    const float* bias, Bf16* y);
+
+  // Of each channel: adds the sum of the gradient to `sums`, and that of gradient * (x - mean) behind them.
+  void (*normalize_sums)(const Bf16* gradient, const Bf16* x, int64_t rows, int channels, const float* mean,
+                         double* sums);
+
+  // gradient * factor + (x - mean) * slope + offset
+  void (*normalize_gradient)(const Bf16* gradient, const Bf16* x, int64_t rows, int channels, const float* mean,
+                             const float* factor, const float* slope, const float* offset, Bf16* to);
 };
 
 extern const TrainingKernels plain_training;
@@ -57,5 +72,13 @@ void add_scaled(const TrainingKernels& kernels, const void* x, bool x_is_bf16, c
 // Overwrites `scale_gradient`.
 void scaled_gradient(const TrainingKernels& kernels, const float* gradient, const float* scale, const Bf16* branch,
                      int64_t rows, int channels, Bf16* to, float* scale_gradient, int threads);
+
+// BatchNorm over all rows, in training. Of each channel `mean` and `inverse`, 1 / sqrt(variance + eps), are outputs of
+// the first and inputs of the second; weights and biases are float32.
+void batch_norm(const TrainingKernels& kernels, const Bf16* x, int64_t rows, int channels, const float* weight,
+                const float* bias, float eps, Bf16* y, float* mean, float* inverse, int threads);
+void batch_norm_gradient(const TrainingKernels& kernels, const Bf16* gradient, const Bf16* x, int64_t rows,
+                         int channels, const float* weight, const float* mean, const float* inverse, Bf16* to,
+                         float* weight_gradient, float* bias_gradient, int threads);
 
 }  // namespace swiftformer

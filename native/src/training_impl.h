@@ -88,8 +88,93 @@ void scaled_gradient(const float* gradient, const float* scale, const Bf16* bran
   }
 }
 
+// Rows that are summed up in float32 before the sums go on in double, and that stay in the first-level cache meanwhile.
+inline int64_t rows_at_once(int channels) { return channels < 1024 ? 8192 / channels : 8; }
+
+// Adds to `sums` what `add(first, c, count)` gives for `count` rows from `first` on: two vectors for the channels from
+// c on, of which only the existing ones count.
+template <class Add>
+void sum_by_channel(int64_t rows, int channels, double* sums, const Add& add) {
+  const int64_t step = rows_at_once(channels);
+  for (int64_t first = 0; first < rows; first += step) {
+    const int64_t count = rows - first < step ? rows - first : step;
+    for (int c = 0; c < channels; c += lanes) {
+      Vec one = all(0.0f), other = all(0.0f);
+      add(first, c, count, one, other);
+      float some[2][lanes];
+      store(some[0], one);
+      store(some[1], other);
+      for (int i = 0; i < lanes && c + i < channels; ++i) {
+        sums[c + i] += some[0][i];
+        sums[channels + c + i] += some[1][i];
+      }
+    }
+  }
+}
+
+inline Vec channels_of(const Bf16* row, int c, int channels) {
+  return c + lanes <= channels ? load_bf16(&row[c].bits) : load_some_bf16(&row[c].bits, channels - c);
+}
+inline Vec channels_of(const float* row, int c, int channels) {
+  return c + lanes <= channels ? load(row + c) : load_some(row + c, channels - c);
+}
+inline void store_channels(Bf16* row, int c, int channels, Vec v) {
+  if (c + lanes <= channels) {
+    store_bf16(&row[c].bits, v);
+  } else {
+    store_some_bf16(&row[c].bits, v, channels - c);
+  }
+}
+
+void moments(const Bf16* x, int64_t rows, int channels, const float* shift, double* sums) {
+  sum_by_channel(rows, channels, sums, [&](int64_t first, int c, int64_t count, Vec& total, Vec& squares) {
+    const Vec least = channels_of(shift, c, channels);
+    for (const Bf16* row = x + first * channels; count > 0; --count, row += channels) {
+      const Vec value = channels_of(row, c, channels) - least;
+      total = total + value;
+      squares = multiply_add(value, value, squares);
+    }
+  });
+}
+
+void normalize(const Bf16* x, int64_t rows, int channels, const float* mean, const float* factor, const float* bias,
+               Bf16* y) {
+  for (int64_t at = 0; at < rows * channels; at += channels) {
+    for (int c = 0; c < channels; c += lanes) {
+      const Vec value = channels_of(x + at, c, channels) - channels_of(mean, c, channels);
+      const Vec normal = multiply_add(value, channels_of(factor, c, channels), channels_of(bias, c, channels));
+      store_channels(y + at, c, channels, normal);
+    }
+  }
+}
+
+void normalize_sums(const Bf16* gradient, const Bf16* x, int64_t rows, int channels, const float* mean, double* sums) {
+  sum_by_channel(rows, channels, sums, [&](int64_t first, int c, int64_t count, Vec& total, Vec& products) {
+    const Vec middle = channels_of(mean, c, channels);
+    const Bf16* row = x + first * channels;
+    for (const Bf16* g = gradient + first * channels; count > 0; --count, g += channels, row += channels) {
+      const Vec value = channels_of(g, c, channels);
+      total = total + value;
+      products = multiply_add(value, channels_of(row, c, channels) - middle, products);
+    }
+  });
+}
+
+void normalize_gradient(const Bf16* gradient, const Bf16* x, int64_t rows, int channels, const float* mean,
+                        const float* factor, const float* slope, const float* offset, Bf16* to) {
+  for (int64_t at = 0; at < rows * channels; at += channels) {
+    for (int c = 0; c < channels; c += lanes) {
+      const Vec value = channels_of(x + at, c, channels) - channels_of(mean, c, channels);
+      const Vec rest = multiply_add(value, channels_of(slope, c, channels), channels_of(offset, c, channels));
+      const Vec g = channels_of(gradient + at, c, channels);
+      store_channels(to + at, c, channels, multiply_add(g, channels_of(factor, c, channels), rest));
+    }
+  }
+}
+
 constexpr TrainingKernels training_table(const char* name) {
-  return {name, gelu_of_bf16, gelu_gradient_of_bf16, add_scaled<float>, add_scaled<Bf16>, scaled_gradient};
+  return {name,    gelu_of_bf16, gelu_gradient_of_bf16, add_scaled<float>, add_scaled<Bf16>, scaled_gradient,
+          moments, normalize,    normalize_sums,        normalize_gradient};
 }
 
 }  // namespace

@@ -387,6 +387,45 @@ struct Suite {
         for (int c = 0; c < channels; ++c) scales.see(std::fabs(of_scale[c] - total[c]), std::to_string(channels));
       }
     }
+    Worst normals, statistics, normal_gradients, weights;
+    for (int channels : {1, 24, 56, 220}) {
+      for (int64_t rows : {2, 7, 1500}) {
+        const int64_t count = rows * channels;
+        const std::vector<Bf16> x = halves(count), gradient = halves(count);
+        std::vector<float> weight(channels), bias(channels), mean(channels), inverse(channels), of[2];
+        for (int c = 0; c < channels; ++c) weight[c] = some(), bias[c] = some();
+        for (std::vector<float>& each : of) each.resize(channels);
+        std::vector<Bf16> y(count), to(count);
+        swiftformer::batch_norm(kernels, x.data(), rows, channels, weight.data(), bias.data(), 1e-5f, y.data(),
+                                mean.data(), inverse.data(), 3);
+        swiftformer::batch_norm_gradient(kernels, gradient.data(), x.data(), rows, channels, weight.data(), mean.data(),
+                                         inverse.data(), to.data(), of[0].data(), of[1].data(), 3);
+        for (int c = 0; c < channels; ++c) {
+          double middle = 0, spread = 0, total = 0, products = 0;
+          for (int64_t i = c; i < count; i += channels) middle += value(x[i]) / rows;
+          for (int64_t i = c; i < count; i += channels) spread += std::pow(value(x[i]) - middle, 2) / rows;
+          const double factor = 1 / std::sqrt(spread + 1e-5);
+          for (int64_t i = c; i < count; i += channels) {
+            total += value(gradient[i]);
+            products += value(gradient[i]) * (value(x[i]) - middle) * factor;
+          }
+          const double size = std::fabs(weight[c]) + 1;
+          for (int64_t i = c; i < count; i += channels) {
+            const double normal = (value(x[i]) - middle) * factor;
+            normals.see(std::fabs(value(y[i]) - normal * weight[c] - bias[c]) / (size + std::fabs(bias[c])),
+                        std::to_string(channels));
+            const double exact = weight[c] * factor * (value(gradient[i]) - total / rows - normal * products / rows);
+            normal_gradients.see(std::fabs(value(to[i]) - exact) / (size * factor), std::to_string(rows));
+          }
+          statistics.see(std::fabs(mean[c] - middle) + std::fabs(inverse[c] / factor - 1), std::to_string(rows));
+          weights.see((std::fabs(of[0][c] - products) + std::fabs(of[1][c] - total)) / rows, std::to_string(rows));
+        }
+      }
+    }
+    report("training " + isa + ", BatchNorm", normals.found, 0.04, normals.where);
+    report("training " + isa + ", statistics of BatchNorm", statistics.found, 1e-5, statistics.where);
+    report("training " + isa + ", gradient of BatchNorm", normal_gradients.found, 0.06, normal_gradients.where);
+    report("training " + isa + ", gradient of its weights", weights.found, 1e-4, weights.where);
     report("training " + isa + ", GELU", gelus.found, 1, gelus.where);
     report("training " + isa + ", gradient of GELU", slopes.found, 0.04,
            slopes.where);  // half a unit of up to 8 * 1.13

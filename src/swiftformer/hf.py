@@ -27,7 +27,7 @@ from swiftformer.config import SwiftFormerConfig
 from swiftformer.freezing import freeze
 from swiftformer.model import Activation, ConvBranch, Encoder, EncoderBlock, PatchEmbedding
 from swiftformer.normalization import refuse_folded
-from swiftformer.training_kernels import GELU
+from swiftformer.training_kernels import GELU, BatchNorm2d
 
 
 class SwiftFormerPreTrainedModel(PreTrainedModel):
@@ -144,7 +144,7 @@ class SwiftFormerForImageClassification(SwiftFormerPreTrainedModel):
         super().__init__(config)
         self.num_labels: int = config.num_labels or 0
         self.swiftformer = SwiftFormerModel(config)
-        self.norm = nn.BatchNorm2d(config.embed_dims[-1], eps=config.batch_norm_eps)
+        self.norm = BatchNorm2d(config.embed_dims[-1], eps=config.batch_norm_eps)
         self._make_heads()
         self.post_init()
 
@@ -277,7 +277,7 @@ class SwiftFormerBackbone(BackboneMixin, SwiftFormerPreTrainedModel):
         self.num_features = [config.embed_dims[0], *config.embed_dims]
         self.hidden_states_norms = nn.ModuleDict(
             {
-                stage: nn.BatchNorm2d(channels, eps=config.batch_norm_eps)
+                stage: BatchNorm2d(channels, eps=config.batch_norm_eps)
                 for stage, channels in zip(self.out_features, self.channels, strict=True)
                 if stage != "stem"
             }

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from swiftformer.attention import EfficientAdditiveAttention, scaled
 from swiftformer.small_maps import DepthWiseConv2d, PointWiseConv2d
-from swiftformer.training_kernels import add_scaled
+from swiftformer.training_kernels import BatchNorm2d, add_scaled
 
 if TYPE_CHECKING:
     from swiftformer.config import SwiftFormerConfig
@@ -49,10 +49,10 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         self.patch_embedding = nn.Sequential(
             nn.Conv2d(num_channels, dim // 2, kernel_size=3, stride=2, padding=1),
-            nn.BatchNorm2d(dim // 2, eps=eps),
+            BatchNorm2d(dim // 2, eps=eps),
             nn.ReLU(),
             nn.Conv2d(dim // 2, dim, kernel_size=3, stride=2, padding=1),
-            nn.BatchNorm2d(dim, eps=eps),
+            BatchNorm2d(dim, eps=eps),
             nn.ReLU(),
         )
 
@@ -68,7 +68,7 @@ class Downsampling(nn.Module):
         size = config.down_patch_size
         kernel_size = (size, size) if isinstance(size, int) else (size[0], size[1])
         self.proj = nn.Conv2d(in_dim, out_dim, kernel_size, config.down_stride, config.down_pad)
-        self.norm = nn.BatchNorm2d(out_dim, eps=config.batch_norm_eps)
+        self.norm = BatchNorm2d(out_dim, eps=config.batch_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.proj(x))
@@ -80,7 +80,7 @@ class ConvBranch(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, activation: Activation, drop_rate: float, eps: float) -> None:
         super().__init__()
         self.depth_wise_conv = DepthWiseConv2d(dim)
-        self.norm = nn.BatchNorm2d(dim, eps=eps)
+        self.norm = BatchNorm2d(dim, eps=eps)
         self.point_wise_conv1 = PointWiseConv2d(dim, hidden_dim)
         self.act = activation()
         self.point_wise_conv2 = PointWiseConv2d(hidden_dim, dim)
@@ -109,7 +109,7 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, activation: Activation, drop_rate: float, eps: float) -> None:
         super().__init__()
-        self.norm1 = nn.BatchNorm2d(dim, eps=eps)
+        self.norm1 = BatchNorm2d(dim, eps=eps)
         self.fc1 = PointWiseConv2d(dim, hidden_dim)
         self.act = activation()
         self.fc2 = PointWiseConv2d(hidden_dim, dim)

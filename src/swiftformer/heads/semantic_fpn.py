@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from swiftformer.training_kernels import BatchNorm2d
+
 
 class FeaturePyramid(nn.Module):
     """FPN (arXiv 1612.03144): every map gets what the coarser ones know, and all get the same width."""
@@ -33,7 +35,7 @@ class ConvNormAct(nn.Module):
     def __init__(self, in_channels: int, channels: int, eps: float) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, channels, kernel_size=3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(channels, eps=eps)
+        self.norm = BatchNorm2d(channels, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x)).relu()

@@ -1,0 +1,183 @@
+"""What `swiftformer_native` computes for training in bfloat16 on a CPU, as functions that autograd and torch.compile
+know. They can be called where `KERNELS` is not None."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import util
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+INSTRUCTIONS = "avx512_bf16"
+
+
+def find() -> Any:
+    """`swiftformer_native.training`, or None where it has nothing faster than PyTorch."""
+    if util.find_spec("swiftformer_native") is None:
+        return None
+    import swiftformer_native
+
+    found = getattr(swiftformer_native, "training", None)  # older versions lack it
+    return found if found and found.has_openmp() and INSTRUCTIONS in found.supported() else None
+
+
+KERNELS = find()
+
+
+def _call(kernel: str, *arguments: Any) -> None:
+    """Tensors are given by their addresses."""
+    values = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
+    getattr(KERNELS, kernel)(*values, torch.get_num_threads(), INSTRUCTIONS)
+
+
+def _in_layout_of(like: Tensor, x: Tensor) -> Tensor:
+    return x if x.stride() == like.stride() else torch.empty_like(like).copy_(x)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """A map whose pixels are rows of channels."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _size(x: Tensor) -> tuple[int, int]:
+    """Pixels and channels."""
+    return x.numel() // x.shape[1], x.shape[1]
+
+
+def _operator(name: str, run: Callable, fake: Callable) -> Callable:
+    """A function without a gradient that torch.compile takes as it is."""
+    operator = torch.library.custom_op(f"swiftformer::{name}", run, mutates_args=(), device_types="cpu")
+    operator.register_fake(fake)
+    # The operator costs a hundred microseconds: nothing but tensors that are being compiled need it.
+    return lambda *arguments: run(*arguments) if _is_run(arguments[0]) else operator(*arguments)
+
+
+def _learned(name: str, run: Callable, fake: Callable, keep: Callable, backward: Callable) -> Callable:
+    """A function with a gradient, that of a `torch.autograd.Function` with these parts."""
+    operator = torch.library.custom_op(f"swiftformer::{name}", run, mutates_args=(), device_types="cpu")
+    operator.register_fake(fake)
+    operator.register_autograd(backward, setup_context=keep)
+    parts = {"forward": run, "setup_context": keep, "backward": once_differentiable(backward)}
+    function: Any = type(name, (torch.autograd.Function,), {key: staticmethod(part) for key, part in parts.items()})
+    return lambda *arguments: function.apply(*arguments) if _is_run(arguments[0]) else operator(*arguments)
+
+
+def _is_run(x: Tensor) -> bool:
+    return type(x) is Tensor and not torch.compiler.is_compiling()
+
+
+# --- GELU of bfloat16, in any layout
+
+
+def _gelu(x: Tensor) -> Tensor:
+    y = torch.empty_like(x)
+    _call("gelu", _in_layout_of(y, x), x.numel(), y)
+    return y
+
+
+def _gelu_gradient(gradient: Tensor, x: Tensor) -> Tensor:
+    to = torch.empty_like(x)
+    _call("gelu_gradient", _in_layout_of(to, gradient), _in_layout_of(to, x), x.numel(), to)
+    return to
+
+
+def _keep_gelu(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+gelu_gradient = _operator("gelu_gradient", _gelu_gradient, lambda gradient, x: torch.empty_like(x))
+gelu = _learned(
+    "gelu", _gelu, torch.empty_like, _keep_gelu, lambda ctx, gradient: gelu_gradient(gradient, *ctx.saved_tensors)
+)
+
+
+# --- `x + scale * branch`: maps of float32 or bfloat16, `(C, 1, 1)` of float32, maps of bfloat16; gives float32
+
+
+def _sum_with_scaled(x: Tensor, scale: Tensor, branch: Tensor) -> Tensor:
+    x, to = _rows(x), torch.empty_like(x, dtype=torch.float32, memory_format=torch.channels_last)
+    _call("add_scaled", x, x.dtype == torch.bfloat16, scale.contiguous(), _rows(branch), *_size(x), to)
+    return to
+
+
+def _scaled_gradient(gradient: Tensor, scale: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+    gradient, branch, scale = _rows(gradient), _rows(branch), scale.contiguous()
+    of_branch, of_scale = torch.empty_like(branch), torch.empty_like(scale)
+    _call("scaled_gradient", gradient, scale, branch, *_size(branch), of_branch, of_scale)
+    return of_branch, of_scale
+
+
+def _keep_sum(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    x, scale, branch = inputs
+    ctx.save_for_backward(scale, branch)
+    ctx.dtype = x.dtype
+
+
+def _sum_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    of_branch, of_scale = scaled_gradient(gradient, *ctx.saved_tensors)
+    return gradient.to(ctx.dtype), of_scale, of_branch
+
+
+def _like_rows(x: Tensor, **options: Any) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last, **options)
+
+
+scaled_gradient = _operator(
+    "scaled_gradient", _scaled_gradient, lambda _, scale, branch: (_like_rows(branch), torch.empty_like(scale))
+)
+sum_with_scaled = _learned(
+    "sum_with_scaled",
+    _sum_with_scaled,
+    lambda x, scale, branch: _like_rows(x, dtype=torch.float32),
+    _keep_sum,
+    _sum_backward,
+)
+
+
+# --- BatchNorm of maps of bfloat16 by the batch's statistics; gives means and `1 / sqrt(variance + eps)` as well
+
+
+def _batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    x, weight, bias = _rows(x), weight.contiguous(), bias.contiguous()
+    y, mean, inverse = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+    _call("batch_norm", x, *_size(x), weight, bias, eps, y, mean, inverse)
+    return y, mean, inverse
+
+
+def _batch_norm_gradient(
+    gradient: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    gradient, x, weight = _rows(gradient), _rows(x), weight.contiguous()
+    to, of_weight, of_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+    _call("batch_norm_gradient", gradient, x, *_size(x), weight, mean, inverse, to, of_weight, of_bias)
+    return to, of_weight, of_bias
+
+
+def _keep_batch_norm(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, float], output: tuple[Tensor, ...]) -> None:
+    x, weight, _, _ = inputs
+    _, mean, inverse = output
+    ctx.mark_non_differentiable(mean, inverse)
+    ctx.save_for_backward(x, weight, mean, inverse)
+
+
+def _batch_norm_backward(ctx: Any, gradient: Tensor, *unused: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    return *batch_norm_gradient(gradient, *ctx.saved_tensors), None
+
+
+def _like_norm(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _like_rows(x), torch.empty_like(weight), torch.empty_like(weight)
+
+
+batch_norm_gradient = _operator(
+    "batch_norm_gradient", _batch_norm_gradient, lambda gradient, x, weight, mean, inverse: _like_norm(x, weight)
+)
+batch_norm = _learned(
+    "batch_norm",
+    _batch_norm,
+    lambda x, weight, bias, eps: _like_norm(x, weight),
+    _keep_batch_norm,
+    _batch_norm_backward,
+)
