@@ -63,8 +63,8 @@ def scaled(layer: Any, x: Tensor, scale: Tensor | None) -> Tensor:
     autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)  # which raises for the meta device
     if not autocast and _is_plain(layer):
         weight = scale.view(-1, *(1,) * (layer.weight.ndim - 1)) * layer.weight
-        apply: Any = point_wise if weight.ndim == 4 else F.linear
-        return apply(x, weight, scale.flatten() * layer.bias)
+        bias = scale.flatten() * layer.bias
+        return point_wise(x, weight, bias, layer.training) if weight.ndim == 4 else F.linear(x, weight, bias)
     return scale * layer(x)
 
 

@@ -39,12 +39,12 @@ class PointWiseConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size=1)
 
     def forward(self, input: Tensor) -> Tensor:
-        return point_wise(input, self.weight, self.bias)
+        return point_wise(input, self.weight, self.bias, self.training)
 
 
-def point_wise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def point_wise(x: Tensor, weight: Tensor, bias: Tensor | None, training: bool) -> Tensor:
     """A 1x1 convolution; a matrix product in training on a CPU with maps of up to 16 pixels, channels last."""
-    learns = weight.requires_grad and torch.is_grad_enabled() and not torch.jit.is_tracing()
+    learns = training and weight.requires_grad and torch.is_grad_enabled() and not torch.jit.is_tracing()
     if learns and x.device.type == "cpu" and x.ndim == 4 and x.shape[2] * x.shape[3] <= MOST:
         pixels = x.permute(0, 2, 3, 1)  # (B, H, W, C)
         if pixels.is_contiguous():

@@ -23,7 +23,7 @@ class GELU(nn.GELU):
     """The exact GELU, `x Phi(x)`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return gelu(input) if _serves(input) else F.gelu(input)
+        return gelu(input) if self.training and _serves(input) else F.gelu(input)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -52,11 +52,11 @@ def add_scaled(
     Args:
         branch: gives its result times the scale, `(C, 1, 1)`, that it gets, or without one as it is.
     """
-    autocast = x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
-    if scale is None or training_operators.KERNELS is None or not autocast or torch.jit.is_tracing():
+    autocast = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    if scale is None or training_operators.KERNELS is None or not (autocast and drop.training):
         return x + drop(branch(x, scale))
     result = branch(x, None)
-    idle = not drop.training or getattr(drop, "p", getattr(drop, "drop_prob", 0.0)) == 0.0
+    idle = getattr(drop, "p", getattr(drop, "drop_prob", 0.0)) == 0.0
     rows = all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in (x, result))
     types = x.dtype in (torch.float32, torch.bfloat16) and scale.dtype == torch.float32
     if idle and rows and types and _serves(result):
