@@ -91,6 +91,13 @@ def test_models_that_do_not_fit_are_refused(fields, variant, message):
         swiftformer.grow(tiny(**fields), variant)
 
 
+def test_other_modules_are_refused_and_the_type_stays():
+    model = tiny()
+    with pytest.raises(ValueError, match="can be trained, found DeployModel"):
+        swiftformer.grow(swiftformer.fuse(model), "l1")
+    assert swiftformer.grow(model.half(), "s").dtype == torch.float16
+
+
 def test_the_command_writes_a_checkpoint_that_evaluates_alike(tmp_path):
     result = CliRunner().invoke(
         app, ["grow", "swiftformer-xs-cifar10", str(tmp_path / "grown"), "--variant", "l1", "--half"]

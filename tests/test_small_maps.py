@@ -135,6 +135,15 @@ def test_point_wise_convolutions_of_small_maps_are_products_where_they_learn(mon
     assert len(calls) == 1
     with torch.no_grad():
         conv(small)
+    conv.eval()(small)
     assert len(calls) == 1
+    conv.train()
     with torch.autocast("cpu", torch.bfloat16):
         assert conv(small).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gradients_have_the_strides_of_the_weights(memory_format):
+    conv = PointWiseConv2d(8, 16).to(memory_format=memory_format)
+    conv(torch.randn(2, 8, 4, 4).contiguous(memory_format=torch.channels_last)).sum().backward()
+    assert conv.weight.grad.stride() == conv.weight.stride()

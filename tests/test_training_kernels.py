@@ -1,7 +1,7 @@
 """The kernels that training on a CPU takes from `swiftformer_native`: against torch, and inside of networks."""
 
 import copy
-import importlib.util
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,11 +14,10 @@ from conftest import relative, tiny
 from swiftformer import training_kernels, training_operators
 from swiftformer.model import DropPath
 from swiftformer.training_kernels import GELU, BatchNorm2d, add_scaled
-from swiftformer.training_operators import gelu, gelu_gradient, sum_with_scaled
+from swiftformer.training_operators import gelu, gelu_gradient, scaled_gradient, sum_with_scaled
 
-needs_kernels = pytest.mark.skipif(
-    training_operators.KERNELS is None, reason="needs swiftformer_native and AVX-512 BF16"
-)
+KERNELS = training_operators.KERNELS
+needs_kernels = pytest.mark.skipif(KERNELS is None, reason="needs swiftformer_native and AVX-512 BF16")
 FINITE = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
 FINITE = FINITE[FINITE.isfinite() & ((FINITE.abs() > 1e-36) | (FINITE == 0))]
 
@@ -174,16 +173,101 @@ def test_repeated_steps_are_the_same_bit_for_bit():
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@needs_kernels
-@pytest.mark.parametrize("case", ["float32", "no gradient", "evaluation"])
-def test_nothing_changes_where_nothing_is_learned_in_bfloat16(case, monkeypatch):
-    def refuse(*arguments):
-        raise AssertionError("a kernel was called")
+def refuse(*arguments):
+    raise AssertionError("a kernel was called")
 
-    monkeypatch.setattr(training_operators, "KERNELS", SimpleNamespace(gelu=refuse, add_scaled=refuse))
-    net, x = tiny().train(case != "evaluation"), torch.randn(2, 3, 64, 64)
-    with torch.autocast("cpu", torch.bfloat16, enabled=case != "float32"), torch.set_grad_enabled(case == "float32"):
-        net(x)
+
+@needs_kernels
+@pytest.mark.parametrize("case", ["float32", "no gradient", "evaluation", "scales of bfloat16"])
+def test_nothing_changes_where_nothing_is_learned_in_bfloat16(case, monkeypatch):
+    names = ("gelu", "add_scaled", "batch_norm")
+    monkeypatch.setattr(training_kernels, "LARGE", 0)
+    net, x = tiny().to(memory_format=torch.channels_last).train(case != "evaluation"), maps(2, 3, 64, 64)
+    if case == "scales of bfloat16":
+        names = names[1:2]
+        for block in net.modules():
+            for name in ("layer_scale", "layer_scale_1", "layer_scale_2"):
+                if hasattr(block, name):
+                    setattr(block, name, nn.Parameter(getattr(block, name).bfloat16()))
+    others = {name: getattr(KERNELS, name) for name in dir(KERNELS) if name not in names}
+    monkeypatch.setattr(training_operators, "KERNELS", SimpleNamespace(**others, **dict.fromkeys(names, refuse)))
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=case != "float32"),
+        torch.set_grad_enabled(case != "no gradient"),
+    ):
+        net(x.float())
+
+
+@needs_kernels
+def test_a_network_in_training_uses_every_kernel(monkeypatch):
+    called = set()
+
+    class Spy:
+        def __getattr__(self, name):
+            called.add(name)
+            return getattr(KERNELS, name)
+
+    monkeypatch.setattr(training_kernels, "LARGE", 0)
+    monkeypatch.setattr(training_operators, "KERNELS", Spy())
+    gradients(tiny().to(memory_format=torch.channels_last).train(), maps(2, 3, 64, 64, dtype=torch.float32))
+    expected = {"gelu", "gelu_gradient", "add_scaled", "scaled_gradient", "batch_norm", "batch_norm_gradient"}
+    assert called == expected
+
+
+def test_exports_in_evaluation_mode_have_no_limits_of_size(monkeypatch):
+    monkeypatch.setattr(training_kernels, "LARGE", 2**10)
+    net = tiny().eval()
+    sizes = {0: torch.export.Dim("batch", min=1, max=64)}
+    program = torch.export.export(net, (torch.randn(2, 3, 64, 64),), dynamic_shapes={"pixel_values": sizes})
+    assert program.module()(torch.randn(33, 3, 64, 64)).logits.shape[0] == 33
+
+
+@needs_kernels
+def test_wrong_shapes_end_as_with_torch():
+    x, scale = maps(2, 6, 4, 4, dtype=torch.float32), torch.rand(6, 1, 1).requires_grad_()
+    drop = nn.Dropout(0.0).train()
+
+    def added(x, branch, scale):
+        with torch.autocast("cpu", torch.bfloat16):
+            return add_scaled(x, lambda x, scale: branch.requires_grad_(), scale, drop)
+
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        added(x, maps(2, 6, 3, 3), scale)
+    one = torch.rand(1, 1, 1).requires_grad_()
+    for few, branch, factor in (
+        (x, maps(2, 6, 1, 1), scale),
+        (x[:1], maps(2, 6, 4, 4), scale),
+        (x, maps(2, 6, 4, 4), one),
+    ):
+        torch.testing.assert_close(added(few, branch, factor), few + factor * branch)
+    with pytest.raises((RuntimeError, ValueError), match="running_mean should contain 256"):
+        BatchNorm2d(64)(maps(8, 256, 32, 32).requires_grad_())
+    with pytest.raises(ValueError, match="maps .* of one shape and C values"):
+        sum_with_scaled(x, torch.rand(5), maps(2, 6, 4, 4))
+
+
+@needs_kernels
+def test_drops_that_somebody_replaced_or_looks_at_are_called():
+    class Zero(nn.Module):
+        def forward(self, x):
+            return 0 * x
+
+    x, scale, branch = maps(2, 6, 4, 4, dtype=torch.float32), torch.rand(6, 1, 1), maps(2, 6, 4, 4).requires_grad_()
+    watched, seen = nn.Dropout(0.0), []
+    watched.register_forward_hook(lambda *arguments: seen.append(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(add_scaled(x, lambda x, scale: branch, scale, Zero().train()), x)
+        add_scaled(x, lambda x, scale: branch, scale, watched.train())
+    assert seen == [1]
+
+
+@needs_kernels
+def test_sums_over_many_pixels_are_exact():
+    gradient, branch = torch.full((1, 3, 1500, 1000), 0.7), torch.full((1, 3, 1500, 1000), 0.3, dtype=torch.bfloat16)
+    _, found = scaled_gradient(gradient, torch.ones(3, 1, 1), branch)
+    torch.testing.assert_close(
+        found.flatten(), torch.full((3,), 0.7 * branch[0, 0, 0, 0].item() * 1.5e6), rtol=1e-5, atol=0
+    )
 
 
 @needs_kernels
@@ -200,14 +284,14 @@ def test_a_branch_that_is_dropped(drop):
 @pytest.mark.parametrize(
     "module",
     [
+        None,
         SimpleNamespace(),
         SimpleNamespace(training=SimpleNamespace(has_openmp=lambda: False, supported=lambda: ["avx512_bf16"])),
         SimpleNamespace(training=SimpleNamespace(has_openmp=lambda: True, supported=lambda: ["plain"])),
     ],
 )
-def test_older_packages_and_other_processors_have_no_kernels(module, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setitem(__import__("sys").modules, "swiftformer_native", module)
+def test_without_the_package_and_on_other_processors_there_are_no_kernels(module, monkeypatch):
+    monkeypatch.setitem(sys.modules, "swiftformer_native", module)
     assert training_operators.find() is None
 
 

@@ -18,10 +18,7 @@ namespace {
 // call, beside PyTorch's, which wait busily for their next.
 using Parallel = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
 
-Parallel parallel() {
-  static const Parallel found = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-  return found;
-}
+Parallel parallel() { return reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel")); }
 
 template <class Part>
 struct Region {
@@ -39,8 +36,9 @@ struct Region {
 template <class Part>
 void in_threads(int parts, const Part& part) {
   Region<Part> region{part, parts};
-  if (parts > 1 && parallel()) {
-    parallel()(Region<Part>::body, &region, static_cast<unsigned>(parts), 0);
+  const Parallel run = parts > 1 ? parallel() : nullptr;
+  if (run) {
+    run(Region<Part>::body, &region, static_cast<unsigned>(parts), 0);
   } else {
     Region<Part>::body(&region);
   }
@@ -117,14 +115,15 @@ void add_scaled(const TrainingKernels& kernels, const void* x, bool x_is_bf16, c
 
 void scaled_gradient(const TrainingKernels& kernels, const float* gradient, const float* scale, const Bf16* branch,
                      int64_t rows, int channels, Bf16* to, float* scale_gradient, int threads) {
-  std::vector<float> sums(static_cast<size_t>(std::max(threads, 1)) * channels);
+  std::vector<double> sums(static_cast<size_t>(std::max(threads, 1)) * channels);
   const int parts = split(rows, channels, threads, [&](int i, int64_t first, int64_t size) {
     const int64_t at = first * channels;
     kernels.scaled_gradient(gradient + at, scale, branch + at, size, channels, to + at, &sums[i * channels]);
   });
   for (int c = 0; c < channels; ++c) {
-    scale_gradient[c] = 0.0f;
-    for (int i = 0; i < parts; ++i) scale_gradient[c] += sums[i * channels + c];
+    double total = 0;
+    for (int i = 0; i < parts; ++i) total += sums[i * channels + c];
+    scale_gradient[c] = static_cast<float>(total);
   }
 }
 
@@ -132,7 +131,12 @@ void batch_norm(const TrainingKernels& kernels, const Bf16* x, int64_t rows, int
                 const float* bias, float eps, Bf16* y, float* mean, float* inverse, int threads) {
   std::vector<double> sums(static_cast<size_t>(std::max(threads, 1)) * 2 * channels);
   std::vector<float> shift(channels), factor(channels);
-  for (int c = 0; c < channels; ++c) shift[c] = to_float(x[c]);
+  // About the means, so that sums of squares lose nothing: those of some rows.
+  const int64_t seen = std::min<int64_t>(rows, 32);
+  for (int64_t i = 0; i < seen; ++i) {
+    const Bf16* row = x + rows * i / seen * channels;
+    for (int c = 0; c < channels; ++c) shift[c] += to_float(row[c]) / seen;
+  }
   const int parts = split(rows, channels, threads, [&](int i, int64_t first, int64_t size) {
     kernels.moments(x + first * channels, size, channels, shift.data(), &sums[2 * i * channels]);
   });

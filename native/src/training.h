@@ -29,9 +29,9 @@ struct TrainingKernels {
   void (*add_scaled_to_bf16)(const Bf16* x, const float* scale, const Bf16* branch, int64_t rows, int channels,
                              float* to);
 
-  // The gradient of `branch` there, from that of the sum; adds that of `scale` to `scale_gradient`.
+  // The gradient of `branch` there, from that of the sum; adds that of `scale` to `sums`.
   void (*scaled_gradient)(const float* gradient, const float* scale, const Bf16* branch, int64_t rows, int channels,
-                          Bf16* to, float* scale_gradient);
+                          Bf16* to, double* sums);
 
   // Of each channel: adds the sum of x - shift to `sums`, and that of its squares behind them.
   void (*moments)(const Bf16* x, int64_t rows, int channels, const float* shift, double* sums);

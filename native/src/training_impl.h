@@ -69,44 +69,24 @@ void add_scaled(const Value* x, const float* scale, const Bf16* branch, int64_t 
   }
 }
 
-void scaled_gradient(const float* gradient, const float* scale, const Bf16* branch, int64_t rows, int channels,
-                     Bf16* to, float* scale_gradient) {
-  for (int64_t at = 0; at < rows * channels; at += channels) {
-    int c = 0;
-    for (; c + lanes <= channels; c += lanes) {
-      const Vec g = load(gradient + at + c);
-      store_bf16(&to[at + c].bits, g * load(scale + c));
-      store(scale_gradient + c, multiply_add(g, load_bf16(&branch[at + c].bits), load(scale_gradient + c)));
-    }
-    if (c < channels) {
-      const int left = channels - c;
-      const Vec g = load_some(gradient + at + c, left);
-      store_some_bf16(&to[at + c].bits, g * load_some(scale + c, left), left);
-      const Vec sum = multiply_add(g, load_some_bf16(&branch[at + c].bits, left), load_some(scale_gradient + c, left));
-      store_some(scale_gradient + c, sum, left);
-    }
-  }
-}
-
 // Rows that are summed up in float32 before the sums go on in double, and that stay in the first-level cache meanwhile.
 inline int64_t rows_at_once(int channels) { return channels < 1024 ? 8192 / channels : 8; }
 
-// Adds to `sums` what `add(first, c, count)` gives for `count` rows from `first` on: two vectors for the channels from
-// c on, of which only the existing ones count.
-template <class Add>
+// Adds to `sums`, as many for each channel as `kinds`, what `add(first, c, count, totals)` finds in `count` rows from
+// `first` on: vectors for the channels from c on, of which only the existing ones count.
+template <int kinds, class Add>
 void sum_by_channel(int64_t rows, int channels, double* sums, const Add& add) {
   const int64_t step = rows_at_once(channels);
   for (int64_t first = 0; first < rows; first += step) {
     const int64_t count = rows - first < step ? rows - first : step;
     for (int c = 0; c < channels; c += lanes) {
-      Vec one = all(0.0f), other = all(0.0f);
-      add(first, c, count, one, other);
-      float some[2][lanes];
-      store(some[0], one);
-      store(some[1], other);
-      for (int i = 0; i < lanes && c + i < channels; ++i) {
-        sums[c + i] += some[0][i];
-        sums[channels + c + i] += some[1][i];
+      Vec totals[kinds];
+      for (Vec& total : totals) total = all(0.0f);
+      add(first, c, count, totals);
+      for (int kind = 0; kind < kinds; ++kind) {
+        float some[lanes];
+        store(some, totals[kind]);
+        for (int i = 0; i < lanes && c + i < channels; ++i) sums[kind * channels + c + i] += some[i];
       }
     }
   }
@@ -126,14 +106,31 @@ inline void store_channels(Bf16* row, int c, int channels, Vec v) {
   }
 }
 
+void scaled_gradient(const float* gradient, const float* scale, const Bf16* branch, int64_t rows, int channels,
+                     Bf16* to, double* sums) {
+  sum_by_channel<1>(rows, channels, sums, [&](int64_t first, int c, int64_t count, Vec(&totals)[1]) {
+    const Vec factor = channels_of(scale, c, channels);
+    Vec total = totals[0];
+    for (int64_t at = first * channels; count > 0; --count, at += channels) {
+      const Vec g = channels_of(gradient + at, c, channels);
+      store_channels(to + at, c, channels, g * factor);
+      total = multiply_add(g, channels_of(branch + at, c, channels), total);
+    }
+    totals[0] = total;
+  });
+}
+
 void moments(const Bf16* x, int64_t rows, int channels, const float* shift, double* sums) {
-  sum_by_channel(rows, channels, sums, [&](int64_t first, int c, int64_t count, Vec& total, Vec& squares) {
+  sum_by_channel<2>(rows, channels, sums, [&](int64_t first, int c, int64_t count, Vec(&totals)[2]) {
     const Vec least = channels_of(shift, c, channels);
+    Vec total = totals[0], squares = totals[1];
     for (const Bf16* row = x + first * channels; count > 0; --count, row += channels) {
       const Vec value = channels_of(row, c, channels) - least;
       total = total + value;
       squares = multiply_add(value, value, squares);
     }
+    totals[0] = total;
+    totals[1] = squares;
   });
 }
 
@@ -149,14 +146,17 @@ void normalize(const Bf16* x, int64_t rows, int channels, const float* mean, con
 }
 
 void normalize_sums(const Bf16* gradient, const Bf16* x, int64_t rows, int channels, const float* mean, double* sums) {
-  sum_by_channel(rows, channels, sums, [&](int64_t first, int c, int64_t count, Vec& total, Vec& products) {
+  sum_by_channel<2>(rows, channels, sums, [&](int64_t first, int c, int64_t count, Vec(&totals)[2]) {
     const Vec middle = channels_of(mean, c, channels);
+    Vec total = totals[0], products = totals[1];
     const Bf16* row = x + first * channels;
     for (const Bf16* g = gradient + first * channels; count > 0; --count, g += channels, row += channels) {
       const Vec value = channels_of(g, c, channels);
       total = total + value;
       products = multiply_add(value, channels_of(row, c, channels) - middle, products);
     }
+    totals[0] = total;
+    totals[1] = products;
   });
 }
 

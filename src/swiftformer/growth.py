@@ -32,13 +32,17 @@ def grow(model: Model, variant: str) -> Model:
         variant: `s`, `l1` or `l3`, with no stage shallower or narrower than the model's.
 
     Returns:
-        A model of the same class, classes and preprocessing, in eval mode.
+        A model of the same class, classes, type and preprocessing, on the CPU in eval mode.
 
     Raises:
         ValueError: unknown variant, one that the model does not fit into, or a model with folded normalisation.
     """
     if variant not in VARIANTS:
         raise ValueError(f"expected a variant of {', '.join(VARIANTS)}, found {variant!r}")
+    from swiftformer.hf import SwiftFormerPreTrainedModel
+
+    if not isinstance(model, SwiftFormerPreTrainedModel):
+        raise ValueError(f"expected a SwiftFormer model that can be trained, found {type(model).__name__}")
     refuse_folded(model)
     config, target = model.config, VARIANTS[variant]
     found, wanted = (*config.depths, *config.embed_dims), (*target.depths, *target.embed_dims)
@@ -50,6 +54,7 @@ def grow(model: Model, variant: str) -> Model:
         )
     fields = config.to_dict() | {"depths": list(target.depths), "embed_dims": list(target.embed_dims)}
     larger: Any = type(model)(type(config)(**fields))
+    larger.to(model.dtype)
     weights = larger.state_dict()
     for name, old in model.state_dict().items():
         place = _place(name, config.depths, target.depths)

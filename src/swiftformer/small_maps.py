@@ -48,7 +48,9 @@ def point_wise(x: Tensor, weight: Tensor, bias: Tensor | None, training: bool) -
     if learns and x.device.type == "cpu" and x.ndim == 4 and x.shape[2] * x.shape[3] <= MOST:
         pixels = x.permute(0, 2, 3, 1)  # (B, H, W, C)
         if pixels.is_contiguous():
-            return F.linear(pixels, weight.flatten(1), bias).permute(0, 3, 1, 2)
+            # The gradient is to have the weight's strides, which DistributedDataParallel would copy it to otherwise.
+            matrix = weight.flatten(1) if weight.stride(2) == 1 else weight.permute(0, 2, 3, 1).flatten(1)
+            return F.linear(pixels, matrix, bias).permute(0, 3, 1, 2)
     return F.conv2d(x, weight, bias)
 
 

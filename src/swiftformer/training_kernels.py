@@ -30,9 +30,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     """torch's, of maps `(B, num_features, H, W)`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        known = self.running_mean is not None and self.momentum is not None and self.weight is not None
-        rows = input.numel() >= LARGE and input.is_contiguous(memory_format=torch.channels_last)
-        if not (self.training and known and rows and _serves(input)) or self.weight.dtype != torch.float32:
+        if not (self.training and _serves(input) and self._fits(input)):
             return super().forward(input)
         y, mean, inverse = batch_norm(input, self.weight, self.bias, self.eps)
         count = input.numel() // input.shape[1]
@@ -42,6 +40,12 @@ class BatchNorm2d(nn.BatchNorm2d):
             self.running_var.lerp_(variance, self.momentum)  # type: ignore[union-attr, arg-type]
             self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
         return y
+
+    def _fits(self, x: Tensor) -> bool:
+        counted = self.running_mean is not None and self.momentum is not None
+        float32 = all(values is not None and values.dtype == torch.float32 for values in (self.weight, self.bias))
+        large = x.numel() >= LARGE and x.is_contiguous(memory_format=torch.channels_last)
+        return counted and float32 and x.ndim == 4 and x.shape[1] == self.num_features and large
 
 
 def add_scaled(
@@ -56,12 +60,18 @@ def add_scaled(
     if scale is None or training_operators.KERNELS is None or not (autocast and drop.training):
         return x + drop(branch(x, scale))
     result = branch(x, None)
-    idle = getattr(drop, "p", getattr(drop, "drop_prob", 0.0)) == 0.0
+    shapes = x.ndim == 4 and x.shape == result.shape and scale.shape == (x.shape[1], 1, 1)
     rows = all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in (x, result))
     types = x.dtype in (torch.float32, torch.bfloat16) and scale.dtype == torch.float32
-    if idle and rows and types and _serves(result):
+    if _serves(result) and _is_idle(drop) and shapes and rows and types:
         return sum_with_scaled(x, scale, result)
     return x + drop(scale * result)
+
+
+def _is_idle(drop: nn.Module) -> bool:
+    """Whether dropout or drop path does nothing and nobody looks at it."""
+    rate = drop.p if type(drop) is nn.Dropout else getattr(drop, "drop_prob", None)
+    return rate == 0 and not (drop._forward_hooks or drop._forward_pre_hooks or drop._backward_hooks)
 
 
 def _serves(x: Tensor) -> bool:

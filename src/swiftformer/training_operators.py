@@ -4,24 +4,23 @@ know. They can be called where `KERNELS` is not None."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import util
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 INSTRUCTIONS = "avx512_bf16"
 
 
 def find() -> Any:
     """`swiftformer_native.training`, or None where it has nothing faster than PyTorch."""
-    if util.find_spec("swiftformer_native") is None:
+    try:
+        from swiftformer_native import training as found
+    except (ImportError, OSError):  # not installed, older, or broken: the engine of that name says which
         return None
-    import swiftformer_native
-
-    found = getattr(swiftformer_native, "training", None)  # older versions lack it
-    return found if found and found.has_openmp() and INSTRUCTIONS in found.supported() else None
+    return found if found.has_openmp() and INSTRUCTIONS in found.supported() else None
 
 
 KERNELS = find()
@@ -44,7 +43,15 @@ def _rows(x: Tensor) -> Tensor:
 
 def _size(x: Tensor) -> tuple[int, int]:
     """Pixels and channels."""
-    return x.numel() // x.shape[1], x.shape[1]
+    return x.numel() // max(x.shape[1], 1), x.shape[1]
+
+
+def _check(*maps: Tensor, channels: tuple[Tensor, ...]) -> None:
+    """Raise ValueError where kernels would read or write behind the end of something."""
+    shapes = {tuple(each.shape) for each in maps}
+    counts = {each.numel() for each in channels}
+    if len(shapes) > 1 or maps[0].ndim != 4 or counts != {maps[0].shape[1]}:
+        raise ValueError(f"expected maps (B, C, H, W) of one shape and C values, found {shapes} and {counts} values")
 
 
 def _operator(name: str, run: Callable, fake: Callable) -> Callable:
@@ -66,7 +73,8 @@ def _learned(name: str, run: Callable, fake: Callable, keep: Callable, backward:
 
 
 def _is_run(x: Tensor) -> bool:
-    return type(x) is Tensor and not torch.compiler.is_compiling()
+    """Whether there are values, and nobody records what is done with them but autograd."""
+    return type(x) is Tensor and not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None
 
 
 # --- GELU of bfloat16, in any layout
@@ -98,12 +106,14 @@ gelu = _learned(
 
 
 def _sum_with_scaled(x: Tensor, scale: Tensor, branch: Tensor) -> Tensor:
+    _check(x, branch, channels=(scale,))
     x, to = _rows(x), torch.empty_like(x, dtype=torch.float32, memory_format=torch.channels_last)
     _call("add_scaled", x, x.dtype == torch.bfloat16, scale.contiguous(), _rows(branch), *_size(x), to)
     return to
 
 
 def _scaled_gradient(gradient: Tensor, scale: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+    _check(gradient, branch, channels=(scale,))
     gradient, branch, scale = _rows(gradient), _rows(branch), scale.contiguous()
     of_branch, of_scale = torch.empty_like(branch), torch.empty_like(scale)
     _call("scaled_gradient", gradient, scale, branch, *_size(branch), of_branch, of_scale)
@@ -141,6 +151,7 @@ sum_with_scaled = _learned(
 
 
 def _batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    _check(x, channels=(weight, bias))
     x, weight, bias = _rows(x), weight.contiguous(), bias.contiguous()
     y, mean, inverse = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
     _call("batch_norm", x, *_size(x), weight, bias, eps, y, mean, inverse)
@@ -150,6 +161,7 @@ def _batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Te
 def _batch_norm_gradient(
     gradient: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check(gradient, x, channels=(weight, mean, inverse))
     gradient, x, weight = _rows(gradient), _rows(x), weight.contiguous()
     to, of_weight, of_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
     _call("batch_norm_gradient", gradient, x, *_size(x), weight, mean, inverse, to, of_weight, of_bias)
