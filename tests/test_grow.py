@@ -6,10 +6,10 @@ import json
 
 import pytest
 import torch
-from tests.conftest import TINY, randomize
 from typer.testing import CliRunner
 
 import swiftformer
+from conftest import TINY, randomize
 from swiftformer.cli import app
 from swiftformer.model_kinds import model_class
 from swiftformer.variants import VARIANTS
