@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from swiftformer import load
+from swiftformer.training_operators import KERNELS
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -70,6 +71,12 @@ def test_fusing(script):
 def test_small_maps(script):
     out = script("small_maps", "--channels", 3, "--batch", 1, "--rounds", 1)
     assert "| depth-wise | bfloat16 | 2x2 | " in out and "| 1x1, 12 to 3 | float32 | 4x4 | " in out
+
+
+@pytest.mark.skipif(KERNELS is None, reason="needs swiftformer_native and AVX-512 BF16")
+def test_training_kernels(script):
+    out = script("training_kernels", "--batch", 2, "--rounds", 1)
+    assert "| BatchNorm | 24x32x32 | " in out and "| scaled sum | 220x2x2 | " in out
 
 
 def test_start_up(script):

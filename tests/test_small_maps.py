@@ -60,6 +60,11 @@ def test_half_precision_under_autocast(dtype):
     assert max(relative(one.double(), other) for one, other in zip(found, exact, strict=True)) < 2e-2
 
 
+def test_in_evaluation_mode_nothing_but_a_convolution(monkeypatch):
+    monkeypatch.setattr(_SmallMaps, "apply", lambda *arguments: pytest.fail("the gradient of its own was asked for"))
+    DepthWiseConv2d(4).eval()(torch.randn(1, 4, 2, 2))
+
+
 def test_frozen_weights_and_parts_that_do_not_learn():
     conv = DepthWiseConv2d(4).requires_grad_(False)
     x = torch.randn(1, 4, 2, 2, requires_grad=True)

@@ -242,6 +242,8 @@ def test_wrong_shapes_end_as_with_torch():
         torch.testing.assert_close(added(few, branch, factor), few + factor * branch)
     with pytest.raises((RuntimeError, ValueError), match="running_mean should contain 256"):
         BatchNorm2d(64)(maps(8, 256, 32, 32).requires_grad_())
+    with pytest.raises(ValueError, match="expected a gradient of shape"):
+        gelu_gradient(maps(1, 6, 4, 4), maps(2, 6, 4, 4))
     with pytest.raises(ValueError, match="maps .* of one shape and C values"):
         sum_with_scaled(x, torch.rand(5), maps(2, 6, 4, 4))
 
@@ -290,9 +292,17 @@ def test_a_branch_that_is_dropped(drop):
         SimpleNamespace(training=SimpleNamespace(has_openmp=lambda: True, supported=lambda: ["plain"])),
     ],
 )
-def test_without_the_package_and_on_other_processors_there_are_no_kernels(module, monkeypatch):
+def test_broken_and_older_packages_are_told_and_other_processors_have_no_kernels(module, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "swiftformer_native", module)
     assert training_operators.find() is None
+    broken = module is None or not hasattr(module, "training")
+    assert ("swiftformer_native is older or broken" in caplog.text) == broken
+
+
+def test_without_the_package_there_are_no_kernels(monkeypatch, caplog):
+    monkeypatch.delitem(sys.modules, "swiftformer_native", raising=False)
+    monkeypatch.setattr(training_operators.util, "find_spec", lambda name: None)
+    assert training_operators.find() is None and caplog.text == ""
 
 
 @needs_kernels

@@ -80,7 +80,7 @@ std::vector<std::string> training_supported() {
 }
 
 const TrainingKernels& training_kernels_for(const std::string& isa) {
-  const std::vector<std::string> names = training_supported();
+  static const std::vector<std::string> names = training_supported();
   if (std::find(names.begin(), names.end(), isa) == names.end()) {
     throw std::invalid_argument("expected an instruction set of this processor for training, found " + isa);
   }

@@ -1,8 +1,7 @@
 """GELU, BatchNorm and the sum with a scaled branch, for training on a CPU with autocast to bfloat16.
 
-PyTorch computes GELU of bfloat16 three times as slowly as memory allows, and a scaled sum in four passes. Where
-`swiftformer_native` is installed and the processor has AVX-512 BF16, its kernels are called, in PyTorch's own threads.
-Everywhere else nothing changes.
+Where `swiftformer_native` is installed and the processor has AVX-512 BF16, its kernels are called, in PyTorch's own
+threads; everywhere else nothing changes. What they gain: `benchmarks/training_kernels.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class GELU(nn.GELU):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """torch's, of maps `(B, num_features, H, W)`."""
+    """torch's, of maps `(B, num_features, H, W)`; large ones in training by a kernel."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not (self.training and _serves(input) and self._fits(input)):
@@ -71,7 +70,8 @@ def add_scaled(
 def _is_idle(drop: nn.Module) -> bool:
     """Whether dropout or drop path does nothing and nobody looks at it."""
     rate = drop.p if type(drop) is nn.Dropout else getattr(drop, "drop_prob", None)
-    return rate == 0 and not (drop._forward_hooks or drop._forward_pre_hooks or drop._backward_hooks)
+    hooks = drop._forward_hooks, drop._forward_pre_hooks, drop._backward_hooks, drop._backward_pre_hooks
+    return rate == 0 and not any(hooks)
 
 
 def _serves(x: Tensor) -> bool:

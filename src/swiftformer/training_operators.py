@@ -3,7 +3,10 @@ know. They can be called where `KERNELS` is not None."""
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable
+from importlib import util
 from typing import Any
 
 import torch
@@ -11,14 +14,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+logger = logging.getLogger(__name__)
 INSTRUCTIONS = "avx512_bf16"
 
 
 def find() -> Any:
-    """`swiftformer_native.training`, or None where it has nothing faster than PyTorch."""
+    """`swiftformer_native.training`, or None where it has nothing faster than PyTorch; a broken package is told."""
+    if "swiftformer_native" not in sys.modules and util.find_spec("swiftformer_native") is None:
+        return None
     try:
         from swiftformer_native import training as found
-    except (ImportError, OSError):  # not installed, older, or broken: the engine of that name says which
+    except (ImportError, OSError) as error:
+        logger.warning("swiftformer_native is older or broken (%s): training goes on without its kernels", error)
         return None
     return found if found.has_openmp() and INSTRUCTIONS in found.supported() else None
 
@@ -58,7 +65,7 @@ def _operator(name: str, run: Callable, fake: Callable) -> Callable:
     """A function without a gradient that torch.compile takes as it is."""
     operator = torch.library.custom_op(f"swiftformer::{name}", run, mutates_args=(), device_types="cpu")
     operator.register_fake(fake)
-    # The operator costs a hundred microseconds: nothing but tensors that are being compiled need it.
+    # What torch does around an operator takes longer than the kernels of small maps: compiling alone needs it.
     return lambda *arguments: run(*arguments) if _is_run(arguments[0]) else operator(*arguments)
 
 
@@ -87,6 +94,8 @@ def _gelu(x: Tensor) -> Tensor:
 
 
 def _gelu_gradient(gradient: Tensor, x: Tensor) -> Tensor:
+    if gradient.shape != x.shape:
+        raise ValueError(f"expected a gradient of shape {tuple(x.shape)}, found {tuple(gradient.shape)}")
     to = torch.empty_like(x)
     _call("gelu_gradient", _in_layout_of(to, gradient), _in_layout_of(to, x), x.numel(), to)
     return to
