@@ -296,6 +296,22 @@ def test_missing_path_and_unreachable_name():
         open_source("nobody/nothing", "val")
 
 
+def test_a_name_unknown_to_the_hub_is_told_at_once(monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise ConnectionError("no network")
+
+    asked = []
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr("datasets.get_dataset_split_names", lambda name: asked.append(name) or [])
+    with pytest.raises(ValueError, match=r"nobody/nothing: no such folder, .*\(ConnectionError: no network\)"):
+        hub.find("nobody/nothing")
+    assert not asked
+    (tmp_path / "nobody___nothing").mkdir()
+    assert hub.find("nobody/nothing") == {}
+    assert asked == ["nobody/nothing"]
+
+
 def test_how_classes_differ():
     assert differences(["a", "b"], ["b", "a"], "x", "y") == "the same names in another order"
     assert differences(["a", "b"], ["b"], "x", "y") == "1 only in x (a)"

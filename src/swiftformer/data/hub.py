@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -63,10 +64,20 @@ def find(name: str) -> Splits:
         ) from None
     logger.info("%s: no such file or folder here; asking the hub for a data set of this name", name)
     try:
+        _ask_once(name)
         available = datasets.get_dataset_split_names(name)
     except Exception as error:
         raise _cannot_load(name, error) from error
     return {split: lambda split=split: _load(name, split) for split in available}  # type: ignore[misc]
+
+
+def _ask_once(name: str) -> None:
+    """Raise what keeps the hub from knowing a name that is not cached: the library tries again for half a minute."""
+    from datasets import config
+    from huggingface_hub import HfApi
+
+    if not Path(config.HF_DATASETS_CACHE, name.replace("/", "___")).exists():
+        HfApi().dataset_info(name, timeout=10)
 
 
 def _load(name: str, split: str) -> DatasetsSource:
