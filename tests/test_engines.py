@@ -15,10 +15,12 @@ from conftest import tiny
 from swiftformer import SwiftFormerForSemanticSegmentation, engines, load, save
 from swiftformer.artifact import Artifact
 from swiftformer.checkpoints import CheckpointError
+from swiftformer.detection import SwiftFormerForObjectDetection
 from swiftformer.engines import EngineError, open_engine
 from swiftformer.export import export
 from swiftformer.image_processing import Preprocessing
 from swiftformer.predict import classify
+from swiftformer.predict_segmentation import segment
 from test_export import broken, rewrite
 from test_native_engine import contract
 
@@ -127,15 +129,25 @@ def test_classifiers_run_in_native_and_answer_as_in_torch(native, checkpoint, ca
     assert found.predictions[0].probability == pytest.approx(expected.predictions[0].probability, abs=1e-5)
 
 
+def test_segmenters_run_in_native_and_answer_as_in_torch(native, tmp_path):
+    segmenter = SwiftFormerForSemanticSegmentation(tiny(num_labels=3, fpn_channels=16).config).eval()
+    path = save(segmenter, tmp_path / "segmenter")
+    assert open_engine(path).name.startswith("native fp32 ")
+    (found,), (expected,) = segment(PICTURE, path), segment(PICTURE, segmenter)
+    assert (found.mask == expected.mask).mean() > 0.999
+    with pytest.raises(ValueError, match="expected a segmentation model, found one for classification"):
+        list(segment(PICTURE, save(tiny(), tmp_path / "classifier")))
+
+
 def test_other_checkpoints_run_in_torch(native, checkpoint, tmp_path, monkeypatch, caplog):
     relu = tiny(hidden_act="relu")
     assert open_engine(save(relu, tmp_path / "relu")).name == "torch fp32 cpu"
     assert "running in torch fp32 cpu" in caplog.text and "gelu" not in caplog.text
     assert open_engine(checkpoint, precision="fp16").name == "torch fp16 cpu"
     config = tiny(num_labels=3).config
-    segmenter = save(SwiftFormerForSemanticSegmentation(config), tmp_path / "segmenter")
+    detector = save(SwiftFormerForObjectDetection(config), tmp_path / "detector")
     monkeypatch.setattr("swiftformer.engines.native.from_reference", lambda *_: pytest.fail("loaded for nothing"))
-    assert open_engine(segmenter).name == "torch fp32 cpu"
+    assert open_engine(detector).name == "torch fp32 cpu"
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: True)  # a GPU is faster
         patch.setattr("swiftformer.engines.torch.select_device", lambda _: torch.device("cpu"))

@@ -20,6 +20,7 @@ from swiftformer.artifact import read_artifact
 from swiftformer.benchmark.candidates import CANDIDATES
 from swiftformer.benchmark.runtimes import open_file
 from swiftformer.deploy import fuse
+from swiftformer.detection import SwiftFormerForObjectDetection
 from swiftformer.engines import EngineError, open_engine
 from swiftformer.engines.native import LAYERS
 from swiftformer.export import ExportError, Options, export
@@ -106,12 +107,47 @@ class Network:
         weight, bias = self.tensor(weight, None, None), self.tensor(bias, len(weight))
         self.steps.append(lambda x: self.found.append(x.mean(dim=(2, 3)) @ weight.T + bias))
 
+    def lateral(self, weight, bias):
+        weight, bias = self.tensor(weight, None, None), self.tensor(bias, len(weight))
+        self.steps.append(lambda x: self.levels.append(pointwise(x, weight, bias)) or x)
+
+    def pyramid_level(self, index):
+        def taken(x):
+            level = self.levels[index]
+            if index + 1 < len(self.levels):
+                level = level + F.interpolate(self.levels[index + 1], size=level.shape[2:], mode="nearest")
+            self.levels[index] = level
+            return level
+
+        self.steps.append(taken)
+
+    def convolution(self, weight, bias, relu):
+        weight, bias = self.tensor(weight, None, None, 3, 3), self.tensor(bias, len(weight))
+        assert isinstance(relu, bool)
+        self.steps.append(lambda x: (torch.relu if relu else torch.clone)(F.conv2d(x, weight, bias, padding=1)))
+
+    def enlarging(self, level):
+        self.steps.append(lambda x: F.interpolate(x, size=self.levels[level].shape[2:], mode="bilinear"))
+
+    def scores(self, weight, bias):
+        weight, bias = self.tensor(weight, None, None), self.tensor(bias, len(weight))
+
+        def added(x):
+            scores = F.interpolate(pointwise(x, weight, bias), size=self.levels[0].shape[2:], mode="bilinear")
+            self.total = self.total + scores
+            return x
+
+        self.steps.append(added)
+
+    def scores_output(self):
+        self.steps.append(lambda x: self.found.append(self.total))
+
     def __call__(self, pixels):
         assert pixels.flags.c_contiguous and pixels.dtype in (np.float32, np.uint8)
         x = torch.from_numpy(pixels)
         if pixels.dtype == np.uint8:
             x = (x.permute(0, 3, 1, 2) / 255 - self.mean) / self.std
-        self.found = []
+        self.found, self.levels, self.total = [], [], 0
         for step in self.steps:
             x = step(x)
         return [found.numpy() for found in self.found]
@@ -148,6 +184,12 @@ def small(**fields):
 
 def backbone(*names, **fields):
     model = randomize(SwiftFormerBackbone(SwiftFormerConfig(**TINY, out_features=list(names), **fields))).eval()
+    model.preprocessing = SMALL
+    return model
+
+
+def segmenter(**fields):
+    model = randomize(SwiftFormerForSemanticSegmentation(SwiftFormerConfig(**TINY, **fields))).eval()
     model.preprocessing = SMALL
     return model
 
@@ -189,6 +231,18 @@ def test_backbones(runtime, tmp_path, names):
     model = backbone(*names, global_query_weighting="l2")
     artifact = export(model, tmp_path / "a", "native")
     assert artifact.task == "backbone" and artifact.outputs == names
+    engine = open_engine(tmp_path / "a", "native")
+    for batch, height, width in SHAPES:
+        x = torch.randn(batch, 3, height, width)
+        assert agree(engine(x.numpy()), expected_of(model, x))
+
+
+@pytest.mark.parametrize("fields", [{}, {"num_labels": 3, "fpn_channels": 24, "segmentation_channels": 40}])
+def test_segmenters_at_any_shape(runtime, tmp_path, fields):
+    model = segmenter(**fields)
+    artifact = export(model, tmp_path / "a", "native")
+    assert artifact.task == "segmentation" and artifact.outputs == ("logits",)
+    assert artifact.comparison["max_relative_difference"] < 1e-5
     engine = open_engine(tmp_path / "a", "native")
     for batch, height, width in SHAPES:
         x = torch.randn(batch, 3, height, width)
@@ -373,9 +427,9 @@ def test_half_precision_models_are_written_in_float32():
 
 
 UNFIT = {
-    "segmenter": (
-        lambda: SwiftFormerForSemanticSegmentation(SwiftFormerConfig(**TINY)),
-        "expected a classifier or a backbone, found a model that segments",
+    "detector": (
+        lambda: SwiftFormerForObjectDetection(SwiftFormerConfig(**TINY, fpn_channels=16, box_channels=16)),
+        "expected a classifier, a segmentation model or a backbone, found a detector",
     ),
     "activation": (lambda: tiny(hidden_act="gelu_new"), "expected the activation gelu, found gelu_new"),
     "channels": (lambda: tiny(num_channels=4), "expected a model of 3 channels, found 4"),

@@ -123,6 +123,35 @@ def test_layers_that_do_not_fit():
         network.stem(weight(8, 3, 3, 3), weight(8), weight(16, 8, 3, 3), weight(16))
 
 
+def test_pyramids_that_do_not_fit():
+    network = native.Network()
+    with pytest.raises(ValueError, match="expected the stem as the first layer"):
+        network.lateral(weight(8, 16), weight(8))
+    network.stem(weight(8, 3, 3, 3), weight(8), weight(16, 8, 3, 3), weight(16))
+    with pytest.raises(ValueError, match="expected one of 0 levels, found 0"):
+        network.enlarging(0)
+    with pytest.raises(ValueError, match="expected scores in front of their output"):
+        network.scores_output()
+    network.lateral(weight(8, 16), weight(8))
+    with pytest.raises(ValueError, match=re.escape("lateral weight: expected shape (8, 16), found (9, 16)")):
+        network.lateral(weight(9, 16), weight(9))
+    network.lateral(weight(8, 16), weight(8))
+    for index in (-1, 0, 2):
+        with pytest.raises(ValueError, match=f"expected each lateral's level once, .* first, found level {index}"):
+            network.pyramid_level(index)
+    network.pyramid_level(1)
+    with pytest.raises(ValueError, match="expected at most 8 laterals, in front of all levels"):
+        network.lateral(weight(8, 8), weight(8))
+    network.scores(weight(5, 8), weight(5))
+    with pytest.raises(ValueError, match=re.escape("scores weight: expected shape (5, 8), found (4, 8)")):
+        network.scores(weight(4, 8), weight(4))
+    network.pyramid_level(0)
+    with pytest.raises(ValueError, match="expected each lateral's level once"):
+        network.pyramid_level(0)
+    with pytest.raises(ValueError, match="expected one of 2 levels, found 2"):
+        network.enlarging(2)
+
+
 def test_what_the_processor_cannot():
     with pytest.raises(ValueError, match=r"precision: expected fp32, bf16 or int8, found fp64"):
         native.Network(precision="fp64")

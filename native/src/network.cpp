@@ -169,18 +169,28 @@ void Network::stem(const Weight& weight1, const Weight& bias1, const Weight& wei
   }
   input_channels_ = inputs;
   layers_.push_back(FirstConvolution{packed(floats_, weight1, bias1, counted(9 * inputs), Operand::map), inputs});
-  layers_.push_back(Convolution{packed(kernels_, weight2, bias2, taps_first(between), Operand::map), true, between});
+  channels_ = between;
+  add_convolution(weight2, bias2, true, 2, "stem");
+}
+
+void Network::add_convolution(const Weight& weight, const Weight& bias, bool relu, int stride, const char* name) {
+  expect_stem();
+  const int outputs = weight.shape.empty() ? 0 : weight.shape[0];
+  expect(weight, {outputs, channels_, 3, 3}, name);
+  expect(bias, {outputs}, name);
+  Product product = packed(kernels_, weight, bias, taps_first(channels_), Operand::map);
+  layers_.push_back(Convolution{std::move(product), relu, channels_, stride});
   channels_ = outputs;
 }
 
 void Network::downsampling(const Weight& weight, const Weight& bias) {
   std::lock_guard<std::mutex> lock(mutex_);
-  expect_stem();
-  const int outputs = weight.shape.empty() ? 0 : weight.shape[0];
-  expect(weight, {outputs, channels_, 3, 3}, "downsampling weight");
-  expect(bias, {outputs}, "downsampling bias");
-  layers_.push_back(Convolution{packed(kernels_, weight, bias, taps_first(channels_), Operand::map), false, channels_});
-  channels_ = outputs;
+  add_convolution(weight, bias, false, 2, "downsampling");
+}
+
+void Network::convolution(const Weight& weight, const Weight& bias, bool relu) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  add_convolution(weight, bias, relu, 1, "convolution");
 }
 
 Branch Network::packed_branch(const std::vector<Weight>& weights) const {
@@ -257,6 +267,62 @@ void Network::head(const Weight& weight, const Weight& bias) {
   expect(weight, {classes, channels_}, "head weight");
   expect(bias, {classes}, "head bias");
   layers_.push_back(Head{packed(outer_, weight, bias, counted(channels_), Operand::map)});
+}
+
+void Network::lateral(const Weight& weight, const Weight& bias) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  expect_stem();
+  if (pyramid_left_ < pyramid_levels_ || pyramid_levels_ == most_pyramid_levels) {
+    throw std::invalid_argument("expected at most " + std::to_string(most_pyramid_levels) +
+                                " laterals, in front of all levels");
+  }
+  const int outputs = pyramid_levels_ > 0 ? pyramid_channels_ : weight.shape.empty() ? 0 : weight.shape[0];
+  expect(weight, {outputs, channels_}, "lateral weight");
+  expect(bias, {outputs}, "lateral bias");
+  layers_.push_back(Lateral{packed(kernels_, weight, bias, counted(channels_), Operand::map)});
+  pyramid_channels_ = outputs;
+  pyramid_left_ = ++pyramid_levels_;
+}
+
+void Network::pyramid_level(int index) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (pyramid_left_ == 0 || index != pyramid_left_ - 1) {
+    throw std::invalid_argument("expected each lateral's level once, that of the last lateral first, found level " +
+                                std::to_string(index));
+  }
+  layers_.push_back(PyramidLevel{index});
+  channels_ = pyramid_channels_;
+  --pyramid_left_;
+}
+
+void Network::expect_level(int index) const {
+  if (index < 0 || index >= pyramid_levels_) {
+    throw std::invalid_argument("expected one of " + std::to_string(pyramid_levels_) + " levels, found " +
+                                std::to_string(index));
+  }
+}
+
+void Network::enlarging(int level) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  expect_level(level);
+  layers_.push_back(Enlarging{level});
+}
+
+void Network::scores(const Weight& weight, const Weight& bias) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  expect_level(0);
+  const bool first = classes_ == 0;
+  const int classes = !first ? classes_ : weight.shape.empty() ? 0 : weight.shape[0];
+  expect(weight, {classes, channels_}, "scores weight");
+  expect(bias, {classes}, "scores bias");
+  layers_.push_back(Scores{packed(outer_, weight, bias, counted(channels_), Operand::map), first});
+  classes_ = classes;
+}
+
+void Network::scores_output() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (classes_ == 0) throw std::invalid_argument("expected scores in front of their output");
+  layers_.push_back(ScoresOutput{classes_});
 }
 
 }  // namespace swiftformer

@@ -36,11 +36,11 @@ struct FirstConvolution {
   int inputs;
 };
 
-// or over a map; ReLU behind it in the stem.
+// or over a map, padding 1.
 struct Convolution {
   Product product;
   bool relu;
-  int inputs;
+  int inputs, stride;
 };
 
 // x + project(gelu(expand(depth_wise(x))))
@@ -68,7 +68,36 @@ struct Head {
   Product product;
 };
 
-using Layer = std::variant<FirstConvolution, Convolution, Branch, Encoder, MapOutput, Head>;
+// Of feature pyramids (arXiv 1612.03144): a product of the map at this place is kept as the next level, the finest
+// first,
+struct Lateral {
+  Product product;
+};
+
+// and the map goes on as a level plus the next coarser one, whose every pixel counts for those that it covers. Levels
+// are taken from the coarsest to the finest.
+struct PyramidLevel {
+  int index;
+};
+
+// To the size of a level, bilinear between the centres of pixels.
+struct Enlarging {
+  int level;
+};
+
+// Scores of each pixel, enlarged to the finest level and added to those that are there already;
+struct Scores {
+  Product product;
+  bool first;
+};
+
+// their sum is an output.
+struct ScoresOutput {
+  int classes;
+};
+
+using Layer = std::variant<FirstConvolution, Convolution, Branch, Encoder, MapOutput, Head, Lateral, PyramidLevel,
+                           Enlarging, Scores, ScoresOutput>;
 
 struct Pixels {
   const float* planes;    // (images, channels, height, width), or
@@ -78,7 +107,8 @@ struct Pixels {
 
 class Network {
  public:
-  static constexpr int most_channels = 64;  // of pictures
+  static constexpr int most_channels = 64;       // of pictures
+  static constexpr int most_pyramid_levels = 8;  // of a pyramid
 
   Network(const std::string& isa, const std::string& precision, int threads, bool pin);
 
@@ -91,8 +121,15 @@ class Network {
                bool normalize, float pooled_scale, const std::vector<Weight>& mlp);
   void output(const Weight* factor, const Weight* shift);
   void head(const Weight& weight, const Weight& bias);
+  void lateral(const Weight& weight, const Weight& bias);
+  void pyramid_level(int index);
+  void convolution(const Weight& weight, const Weight& bias, bool relu);
+  void enlarging(int level);
+  void scores(const Weight& weight, const Weight& bias);
+  void scores_output();
 
-  // Shapes of what `run` writes: (images, classes), or (images, channels, height, width) for each map.
+  // Shapes of what `run` writes: (images, classes), or (images, channels, height, width) for each map and for
+  // scores of pixels.
   std::vector<std::vector<size_t>> outputs(const Pixels& pixels) const;
 
   // From any thread; calls at once take turns. Allocates only when pictures are larger or more than ever before.
@@ -117,10 +154,12 @@ class Network {
   Branch packed_branch(const std::vector<Weight>& weights) const;
   void expect(const Weight& weight, const std::vector<int>& shape, const char* name) const;
   void expect_stem() const;
+  void expect_level(int index) const;
+  void add_convolution(const Weight& weight, const Weight& bias, bool relu, int stride, const char* name);
 
   // Values and words that some pictures need; those of the second line for each thread.
   struct Room {
-    size_t map = 0, key_query = 0, sums = 0, zeros = lanes;
+    size_t map = 0, kept = 0, key_query = 0, sums = 0, zeros = lanes;
     size_t operand = 0, hidden = 0, rows = 0;
   };
   Room room_for(int images, int height, int width) const;
@@ -133,11 +172,12 @@ class Network {
   Threads threads_;
   std::vector<Layer> layers_;
   int input_channels_ = 0, channels_ = 0;
+  int pyramid_channels_ = 0, pyramid_levels_ = 0, pyramid_left_ = 0, classes_ = 0;
   std::vector<float> pixel_factor_, pixel_shift_;
 
   std::mutex mutex_;
   std::vector<double> layer_seconds_;  // (threads, layers)
-  Memory<float> maps_[2], key_query_, sums_, zeros_;
+  Memory<float> maps_[2], kept_, key_query_, sums_, zeros_;
   std::vector<Memory<uint32_t>> operand_, hidden_, rows_;  // of each thread
 };
 

@@ -21,7 +21,8 @@ constexpr int pictures_together = 2;
 // Pixels of a tile in one line see twice as many, and one more. A multiple of a cache line.
 constexpr int tap_stride = 2 * tile_rows + lanes;
 
-int halved(int size) { return (size + 1) / 2; }
+int strided(int size, int stride) { return (size + stride - 1) / stride; }
+int halved(int size) { return strided(size, 2); }
 
 // Words between rows of an operand of `values`. Not a multiple of 512 bytes: rows of a block would share cache sets.
 int operand_stride(const Kernels& kernels, int values) {
@@ -41,9 +42,16 @@ struct Network::Pass {
   int place;  // of the first of these pictures among all
   int alone;  // the only thread that works, or -1
   int height, width;
-  float *map = nullptr, *other = nullptr, *key_query = nullptr, *sums = nullptr;
+  float *map = nullptr, *other = nullptr, *kept = nullptr, *key_query = nullptr, *sums = nullptr;
   int channels = 0;  // of `map`
   size_t next_output = 0;
+
+  struct Kept {
+    float* map;
+    int height, width;
+  };
+  Kept pyramid[most_pyramid_levels] = {};
+  int pyramid_levels = 0, pyramid_channels = 0;
 
   int images() const { return pixels.images; }
   int tokens() const { return height * width; }
@@ -134,7 +142,7 @@ struct Network::Pass {
     const int step = filled(layer.inputs), behind = 8 * layer.inputs + step;
     uint32_t* row_of_taps = to.at;
     for (int r = 0; r < rows; ++r, row_of_taps += to.stride) {
-      const int y = 2 * ((first + r) / width) - 1, x = 2 * ((first + r) % width) - 1;
+      const int y = layer.stride * ((first + r) / width) - 1, x = layer.stride * ((first + r) % width) - 1;
       // What was there before and stays behind the taps must not widen the range of levels.
       layer.product.kernels->convert(network.zeros_.get(), lanes, row_of_taps, filled(behind) - lanes);
       for (int tap = 0; tap < 9; ++tap) {
@@ -191,8 +199,8 @@ struct Network::Pass {
 
   void operator()(const Convolution& layer) {
     const int in_height = height, in_width = width;
-    height = halved(height);
-    width = halved(width);
+    height = strided(height, layer.stride);
+    width = strided(width, layer.stride);
     const int outputs_of_layer = filled(layer.product.outputs), values = convolution_width(layer);
     const size_t in_size = static_cast<size_t>(in_height) * in_width * filled(layer.inputs);
     each_tile([&](int image, int first, int rows, int, int thread) {
@@ -280,20 +288,31 @@ struct Network::Pass {
     return key_query + (static_cast<size_t>(image) * tokens() + first) * 2 * filled(channels);
   }
 
-  void operator()(const MapOutput& layer) {
+  void operator()(const MapOutput& layer) { write(map, layer.factor.get(), layer.shift.get()); }
+
+  // The next output: a map times factors plus shifts, which may be missing, channel by channel.
+  void write(float* from, const float* factors, const float* shifts) {
     const int stride = filled(channels);
     float* output = outputs[next_output++] + static_cast<size_t>(place) * channels * tokens();
     each(images() * (stride / lanes), [&](int index, int) {
       const int image = index / (stride / lanes), first = index % (stride / lanes) * lanes;
-      const float* in = image_of(map, image, channels);
+      const float* in = image_of(from, image, channels);
       for (int c = first; c < std::min(first + lanes, channels); ++c) {
-        const float factor = layer.factor.get() ? layer.factor.get()[c] : 1.0f;
-        const float shift = layer.shift.get() ? layer.shift.get()[c] : 0.0f;
+        const float factor = factors ? factors[c] : 1.0f, shift = shifts ? shifts[c] : 0.0f;
         float* out = output + (static_cast<size_t>(image) * channels + c) * tokens();
         for (int pixel = 0; pixel < tokens(); ++pixel) out[pixel] = in[pixel * stride + c] * factor + shift;
       }
     });
   }
+
+  // Of pyramids: in pass_pyramid.h.
+  void multiply_map(const Product& product, float* to);
+  void enlarge(const float* from, const Kept& level, float* to, bool add);
+  void operator()(const Lateral& layer);
+  void operator()(const PyramidLevel& layer);
+  void operator()(const Enlarging& layer);
+  void operator()(const Scores& layer);
+  void operator()(const ScoresOutput&) { write(key_query, nullptr, nullptr); }
 
   void operator()(const Head& layer) {
     float* output = outputs[next_output++] + static_cast<size_t>(place) * layer.product.outputs;

@@ -216,6 +216,28 @@ NB_MODULE(_core, m) {
           },
           "weight"_a, "bias"_a, "The mean over the pixels and a linear layer.")
       .def(
+          "lateral",
+          [](Network& network, const Array& weight, const Array& bias) {
+            network.lateral(weight_of(weight), weight_of(bias));
+          },
+          "weight"_a, "bias"_a, "A product of the map at this place is the next level of a pyramid, the finest first.")
+      .def("pyramid_level", &Network::pyramid_level, "index"_a,
+           "Go on with a level and what the coarser ones add to it; each level once, the coarsest first.")
+      .def(
+          "convolution",
+          [](Network& network, const Array& weight, const Array& bias, bool relu) {
+            network.convolution(weight_of(weight), weight_of(bias), relu);
+          },
+          "weight"_a, "bias"_a, "relu"_a, "A 3x3 convolution of stride 1.")
+      .def("enlarging", &Network::enlarging, "level"_a, "To the size of a level, bilinear.")
+      .def(
+          "scores",
+          [](Network& network, const Array& weight, const Array& bias) {
+            network.scores(weight_of(weight), weight_of(bias));
+          },
+          "weight"_a, "bias"_a, "Scores of every pixel, enlarged to the finest level and added up.")
+      .def("scores_output", &Network::scores_output, "The sum of the scores is an output.")
+      .def(
           "__call__",
           [](Network& network, const Planes& pixels) {
             const Pixels pictures{pixels.data(), nullptr, static_cast<int>(pixels.shape(0)),
@@ -232,7 +254,8 @@ NB_MODULE(_core, m) {
             return run(network, pictures, pixels.shape(3));
           },
           "pixels"_a.noconvert(),
-          "Logits (N, classes), or maps (N, C, h, w), of normalised pictures (N, C, H, W) or of uint8 (N, H, W, C).")
+          "Logits (N, classes), maps or scores (N, C, h, w), of normalised pictures (N, C, H, W) or of uint8 (N, H, W, "
+          "C).")
       .def(
           "__call__",
           [](Network&, const nb::object& pixels) -> std::vector<Result> {

@@ -4,17 +4,24 @@
 #include <chrono>
 #include <variant>
 
-#include "pass.h"
+#include "pass_pyramid.h"
 
 namespace swiftformer {
 
 std::vector<std::vector<size_t>> Network::outputs(const Pixels& pixels) const {
   std::vector<std::vector<size_t>> shapes;
-  size_t height = pixels.height, width = pixels.width;
+  size_t height = pixels.height, width = pixels.width, finest_height = 0, finest_width = 0;
   for (const Layer& layer : layers_) {
-    if (std::holds_alternative<FirstConvolution>(layer) || std::holds_alternative<Convolution>(layer)) {
+    auto* convolution = std::get_if<Convolution>(&layer);
+    if (std::holds_alternative<FirstConvolution>(layer) || (convolution && convolution->stride == 2)) {
       height = halved(height);
       width = halved(width);
+    } else if (std::holds_alternative<Lateral>(layer) && finest_height == 0) {
+      finest_height = height;
+      finest_width = width;
+    } else if (auto* scores = std::get_if<ScoresOutput>(&layer)) {
+      shapes.push_back(
+          {static_cast<size_t>(pixels.images), static_cast<size_t>(scores->classes), finest_height, finest_width});
     } else if (auto* output = std::get_if<MapOutput>(&layer)) {
       shapes.push_back({static_cast<size_t>(pixels.images), static_cast<size_t>(output->channels), height, width});
     } else if (auto* head = std::get_if<Head>(&layer)) {
@@ -31,7 +38,9 @@ Network::Room Network::room_for(int images, int height, int width) const {
     widen(room.operand, operand_stride(*product.kernels, values));
     if (product.kernels->levels) widen(room.rows, filled(values));
   };
-  int channels = 0;
+  int channels = 0, pyramid_channels = 0, levels = 0;
+  int heights[most_pyramid_levels] = {}, widths[most_pyramid_levels] = {};
+  const auto map = [&] { widen(room.map, static_cast<size_t>(images) * height * width * filled(channels)); };
   const auto branch = [&](const Branch& layer) {
     make_room(layer.expand, channels);
     widen(room.hidden, operand_stride(kernels_, layer.expand.outputs));
@@ -40,17 +49,17 @@ Network::Room Network::room_for(int images, int height, int width) const {
   };
   for (const Layer& layer : layers_) {
     const size_t most_tiles = 4 * threads_.count() + (static_cast<size_t>(height) * width + tile_rows - 1) / tile_rows;
-    const auto halve = [&](const Product& product) {
-      height = halved(height);
-      width = halved(width);
+    const auto convolve = [&](const Product& product, int stride) {
+      height = strided(height, stride);
+      width = strided(width, stride);
       channels = product.outputs;
-      widen(room.map, static_cast<size_t>(images) * height * width * filled(channels));
+      map();
     };
     if (auto* first = std::get_if<FirstConvolution>(&layer)) {
-      halve(first->product);
+      convolve(first->product, 2);
       widen(room.operand, (3 * first->inputs * tap_stride + tile_rows - 1) / tile_rows);
     } else if (auto* convolution = std::get_if<Convolution>(&layer)) {
-      halve(convolution->product);
+      convolve(convolution->product, convolution->stride);
       make_room(convolution->product, Pass::convolution_width(*convolution));
       widen(room.zeros, filled(convolution->inputs));
     } else if (auto* plain = std::get_if<Branch>(&layer)) {
@@ -66,6 +75,26 @@ Network::Room Network::room_for(int images, int height, int width) const {
       make_room(head->product, channels);
       widen(room.sums, tile_rows * filled(channels));
       widen(room.key_query, tile_rows * head->product.matrix.columns);
+    } else if (auto* lateral = std::get_if<Lateral>(&layer)) {
+      make_room(lateral->product, channels);
+      heights[levels] = height;
+      widths[levels++] = width;
+      pyramid_channels = lateral->product.outputs;
+      room.kept += static_cast<size_t>(images) * height * width * filled(pyramid_channels);
+    } else if (auto* level = std::get_if<PyramidLevel>(&layer)) {
+      height = heights[level->index];
+      width = widths[level->index];
+      channels = pyramid_channels;
+      map();
+    } else if (auto* enlarging = std::get_if<Enlarging>(&layer)) {
+      height = heights[enlarging->level];
+      width = widths[enlarging->level];
+      map();
+    } else if (auto* scores = std::get_if<Scores>(&layer)) {
+      make_room(scores->product, channels);
+      channels = scores->product.outputs;
+      map();
+      widen(room.key_query, static_cast<size_t>(images) * heights[0] * widths[0] * filled(channels));
     }
   }
   return room;
@@ -80,6 +109,7 @@ void Network::reserve(const Room& of_thread, const Room& of_all) {
     for (Memory<uint32_t>& memory : memories) memory.grow(tile_rows * std::max(of_thread.*size, of_all.*size));
   };
   for (Memory<float>& memory : maps_) grow(memory, &Room::map);
+  grow(kept_, &Room::kept);
   grow(key_query_, &Room::key_query);
   grow(sums_, &Room::sums);
   zeros_.grow(std::max(of_thread.zeros, of_all.zeros));
@@ -110,6 +140,7 @@ void Network::run(const Pixels& pixels, const std::vector<float*>& outputs) {
     Pass pass{*this, kernels_, some, outputs, first, alone, pixels.height, pixels.width};
     pass.map = maps_[0].get() + part * room.map;
     pass.other = maps_[1].get() + part * room.map;
+    pass.kept = kept_.get() + part * room.kept;
     pass.key_query = key_query_.get() + part * room.key_query;
     pass.sums = sums_.get() + part * room.sums;
     for (size_t i = 0; i < layers_.size(); ++i) {

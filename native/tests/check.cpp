@@ -108,7 +108,7 @@ Outputs run(Network& network, const Pixels& pixels) {
 
 // Widths of released networks beside odd ones, and of panels of one to seven vectors.
 std::vector<Model> models() {
-  Model usual(1, 3), odd(2, 3), maps(3, 4);
+  Model usual(1, 3), odd(2, 3), maps(3, 4), pyramid(4, 3);
   usual.stem(24, 48).branch(112).output(false).encoder(72, 96, true, true);
   usual.downsampling(56).branch(50).encoder(48, 60, false, true).output(true);
   usual.downsampling(28).encoder(33, 5, true, false).head(19);
@@ -116,7 +116,10 @@ std::vector<Model> models() {
   odd.downsampling(50).encoder(20, 3, true, false).output(true);
   odd.downsampling(13).branch(16).encoder(13, 52, true, true).head(5);
   maps.stem(3, 5).encoder(7, 10, false, false).output(false).downsampling(3).branch(9).output(true);
-  return {usual, odd, maps};
+  pyramid.stem(8, 18).lateral(20).downsampling(24).branch(30).lateral(20).downsampling(33).output(false).lateral(20);
+  pyramid.level(2).convolution(20, false).convolution(17, true).enlarging(1).convolution(19, true).scores(7);
+  pyramid.level(1).convolution(35, true).scores(7).level(0).convolution(16, false).scores(7).sum();
+  return {usual, odd, maps, pyramid};
 }
 
 struct Size {

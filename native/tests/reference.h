@@ -106,7 +106,43 @@ inline Map modulated(Map key_query, const Tensor& score, bool normalize, double 
   return key_query;
 }
 
-enum class Kind { stem, downsampling, branch, encoder, output, head };
+// The value at a pixel of a map that is made `height` by `width` pixels: the nearest one, or bilinear between centres.
+inline double enlarged(const Map& in, int channel, int y, int x, int height, int width, bool bilinear) {
+  const auto value = [&](int row, int column) { return in.at(channel, row * in.width + column); };
+  if (!bilinear) return value(y * in.height / height, x * in.width / width);
+  const double row = std::max((y + 0.5) * in.height / height - 0.5, 0.0);
+  const double column = std::max((x + 0.5) * in.width / width - 0.5, 0.0);
+  const int top = static_cast<int>(row), left = static_cast<int>(column);
+  const int bottom = std::min(top + 1, in.height - 1), right = std::min(left + 1, in.width - 1);
+  const double down = row - top, along = column - left;
+  return (1 - down) * ((1 - along) * value(top, left) + along * value(top, right)) +
+         down * ((1 - along) * value(bottom, left) + along * value(bottom, right));
+}
+
+inline Map enlarged(const Map& in, const Map& like, bool bilinear) {
+  Map out(in.channels, like.height, like.width);
+  for (int c = 0; c < out.channels; ++c) {
+    for (int t = 0; t < out.tokens(); ++t) {
+      out.at(c, t) = enlarged(in, c, t / out.width, t % out.width, out.height, out.width, bilinear);
+    }
+  }
+  return out;
+}
+
+enum class Kind {
+  stem,
+  downsampling,
+  branch,
+  encoder,
+  output,
+  head,
+  lateral,
+  level,
+  convolution,
+  enlarging,
+  scores,
+  sum
+};
 
 struct Layer {
   Kind kind;
@@ -114,6 +150,8 @@ struct Layer {
   Tensor score = {};  // without values: none
   bool normalize = false;
   float pooled_scale = 0;
+  int level = 0;
+  bool relu = false;
 };
 
 // Layers are added in their order, as to a `Network`.
@@ -147,6 +185,18 @@ class Model {
     if (factor) layer.weights = {tensor({channels_}, 1), bias(channels_)};
     return add(std::move(layer), channels_);
   }
+  Model& lateral(int channels) {
+    level_channels_ = channels;
+    return add({Kind::lateral, {weight({channels, channels_}), bias(channels)}}, channels_);
+  }
+  Model& level(int index) { return add({Kind::level, {}, {}, false, 0, index}, level_channels_); }
+  Model& convolution(int outputs, bool relu) {
+    return add({Kind::convolution, {weight({outputs, channels_, 3, 3}), bias(outputs)}, {}, false, 0, 0, relu},
+               outputs);
+  }
+  Model& enlarging(int level) { return add({Kind::enlarging, {}, {}, false, 0, level}, channels_); }
+  Model& scores(int classes) { return add({Kind::scores, {weight({classes, channels_}), bias(classes)}}, channels_); }
+  Model& sum() { return add({Kind::sum, {}}, channels_); }
   Model& head(int classes) { return add({Kind::head, {weight({classes, channels_}), bias(classes)}}, channels_); }
 
   void add_to(Network& network) const {
@@ -177,6 +227,24 @@ class Model {
         case Kind::head:
           network.head(first, second);
           break;
+        case Kind::lateral:
+          network.lateral(first, second);
+          break;
+        case Kind::level:
+          network.pyramid_level(layer.level);
+          break;
+        case Kind::convolution:
+          network.convolution(first, second, layer.relu);
+          break;
+        case Kind::enlarging:
+          network.enlarging(layer.level);
+          break;
+        case Kind::scores:
+          network.scores(first, second);
+          break;
+        case Kind::sum:
+          network.scores_output();
+          break;
       }
     }
   }
@@ -184,6 +252,7 @@ class Model {
   // The outputs of one picture (channels, height, width).
   std::vector<std::vector<double>> run(Map x) const {
     std::vector<std::vector<double>> outputs;
+    std::vector<Map> levels, scores;
     for (const Layer& layer : layers_) {
       const Tensor* w = layer.weights.data();
       if (layer.kind == Kind::stem) {
@@ -205,6 +274,24 @@ class Model {
           for (int t = 0; t < map.tokens(); ++t) map.at(c, t) = map.at(c, t) * w[0].values[c] + w[1].values[c];
         }
         outputs.push_back(std::move(map.values));
+      } else if (layer.kind == Kind::lateral) {
+        levels.push_back(product(x, w[0], w[1]));
+      } else if (layer.kind == Kind::level) {
+        Map& level = levels[layer.level];
+        if (layer.level + 1 < static_cast<int>(levels.size())) {
+          reference::add(level, enlarged(levels[layer.level + 1], level, false));
+        }
+        x = level;
+      } else if (layer.kind == Kind::convolution) {
+        x = convolved(x, w[0], w[1], 1);
+        for (double& value : x.values) value = layer.relu ? std::max(value, 0.0) : value;
+      } else if (layer.kind == Kind::enlarging) {
+        x = enlarged(x, levels[layer.level], true);
+      } else if (layer.kind == Kind::scores) {
+        scores.push_back(enlarged(product(x, w[0], w[1]), levels[0], true));
+        if (scores.size() > 1) reference::add(scores[0], scores.back());
+      } else if (layer.kind == Kind::sum) {
+        outputs.push_back(scores[0].values);
       } else {
         Map means(x.channels, 1, 1);
         for (int c = 0; c < x.channels; ++c) {
@@ -252,7 +339,7 @@ class Model {
   }
 
   std::mt19937 random_;
-  int channels_;
+  int channels_, level_channels_ = 0;
   std::vector<Layer> layers_;
 };
 

@@ -220,17 +220,19 @@ def open_segmenter(
 
     if isinstance(model, Engine):
         return model
-    if isinstance(model, (str, Path)) and is_artifact(model):
+    if isinstance(model, (str, Path)):
+        if not is_artifact(model):
+            from swiftformer.checkpoints import stored_task
+
+            task = stored_task(model)
+            if task != "segmentation":
+                raise ValueError(f"{model}: expected a segmentation model, found one for {task}")
         return open_engine(model, engine, device=device, precision=precision, threads=threads, form=form)
-    from swiftformer.checkpoints import load
-    from swiftformer.deploy import fuse
     from swiftformer.engines.torch import TorchEngine
 
-    net: Any = load(model, form=form) if isinstance(model, (str, Path)) else model
+    net: Any = model
     expect_dense(net)
     labels = tuple(net.config.id2label[i] for i in range(net.config.num_labels))
-    if isinstance(model, (str, Path)):
-        net = fuse(net)
     mode = "torch" if engine == "auto" else engine
     return TorchEngine(net.eval(), labels, mode=mode, device=device, precision=precision, threads=threads)
 

@@ -43,10 +43,10 @@ def open_engine(
 
     Args:
         reference: the folder of an exported artifact, or anything that `swiftformer.load` takes, which runs in torch,
-            and classifiers also in `native`.
+            and all but detectors also in `native`.
         engine: a key of `ENGINES`, for checkpoints also one of `TORCH_MODES`. `auto` takes the first in the order of
-            `ENGINES` that is installed and runs the artifact as asked; for checkpoints of classifiers `native` where it
-            computes them and there is no GPU, otherwise torch. It says in the log which.
+            `ENGINES` that is installed and runs the artifact as asked; for checkpoints `native` where it computes
+            them and there is no GPU, otherwise torch. It says in the log which.
         device: `cpu`, `cuda`, ...; by default the engine's own choice.
         precision: `fp32`, `bf16` or `fp16`, where the engine can compute in another one than the artifact is stored in.
         threads: on the CPU; by default the engine's own choice.
@@ -106,13 +106,13 @@ def _open_checkpoint(
 
 
 def _native_may_run(reference: str | Path, device: str | None) -> bool:
-    """Whether a checkpoint is a classifier for the CPU, told without its weights."""
+    """Whether a checkpoint for the CPU is no detector, told without its weights."""
     import torch
 
     from swiftformer.checkpoints import stored_task
 
     on_cpu = device == "cpu" or (device is None and not torch.cuda.is_available())
-    return on_cpu and _installed("native") and stored_task(reference) in ("classification", "backbone")
+    return on_cpu and _installed("native") and stored_task(reference) in ("classification", "backbone", "segmentation")
 
 
 def _open_artifact(

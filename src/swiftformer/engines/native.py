@@ -32,7 +32,14 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "output": ("factor", "shift"),
     "head": ("weight", "bias"),
+    "lateral": ("weight", "bias"),
+    "pyramid_level": ("index",),
+    "convolution": ("weight", "bias", "relu"),
+    "enlarging": ("level",),
+    "scores": ("weight", "bias"),
+    "scores_output": (),
 }
+OUTPUTS = ("output", "head", "scores_output")  # kinds that give one
 
 Layers = Sequence[Mapping[str, Any]]
 Tensors = Mapping[str, np.ndarray]
@@ -65,7 +72,7 @@ class NativeEngine(Engine):
         if precision not in PRECISIONS:
             raise EngineError(f"precision: expected one of {', '.join(PRECISIONS)} for native, found {precision!r}")
         self.network = build(layers, tensors, isa or "auto", precision, threads)
-        found = sum(layer["kind"] in ("output", "head") for layer in layers)
+        found = sum(layer["kind"] in OUTPUTS for layer in layers)
         if found != len(outputs):
             raise EngineError(f"native: expected {len(outputs)} outputs ({', '.join(outputs)}), found {found}")
         self.preprocessing, self.labels = preprocessing, labels
@@ -177,7 +184,7 @@ def from_reference(
     form: str | None,
     isa: str | None = None,
 ) -> Engine:
-    """A checkpoint of a classifier, fused in torch. See `swiftformer.engines.open_engine`."""
+    """A checkpoint of a classifier or a segmentation model, fused in torch. See `swiftformer.engines.open_engine`."""
     from swiftformer.engines.torch import labels_of, load_fused
     from swiftformer.export.formats import ExportError
     from swiftformer.export.native import network_of

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swiftformer.deploy import DeployBranch, DeployEncoder, DeployModel
-from swiftformer.engines.native import NETWORK, WEIGHTS
+from swiftformer.deploy import DeployBranch, DeployEncoder, DeployModel, DeploySemanticFPN
+from swiftformer.engines.native import NETWORK, OUTPUTS, WEIGHTS
 from swiftformer.export.formats import ExportError
 from swiftformer.export.graph import DeployGraph
 from swiftformer.normalization import NormalizingConv2d
@@ -47,7 +47,7 @@ def network_of(net: DeployModel) -> tuple[list[dict[str, Any]], dict[str, np.nda
     """
     _check(net)
     members = list(_members(net))
-    while members[-1][0] not in ("output", "head"):
+    while members[-1][0] not in OUTPUTS:
         members.pop()
     layers: list[dict[str, Any]] = []
     tensors: dict[str, np.ndarray] = {}
@@ -61,9 +61,8 @@ def network_of(net: DeployModel) -> tuple[list[dict[str, Any]], dict[str, np.nda
 
 def _check(net: DeployModel) -> None:
     config = net.config
-    if net.detection_head is not None or net.decode_head is not None:
-        found = "segments" if net.detection_head is None else "detects"
-        raise ExportError(f"native: expected a classifier or a backbone, found a model that {found}")
+    if net.detection_head is not None:
+        raise ExportError("native: expected a classifier, a segmentation model or a backbone, found a detector")
     if config.hidden_act != "gelu":
         raise ExportError(f"native: expected the activation gelu, found {config.hidden_act}")
     if config.num_channels != 3:
@@ -91,9 +90,32 @@ def _members(net: DeployModel) -> Iterator[Member]:
                 yield "encoder", name, _encoder(block)
             else:
                 yield "branch", name, _branch(block)
-        yield from _output(net, f"stage{net.stage_ends.index(place) + 1}")
-    if not net.out_features:
+        stage = net.stage_ends.index(place)
+        yield from _output(net, f"stage{stage + 1}")
+        if net.decode_head is not None:
+            yield "lateral", f"decode_head.lateral.{stage}", _products(weight=net.decode_head.lateral[stage])
+    if net.decode_head is not None:
+        yield from _semantic_fpn(net.decode_head)
+    elif not net.out_features:
         yield "head", "head", {"weight": net.head.weight, "bias": net.head.bias}
+
+
+def _semantic_fpn(head: DeploySemanticFPN) -> Iterator[Member]:
+    scale_heads: Any = head.scale_heads
+    for level in reversed(range(len(scale_heads))):
+        name = f"decode_head.{level}"
+        yield "pyramid_level", name, {"index": level}
+        yield "convolution", f"{name}.output", _convolution(head.output[level], relu=False)
+        for step, (conv, _) in enumerate(scale_heads[level]):
+            if step > 0:
+                yield "enlarging", f"{name}.enlarging.{step}", {"level": level - step}
+            yield "convolution", f"{name}.{step}", _convolution(conv, relu=True)
+        yield "scores", f"{name}.scores", _products(weight=head.classifier)
+    yield "scores_output", "decode_head.output", {}
+
+
+def _convolution(conv: Any, relu: bool) -> dict[str, Any]:
+    return {"weight": conv.weight, "bias": conv.bias, "relu": relu}
 
 
 def _stem(net: DeployModel) -> dict[str, Any]:
@@ -118,7 +140,8 @@ def _products(prefix: str = "", **convs: Any) -> dict[str, Any]:
     """1x1 convolutions as matrices `(out, in)`, each with its bias."""
     found: dict[str, Any] = {}
     for name, conv in convs.items():
-        found |= {f"{prefix}{name}": conv.weight.flatten(1), f"{prefix}{name}_bias": conv.bias}
+        bias = "bias" if name == "weight" else f"{prefix}{name}_bias"
+        found |= {f"{prefix}{name}": conv.weight.flatten(1), bias: conv.bias}
     return found
 
 
