@@ -185,6 +185,10 @@ def test_footprint(tmp_path):
 def test_nothing_to_measure():
     with pytest.raises(ValueError, match="expected at least one candidate"):
         run_benchmark(["xs"], [1], implementations=["timm"], engines=["torch-cudagraphs"])
+    with pytest.raises(ValueError, match="unknown variant 'zz'"):
+        run_benchmark(["xs", "zz"])
+    with pytest.raises(ValueError, match="size: expected at least 32 pixels, found 5x5"):
+        run_benchmark(["xs"], sizes=[(5, 5)])
     with pytest.raises(ValueError, match="expected some of swiftformer, timm, transformers, found keras"):
         run_benchmark(["xs"], [1], implementations=["keras"])
     assert len({str(candidate) for candidate in CANDIDATES}) == len(CANDIDATES)

@@ -97,6 +97,10 @@ def test_a_broken_file_among_good_ones(cli, model_folder, pictures):
     assert results[4]["error"].endswith("absent.jpg: no such file")
     code, out, err = cli("classify", pictures, "--model", model_folder)
     assert code == 2 and "kind" in out and err.count("error:") == 1
+    (empty := pictures / "folder.jpg").mkdir()
+    for named in ([pictures, empty], [pictures / "*.jpg"]):
+        code, out, err = cli("classify", *named, "--model", model_folder)
+        assert code == 2 and "kind" in out and "folder.jpg: expected a file, found a folder" in err
 
 
 @pytest.mark.parametrize(

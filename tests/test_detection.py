@@ -209,6 +209,17 @@ def test_boxes_stay_exact_in_half_precision():
     assert len((found.boxes * 1000 % 1).unique()) > 20  # bfloat16 would leave few values
 
 
+@pytest.mark.parametrize("kind", [SwiftFormerForObjectDetection, SwiftFormerForInstanceSegmentation])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_types(kind, dtype):
+    model = detector(kind)
+    with torch.inference_mode():
+        expected = model(pictures())
+        found = model.to(dtype)(pictures().to(dtype))
+    assert found.boxes.dtype == found.scores.dtype == torch.float32
+    assert (found.scores[:, 0] - expected.scores[:, 0]).abs().max() < 0.05
+
+
 def test_a_padded_picture_has_no_boxes_in_its_padding():
     model, mask = detector(), torch.ones(2, 96, 128)
     mask[1, 64:], mask[1, :, 96:] = 0, 0
@@ -228,10 +239,16 @@ def test_bad_labels():
         model(pictures())
     beyond = labels()
     beyond[0]["class_labels"] = torch.tensor([3, 0])
-    with pytest.raises(ValueError, match=r"class_labels from 0 to 2, found \[3, 0\]"):
+    with pytest.raises(ValueError, match=r"class_labels from 0 to 2, found 0 to 3"):
         model(pictures(), beyond)
     with pytest.raises(ValueError, match=r"masks of shape \(2, 96, 128\), found none"):
         model(pictures(), labels(masks=False))
+    pixels, torchvision = labels(), [{"labels": one["class_labels"], "boxes": one["boxes"]} for one in labels()]
+    pixels[0]["boxes"] = pixels[0]["boxes"] * 96
+    with pytest.raises(ValueError, match="expected boxes as shares of the picture, from 0 to 1, found"):
+        model(pictures(), pixels)
+    with pytest.raises(ValueError, match="expected class_labels in labels, found labels, boxes"):
+        model(pictures(), torchvision)
     short = labels()
     short[0]["boxes"] = short[0]["boxes"][:1]
     with pytest.raises(ValueError, match=r"boxes of shape \(2, 4\), found \(1, 4\)"):

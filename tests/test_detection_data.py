@@ -2,6 +2,7 @@ import json
 import logging
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,6 +188,7 @@ def test_one_json_file(folder, caplog):
     file.rename(folder / "annotations" / "instances_default.json")
     (folder / "images" / "train").rename(folder / "images" / "default")
     (folder / "annotations" / "instances_val.json").unlink()
+    shutil.rmtree(folder / "images" / "val")
     assert len(open_detection(folder)) == 6 and len(open_detection(folder, "train")) == 5
 
 
@@ -322,6 +324,55 @@ def test_yolo_names(tmp_path):
         (root / "data.yaml").write_text(f"names: {names}")
         with pytest.raises(ValueError, match="data.yaml: expected"):
             open_detection(root)
+
+
+def names_of(source):
+    return [Path(source.name(index)).name for index in range(len(source))]
+
+
+def test_what_a_yolo_table_names_comes_first(tmp_path):
+    root = make(tmp_path, "yolo")
+    for name in ("batch_a", "batch_b"):
+        (root / "images" / name).mkdir()
+        (root / "labels" / name).mkdir()
+    for place, name in enumerate(("p0", "p1", "p2", "p30")):
+        batch = "batch_a" if place < 2 else "batch_b"
+        split = "val" if name == "p30" else "train"
+        (root / "images" / split / f"{name}.png").rename(root / "images" / batch / f"{name}.png")
+        if (labels := root / "labels" / split / f"{name}.txt").exists():
+            labels.rename(root / "labels" / batch / f"{name}.txt")
+    table = root / "data.yaml"
+    table.write_text("names: [cat, dog, car]\ntrain: images/batch_a\nval: [images/batch_b]\n")
+    for data in (root, table):
+        assert names_of(open_detection(data, "train")) == ["p0.png", "p1.png"]
+        assert names_of(open_detection(data)) == ["p2.png", "p30.png"]
+    (root / "val.txt").write_text("images/batch_a/p1.png\n./images/batch_b/p30.png\n\n")
+    table.write_text("names: [cat, dog, car]\ntrain: images/batch_a\nval: val.txt\n")
+    source = open_detection(root)
+    assert names_of(source) == ["p1.png", "p30.png"] and len(source.objects(1)) == len(objects_of(30)[1])
+    table.write_text("names: [cat, dog, car]\ntrain: images/batch_a\nval: images/absent\n")
+    with pytest.raises(
+        ValueError, match="data.yaml: val: expected pictures with labels in images/absent, found no pict"
+    ):
+        open_detection(root, "train")
+    (root / "images" / "bare").mkdir()
+    picture(root / "images" / "bare" / "p.png", 3)
+    table.write_text("names: [cat, dog, car]\ntrain: images/batch_a\nval: images/bare\n")
+    with pytest.raises(ValueError, match="val: expected pictures with labels in images/bare, found no labels"):
+        open_detection(root)
+    table.write_text("names: [cat, dog, car]\ntrain: /elsewhere/train\nval: /elsewhere/val\n")  # of another machine
+    assert len(open_detection(root, "train")) == 3
+
+
+@pytest.mark.parametrize("layout", ["yolo", "coco", "voc beside"])
+def test_validation_pictures_without_annotations_are_not_replaced_by_others(tmp_path, layout):
+    root = make(tmp_path, layout)
+    for file in [*root.glob("labels/val/*"), *root.glob("annotations/*val*"), *root.glob("val/*.xml")]:
+        file.unlink()
+    for split in (None, "val"):
+        with pytest.raises(ValueError, match="expected annotations for the pictures in .*val, found none"):
+            open_detection(root, split)
+    assert len(open_detection(root, "train"))
 
 
 @pytest.mark.parametrize("data, counts", [("bccd", (205, 87)), ("nuclei", (398, 132))])

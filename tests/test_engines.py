@@ -5,6 +5,7 @@ import logging
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 
 import numpy as np
@@ -137,6 +138,46 @@ def test_segmenters_run_in_native_and_answer_as_in_torch(native, tmp_path):
     assert (found.mask == expected.mask).mean() > 0.999
     with pytest.raises(ValueError, match="expected a segmentation model, found one for classification"):
         list(segment(PICTURE, save(tiny(), tmp_path / "classifier")))
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino", "native", "litert"])
+def test_several_threads_may_call_an_engine(format, tmp_path):
+    """Each gets its own answers."""
+    if format == "native":
+        pytest.importorskip("swiftformer_native")
+    if format == "litert":
+        pytest.importorskip("litert_torch")
+    model = tiny()
+    model.preprocessing = SMALL
+    export(model, tmp_path / "a", format, size=(64, 64))
+    for name in engines.ENGINES:
+        if format not in engines.ENGINES[name][2]:
+            continue
+        engine = open_engine(tmp_path / "a", name, threads=1)
+        batches = [np.random.default_rng(i).standard_normal((1, 3, 64, 64), np.float32) for i in range(3)]
+        expected = [engine(batch)["logits"] for batch in batches]
+        with ThreadPoolExecutor(3) as pool:
+            found = list(pool.map(engine, 10 * batches))
+        assert all(np.allclose(a["logits"], b, atol=1e-5) for a, b in zip(found, 10 * expected, strict=True))
+
+
+def test_a_form_is_not_asked_of_an_artifact_of_another(onnx):
+    assert open_engine(onnx, form="uniform").outputs == ("logits",)
+    with pytest.raises(EngineError, match="form: expected that of the artifact, uniform, found l2"):
+        open_engine(onnx, form="l2")
+
+
+@pytest.mark.parametrize("threads", [0, 2.5, "2"])
+def test_threads_are_a_number(onnx, threads):
+    with pytest.raises(EngineError, match=f"threads: expected a number of at least 1, found {threads!r}"):
+        open_engine(onnx, threads=threads)
+
+
+@pytest.mark.parametrize("labels", [[], ["a", "b"]])
+def test_labels_of_another_number_than_classes(onnx, tmp_path, labels):
+    folder = broken(onnx, tmp_path, lambda copy: rewrite(copy, labels=labels))
+    with pytest.raises(EngineError, match=f"expected a label for each of 10 classes, found {len(labels)}"):
+        list(classify(PICTURE, folder))
 
 
 def test_other_checkpoints_run_in_torch(native, checkpoint, tmp_path, monkeypatch, caplog):

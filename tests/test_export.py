@@ -263,13 +263,15 @@ BAD = {
     "drop without a measure": ({"max_drop": 0.3}, "max_drop: expected together with int8 that is calibrated"),
     "fixed format": ({"format": "qnn", "size": "dynamic"}, "expected a fixed size, found dynamic"),
     "fixed batch": ({"format": "qnn", "batch": "dynamic"}, "expected a fixed batch, found dynamic"),
-    "batch": ({"batch": 0}, "a batch of at least 1, found 64 and 0"),
+    "batch": ({"batch": 0}, "batch: expected a number of at least 1"),
     "device": ({"device": "cuda"}, "device: expected cpu for onnx, found 'cuda'"),
     "no such GPU": (
         {"format": "aoti", "device": "cuda:7"},
         "device: expected one that this machine has, found 'cuda:7'",
     ),
     "size": ({"size": (16, 64)}, "expected a size of at least 32 pixels"),
+    "one side": ({"size": 64}, "size: expected height and width, or 'dynamic', found 64"),
+    "no whole batch": ({"batch": 2.0}, "batch: expected a number of at least 1, or 'dynamic', found 2.0"),
     "no pictures": ({"images": []}, "expected pictures, found none"),
 }
 
@@ -286,6 +288,14 @@ def test_a_wrong_export_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(ExportError, match="expected a relative difference from PyTorch of at most 0, found"):
         export(small(), tmp_path / "a", "openvino")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_is_not_written_into(tmp_path):
+    save(tiny(), tmp_path / "model")
+    files = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ExportError, match="expected a folder for the artifact alone, found a checkpoint in it"):
+        export(tmp_path / "model", tmp_path / "model", "onnx")
+    assert sorted(tmp_path.rglob("*")) == files
 
 
 def test_a_difference_that_is_no_number_at_the_second_size_is_refused(tmp_path, monkeypatch):
@@ -362,9 +372,13 @@ def test_broken_artifacts(artifacts, tmp_path, change, message):
         ("onnx", {"engine": "onnxruntime", "precision": "bf16"}, "expected fp32, found bf16"),
         ("openvino", {"device": "npu"}, "device: expected one of CPU.* for openvino, found 'NPU'"),
         ("openvino", {"precision": "int4"}, "precision: expected one of fp32, bf16, fp16"),
-        ("onnx", {"threads": 0}, "expected at least 1 thread, found 0"),
+        ("onnx", {"threads": 0}, "threads: expected a number of at least 1, found 0"),
         ("torch-export", {"engine": "torch-compile"}, "expected a checkpoint for the engine torch-compile"),
-        ("", {"engine": "openvino"}, "expected an exported artifact for the engine openvino, found none there"),
+        (
+            "",
+            {"engine": "openvino"},
+            "expected an artifact of `swiftformer export` for the engine openvino, found none",
+        ),
     ],
 )
 def test_engines_refuse(artifacts, format_, options, message):

@@ -48,6 +48,8 @@ class Network:
         self.steps, self.mean = [], None
 
     def tensor(self, array, *shape):
+        if not isinstance(array, np.ndarray):
+            raise TypeError
         assert array.dtype == np.float32 and array.flags.c_contiguous and array.ndim == len(shape)
         assert all(wanted in (None, found) for wanted, found in zip(shape, array.shape, strict=True))
         tensor = torch.from_numpy(array)
@@ -365,7 +367,15 @@ BROKEN = {
         drop_a_tensor,
         "expected the layers of a network and their tensors, found no 'head.weight'",
     ),
-    "another kind of layer": (change_a_kind, "found no '__call__'"),
+    "another kind of layer": (change_a_kind, "found no layer of a known kind in network.json: {'kind': '__call__'"),
+    "no names of tensors": (
+        lambda folder: (folder / "network.json").write_text('{"layers": [{"kind": "stem", "tensors": [1]}]}'),
+        "found no layer of a known kind in network.json: {'kind': 'stem', 'tensors': \\[1\\]}",
+    ),
+    "other arguments": (
+        lambda folder: (folder / "network.json").write_text('{"layers": [{"kind": "stem", "tensors": {}}]}'),
+        "native: stem: expected weight1, .*, std, found other arguments",
+    ),
     "half the layers": (cut("network.json"), "expected a network and its weights, found"),
     "half the weights": (cut("weights.safetensors"), "expected a network and its weights, found"),
 }

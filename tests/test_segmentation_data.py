@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import pickle
+import shutil
 import signal
 import struct
 import zlib
@@ -744,3 +745,16 @@ def test_calibration_takes_the_training_pictures_of_data_to_detect(tmp_path, fol
             labels.mkdir(parents=True, exist_ok=True)
     found = calibration_pictures(tmp_path, 9)
     assert [np.asarray(open_image(source)).max() for source in found] == [10] * 3
+
+
+def test_validation_pictures_without_masks_are_not_replaced_by_others(tmp_path):
+    for split in ("train", "val"):
+        for folder in ("images", "annotations"):
+            (tmp_path / folder / split).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "images" / split / "p.jpg")
+        Image.new("L", (32, 32), 1).save(tmp_path / "annotations" / split / "p.png")
+    assert len(open_segmentation(tmp_path)) == 1
+    shutil.rmtree(tmp_path / "annotations" / "val")
+    with pytest.raises(ValueError, match="expected annotations for the pictures in images/val, found none"):
+        open_segmentation(tmp_path)
+    assert len(open_segmentation(tmp_path, "train")) == 1

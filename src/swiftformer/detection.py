@@ -209,11 +209,18 @@ def check_labels(labels: list[dict[str, Tensor]] | None, batch: int, num_labels:
         found = "none" if labels is None else str(len(labels))
         raise ValueError(f"expected labels of {batch} pictures to train on, found {found}")
     for of_one in labels:
+        if missing := {"class_labels", "boxes"} - set(of_one):
+            raise ValueError(f"expected {' and '.join(sorted(missing))} in labels, found {', '.join(of_one) or 'none'}")
         classes, boxes = of_one["class_labels"], of_one["boxes"]
         if boxes.shape != (len(classes), 4):
             raise ValueError(f"expected boxes of shape ({len(classes)}, 4), found {tuple(boxes.shape)}")
-        if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_labels:
-            raise ValueError(f"expected class_labels from 0 to {num_labels - 1}, found {classes.tolist()}")
+    classes, boxes = (torch.cat([of_one[name].flatten() for of_one in labels]) for name in ("class_labels", "boxes"))
+    if len(classes):
+        first, last, side = torch.stack([v.float() for v in (classes.min(), classes.max(), boxes.max())]).tolist()
+        if not 0 <= first <= last < num_labels:
+            raise ValueError(f"expected class_labels from 0 to {num_labels - 1}, found {first:.0f} to {last:.0f}")
+        if side > 1.01:
+            raise ValueError(f"expected boxes as shares of the picture, from 0 to 1, found {side:g}")
     return labels
 
 

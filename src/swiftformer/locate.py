@@ -94,6 +94,8 @@ def _folder(path: Path, weights: Path | None = None) -> Located:
     weights = weights or next((path / name for name in WEIGHT_FILES if (path / name).exists()), None)
     if weights is None or not (path / "config.json").exists():
         files = sorted(file.name for file in path.iterdir()) or ["nothing"]
+        if "metadata.json" in files:
+            raise CheckpointError(f"{path}: expected a checkpoint, found an exported artifact")
         expected = f"config.json and {' or '.join(WEIGHT_FILES)}"
         if path.suffix in GRAPHS or any(name.endswith(GRAPHS) or name == "network.json" for name in files):
             expected += ", or the metadata.json of an exported artifact"

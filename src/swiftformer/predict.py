@@ -54,30 +54,35 @@ class Classified:
 def find_images(references: Iterable[str]) -> list[tuple[str, ImageSource]]:
     """Names and sources of what a person typed: files, folders (searched through), globs, `-` for standard input.
 
-    A path that does not exist stays in the list, to be reported by name.
+    A path that does not exist, and a folder without pictures among others, stay in the list, to be reported by name.
 
     Raises:
-        ImageError: a folder without pictures, or a glob without matches.
+        ImageError: nothing but a folder without pictures, or a glob without matches.
     """
     found: list[tuple[str, ImageSource]] = []
+    references = list(references)
     for reference in references:
         path = Path(reference).expanduser()
         if reference == "-":
             found.append(("-", sys.stdin.buffer.read()))
         elif path.is_dir():
-            files = sorted(filter(is_image, files_below(path)))
-            if not files:
+            pictures = _pictures_below(path)
+            if not pictures and len(references) == 1:
                 raise ImageError(f"{reference}: expected a folder with images, found none")
-            found += [(str(f), f) for f in files]
+            found += pictures or [(reference, path)]
         elif not path.exists() and any(c in reference for c in "*?["):
             matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 absolute patterns too
             if not matches:
                 raise ImageError(f"{reference}: expected a pattern that matches files, found no match")
-            for match in matches:
-                found += find_images([match]) if Path(match).is_dir() else [(match, Path(match))]
+            for match in map(Path, matches):
+                found += (_pictures_below(match) if match.is_dir() else []) or [(str(match), match)]
         else:
             found.append((reference, path))
     return found
+
+
+def _pictures_below(folder: Path) -> list[tuple[str, ImageSource]]:
+    return [(str(file), file) for file in sorted(filter(is_image, files_below(folder)))]
 
 
 def prepared(

@@ -23,6 +23,7 @@ from swiftformer.benchmark.candidates import CANDIDATES, Candidate, Case
 from swiftformer.benchmark.footprint import footprint
 from swiftformer.benchmark.peers import against_peers
 from swiftformer.device import select_device
+from swiftformer.variants import get_variant
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +76,13 @@ def run_benchmark(
         measures; or an `error`. The comparisons are those of `swiftformer.benchmark.peers.against_peers`.
 
     Raises:
-        ValueError: nothing to measure, or no such device.
+        ValueError: nothing to measure, no such device, an unknown variant, or a size below 32 pixels.
     """
     device = str(select_device(device))
+    for name in variants:
+        get_variant(name)
+    if too_small := [f"{height}x{width}" for height, width in sizes if min(height, width) < 32]:
+        raise ValueError(f"size: expected at least 32 pixels, found {', '.join(too_small)}")
     chosen = [
         candidate
         for candidate in CANDIDATES

@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from swiftformer.data.dense_splits import split_of
 from swiftformer.data.detection_checks import Problems, fit, upright_size
-from swiftformer.data.detection_splits import Openers, by_split, split_of
+from swiftformer.data.detection_splits import Openers, by_split
 from swiftformer.data.detection_table import Table, TableBuilder, join
 from swiftformer.data.object_masks import check_size, pack
 from swiftformer.data.splits import ALL

@@ -15,9 +15,10 @@ from PIL import Image
 
 from swiftformer.data import coco, voc, yolo
 from swiftformer.data.class_names import KNOWN, class_names, made_up_names, shortened
+from swiftformer.data.dense_splits import expect_annotations, split_of
 from swiftformer.data.detection_checks import Problems
 from swiftformer.data.detection_files import DetectionFiles
-from swiftformer.data.detection_splits import Openers, chosen_table, split_of
+from swiftformer.data.detection_splits import Openers, chosen_table
 from swiftformer.data.detection_table import Table
 from swiftformer.data.image_folder import OTHER_TASKS
 from swiftformer.data.masks import AnnotationError
@@ -123,6 +124,7 @@ def open_detection(
             f"{data}: expected COCO's annotations/instances_train.json and the like, Pascal VOC's Annotations and "
             f"JPEGImages, or YOLO's images/train and labels/train, found {found}"
         )
+    expect_annotations(root, splits, split)
     table = chosen_table(splits, split, str(data))
     if masks:
         table = _with_masks(table, str(data), problems, required=masks is True)
@@ -163,7 +165,7 @@ def _content(root: Path) -> str:
 
 
 def _with_masks(table: Table, where: str, problems: Problems, required: bool) -> Table:
-    """Without the objects that have no mask; where none has one, all of them without masks, or a ValueError."""
+    """Without the pictures in which an object has no mask; where none has one, all without masks, or a ValueError."""
     has_mask = np.array([len(segment) > 0 for segment in table.segments or ()], dtype=bool)
     if has_mask.all():
         return table
@@ -177,7 +179,8 @@ def _with_masks(table: Table, where: str, problems: Problems, required: bool) ->
             f"{table.files[picture]}: expected a mask for each of {counts[picture]} objects, "
             f"found {without[picture]} with a box only"
         )
-    return table.keep(has_mask)
+    whole = [picture for picture in range(len(table.files)) if picture >= len(without) or not without[picture]]
+    return replace(table.take(whole), left_out=table.left_out + len(table.files) - len(whole))
 
 
 def _with_classes(

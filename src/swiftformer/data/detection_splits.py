@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,17 +9,13 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from swiftformer.data.dense_splits import split_of
 from swiftformer.data.detection_table import Table, join
 from swiftformer.data.splits import Subset, choose
 from swiftformer.images import open_image
 
 Openers = dict[str, Callable[[], Table]]  # by the name of the split
 Place = TypeVar("Place")
-
-
-def split_of(name: str) -> str:
-    """The name without a year: `train` of `train2017`."""
-    return re.sub(r"[-_]?(19|20)\d\d$", "", name) or name
 
 
 def by_split(found: Mapping[Place, str], where: Path) -> dict[str, Place]:

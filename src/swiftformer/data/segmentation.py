@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from swiftformer.data.class_names import KNOWN, class_names, find_names, made_up_names
+from swiftformer.data.dense_splits import expect_annotations
 from swiftformer.data.detection_checks import UNDO, stored_size
 from swiftformer.data.mask_folders import MaskFolders, Pair, find
 from swiftformer.data.masks import VOID, AnnotationError, largest_indices, read_mask
@@ -201,6 +202,7 @@ def open_segmentation(
             f"{data}: expected a folder with pictures and masks, found {'a file' if root.exists() else 'none'}"
         )
     folders = find(root, split)
+    expect_annotations(folders.root, folders.splits, split)
     files = [_PairList(pairs) for pairs in folders.splits.values()]
     chosen = choose({name: lambda f=f: f for name, f in zip(folders.splits, files, strict=True)}, split, str(data))  # type: ignore[misc]
     by_name = {pairs.name(i): pair for pairs in files for i, pair in enumerate(pairs.pairs)}

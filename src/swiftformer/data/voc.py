@@ -10,8 +10,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from swiftformer.data.class_names import KNOWN, shortened
+from swiftformer.data.dense_splits import split_of
 from swiftformer.data.detection_checks import Box, Problems, fit, upright_size
-from swiftformer.data.detection_splits import Openers, by_split, split_of
+from swiftformer.data.detection_splits import Openers, by_split
 from swiftformer.data.detection_table import Table, TableBuilder
 from swiftformer.data.folders import files_below
 from swiftformer.data.sources import is_image

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from swiftformer.data.class_names import find_names
+from swiftformer.data.dense_splits import split_of
 from swiftformer.data.detection_checks import Box, Problems, fit, upright_size
-from swiftformer.data.detection_splits import Openers, by_split, split_of
+from swiftformer.data.detection_splits import Openers, by_split
 from swiftformer.data.detection_table import Table, TableBuilder
 from swiftformer.data.folders import files_below
 from swiftformer.data.object_masks import check_size, pack_polygons
 from swiftformer.data.sources import is_image
-from swiftformer.data.splits import ALL
+from swiftformer.data.splits import ALL, SYNONYMS
 from swiftformer.images import ImageError
 
 TABLES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
@@ -33,13 +34,19 @@ def find(root: Path, names: set[str], masks: bool, problems: Problems) -> Opener
         return {}
     root = root.parent if root.is_file() else root
     content = {} if yaml_file is None else _load(yaml_file)
-    folders = _folders(root, names) or _listed(root, content)
-    if not folders:
+    places = _listed(root, content, yaml_file) if yaml_file else {}
+    others = _folders(root, names)  # of splits that no table names
+    places |= {n: of_split for n, of_split in others.items() if not places or (n != ALL and _meant(n) not in places)}
+    if not places:
         return {}
     classes = _names(content, yaml_file) or find_names(root) or find_names(root / "labels")
-    count = len(classes) if classes else _count(folders)
+    count = len(classes) if classes else _count(places)
     read = partial(_table, root=root, classes=classes, count=count, masks=masks, problems=problems)
-    return {name: partial(read, pairs) for name, pairs in folders.items()}
+    return {name: partial(read, of_split) for name, of_split in places.items()}
+
+
+def _meant(name: str) -> str:
+    return SYNONYMS.get(split_of(name), split_of(name))
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -69,10 +76,11 @@ def _names(content: dict[str, Any], file: Path | None) -> list[str] | None:
     return [str(name) for name in names]
 
 
-Pair = tuple[Path, Path]  # folders of pictures and of labels
+# Folders of pictures and of labels; or a text file with the paths of pictures, and None.
+Place = tuple[Path, Path | None]
 
 
-def _folders(root: Path, names: set[str]) -> dict[str, list[Pair]]:
+def _folders(root: Path, names: set[str]) -> dict[str, list[Place]]:
     """`images/SPLIT` and `labels/SPLIT`, `SPLIT/images` and `SPLIT/labels`, or one pair without splits."""
     images, labels = root / "images", root / "labels"
     whole = images.is_dir() and labels.is_dir()
@@ -87,11 +95,11 @@ def _folders(root: Path, names: set[str]) -> dict[str, list[Pair]]:
     return {name: [pair] for name, pair in by_split(found, root).items()}
 
 
-def _count(folders: dict[str, list[Pair]]) -> int:
+def _count(places: dict[str, list[Place]]) -> int:
     """Of the classes, by the largest index in all splits."""
     largest = -1
-    for _, labels in chain.from_iterable(folders.values()):
-        for file in _label_files(labels):
+    for place in chain.from_iterable(places.values()):
+        for file in _labels_of(place):
             firsts = (line.split(None, 1)[0] for line in file.read_text(errors="replace").splitlines() if line.strip())
             largest = max(largest, max((int(first) for first in firsts if first.isdecimal()), default=-1))
     return largest + 1
@@ -107,34 +115,87 @@ def _has_labels(folder: Path) -> bool:
     return bool(_label_files(folder))
 
 
-def _listed(root: Path, content: dict[str, Any]) -> dict[str, list[Pair]]:
-    """The folders that a `data.yaml` names."""
+def _labels_of(place: Place) -> list[Path]:
+    images, labels = place
+    return _label_files(labels) if labels is not None else [file for _, file in _listed_pictures(images) if file]
+
+
+def _listed_pictures(file: Path) -> list[tuple[Path, Path | None]]:
+    """The pictures that a text file names, from where it is or from the folder above, with their label files."""
+    found = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        if name := line.strip():
+            paths = [file.parent / name, file.parent.parent / name]
+            image = next((path for path in paths if path.is_file()), paths[0])
+            labels = _beside(image.parent) / f"{image.stem}.txt"
+            found.append((image, labels if labels.is_file() else None))
+    return found
+
+
+def _beside(images: Path) -> Path:
+    """The folder of labels for one of pictures: `labels` in the place of the last `images`."""
+    if "images" not in images.parts:
+        return images
+    place = len(images.parts) - 1 - images.parts[::-1].index("images")
+    return Path(*images.parts[:place], "labels", *images.parts[place + 1 :])
+
+
+def _listed(root: Path, content: dict[str, Any], file: Path) -> dict[str, list[Place]]:
+    """What a `data.yaml` names for its splits; nothing where none of it is here, as in a table for another machine.
+
+    Raises:
+        ValueError: some of it is missing, or has no labels; but for the split `test`, which is left out then.
+    """
     base = root / str(content.get("path") or "")
-    splits = {}
+    splits: dict[str, list[Place]] = {}
+    missing: list[str] = []
     for split in ENTRIES:
         entries = content.get(split)
-        pairs = []
+        of_split: list[Place] = []
         for entry in entries if isinstance(entries, list) else [entries] if entries else []:
             paths = [base / str(entry), root / str(entry), root / str(entry).removeprefix("../")]
-            # Labels lie beside a link to pictures, or else beside what it leads to.
-            places = [Path(os.path.abspath(path)) for path in paths] + [path.resolve() for path in paths]  # noqa: PTH100
-            images = next((place for place in places if place.is_dir() and "images" in place.parts), None)
-            if images is not None:
-                place = len(images.parts) - 1 - images.parts[::-1].index("images")
-                pairs.append((images, Path(*images.parts[:place], "labels", *images.parts[place + 1 :])))
-        if pairs:
-            splits[split] = pairs
+            place = _place(paths)
+            if place is not None and _labels_of(place):
+                of_split.append(place)
+            elif split != "test":
+                found = "no pictures" if place is None else "no labels"
+                missing.append(f"{file}: {split}: expected pictures with labels in {entry}, found {found}")
+        if of_split:
+            splits[split] = of_split
+    if missing and splits:
+        raise ValueError(missing[0])
     return splits
 
 
+def _place(paths: list[Path]) -> Place | None:
+    # Labels lie beside a link to pictures, or else beside what it leads to.
+    places = [Path(os.path.abspath(path)) for path in paths] + [path.resolve() for path in paths]  # noqa: PTH100
+    for place in places:
+        if place.is_dir() and "images" in place.parts:
+            return place, _beside(place)
+        if place.is_file() and place.suffix == ".txt":
+            return place, None
+    return None
+
+
+def _pictures_of(place: Place) -> tuple[list[tuple[Path, Path | None]], list[Path]]:
+    """The pictures with their label files, and label files without a picture."""
+    images, labels = place
+    if labels is None:
+        return _listed_pictures(images), []
+    text_of = {file.relative_to(labels).with_suffix("").as_posix(): file for file in _label_files(labels)}
+    files = sorted(filter(is_image, files_below(images)))
+    pictures = [(file, text_of.pop(file.relative_to(images).with_suffix("").as_posix(), None)) for file in files]
+    return pictures, list(text_of.values())
+
+
 def _table(
-    folders: list[Pair], root: Path, classes: list[str] | None, count: int, masks: bool, problems: Problems
+    places: list[Place], root: Path, classes: list[str] | None, count: int, masks: bool, problems: Problems
 ) -> Table:
     builder = TableBuilder(masks)
-    for images, labels in folders:
-        text_of = {file.relative_to(labels).with_suffix("").as_posix(): file for file in _label_files(labels)}
-        for image in sorted(filter(is_image, files_below(images))):
-            text = text_of.pop(image.relative_to(images).with_suffix("").as_posix(), None)
+    for place in places:
+        pictures, alone = _pictures_of(place)
+        for image, text in pictures:
             try:
                 size = upright_size(str(image))
             except ImageError as error:
@@ -145,7 +206,7 @@ def _table(
             index = builder.picture(str(image), key, *size)
             if text is not None:  # a picture without a file shows no object
                 _add(builder, index, text, size, count, problems)
-        for text in text_of.values():
+        for text in alone:
             problems.report(f"{text}: expected a picture for it, found none")
             builder.left_out += 1
     return builder.table(classes, list(range(1, count + 1)))

@@ -50,7 +50,7 @@ def open_engine(
         device: `cpu`, `cuda`, ...; by default the engine's own choice.
         precision: `fp32`, `bf16` or `fp16`, where the engine can compute in another one than the artifact is stored in.
         threads: on the CPU; by default the engine's own choice.
-        form: numeric form of a checkpoint, where its file cannot tell.
+        form: numeric form of a checkpoint, where its file cannot tell; of an artifact no other than its own.
         isa: of the engine `native`: instruction set, one of `swiftformer_native.supported()`; by default the best.
 
     Raises:
@@ -58,12 +58,12 @@ def open_engine(
         EngineError: the engine is not installed, or does not run this.
         CheckpointError: a checkpoint that cannot be loaded.
     """
-    if threads is not None and threads < 1:
-        raise EngineError(f"expected at least 1 thread, found {threads}")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise EngineError(f"threads: expected a number of at least 1, found {threads!r}")
     if engine not in ("auto", *ENGINES, *TORCH_MODES):
         raise EngineError(f"unknown engine {engine!r}: expected auto, {', '.join([*ENGINES, *TORCH_MODES])}")
     if is_artifact(reference):
-        opened = _open_artifact(reference, engine, device, precision, threads, isa)
+        opened = _open_artifact(reference, engine, device, precision, threads, form, isa)
     else:
         opened = _open_checkpoint(reference, engine, device, precision, threads, form, isa)
     if engine == "auto":
@@ -81,7 +81,9 @@ def _open_checkpoint(
     isa: str | None,
 ) -> Engine:
     if engine not in ("auto", "native", "torch", *TORCH_MODES):
-        raise EngineError(f"{reference}: expected an exported artifact for the engine {engine}, found none there")
+        raise EngineError(
+            f"{reference}: expected an artifact of `swiftformer export` for the engine {engine}, found none"
+        )
     if isa is not None and engine not in ("auto", "native"):
         raise EngineError(f"isa: expected the engine native, found {engine}")
     if util.find_spec("torch") is None:
@@ -116,11 +118,21 @@ def _native_may_run(reference: str | Path, device: str | None) -> bool:
 
 
 def _open_artifact(
-    reference: str | Path, engine: str, device: str | None, precision: str | None, threads: int | None, isa: str | None
+    reference: str | Path,
+    engine: str,
+    device: str | None,
+    precision: str | None,
+    threads: int | None,
+    form: str | None,
+    isa: str | None,
 ) -> Engine:
     if engine in TORCH_MODES:
         raise EngineError(f"{reference}: expected a checkpoint for the engine {engine}, found an exported artifact")
     artifact = read_artifact(reference)
+    if form not in (None, artifact.source.get("form")):
+        raise EngineError(
+            f"{reference}: form: expected that of the artifact, {artifact.source.get('form')}, found {form}"
+        )
     refused: dict[str, EngineError] = {}
     for name in _able(artifact) if engine == "auto" else [engine]:
         try:

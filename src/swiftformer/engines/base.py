@@ -39,7 +39,7 @@ def expect_cpu(engine: str, device: str | None) -> None:
 
 
 class Engine(ABC):
-    """A loaded model.
+    """A loaded model. Several threads may call it at once; in some engines they take turns.
 
     Attributes:
         name: of the engine, with its precision and device, for people.
@@ -100,14 +100,21 @@ class Engine(ABC):
         """`(N, channels, H, W)` to `(N, classes)`, each row of sum 1.
 
         Raises:
-            EngineError: another shape, or not a classifier.
+            EngineError: another shape, not a classifier, or one of another number of classes than there are labels.
         """
         if self.outputs == ("probabilities",):
-            return self(batch)["probabilities"]
+            return self._labelled(self(batch)["probabilities"])
         if self.outputs != ("logits",):
             raise EngineError(f"expected a classifier, found a model with the outputs {', '.join(self.outputs)}")
         logits = self(batch)["logits"].astype(np.float64)
         if logits.ndim != 2:
             raise EngineError(f"expected a classifier, found a segmentation model (logits of shape {logits.shape})")
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return powers / powers.sum(axis=1, keepdims=True)
+        return self._labelled(powers / powers.sum(axis=1, keepdims=True))
+
+    def _labelled(self, probabilities: np.ndarray) -> np.ndarray:
+        if probabilities.shape[1:] != (len(self.labels),):
+            raise EngineError(
+                f"{self.name}: expected a label for each of {probabilities.shape[1]} classes, found {len(self.labels)}"
+            )
+        return probabilities

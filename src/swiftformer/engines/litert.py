@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -30,12 +31,14 @@ class LiteRtEngine(Engine):
             raise EngineError(f"{file}: litert refuses it ({str(error).strip().splitlines()[0]})") from None
         if missing := {"pixel_values", *artifact.outputs} - set(found):
             raise EngineError(f"{file}: expected {', '.join(sorted(missing))} in its signature, found none there")
+        self.turn = Lock()  # all callers' values go through the same tensors
         self.name = f"litert {artifact.precision} cpu"
         self.preprocessing, self.labels = artifact.preprocessing, artifact.labels
         self.outputs, self.input_shape = artifact.outputs, artifact.input_shape
 
     def run(self, batch: np.ndarray) -> list[np.ndarray]:
-        found = self.runner(pixel_values=batch)
+        with self.turn:
+            found = self.runner(pixel_values=batch)
         return [found[name] for name in self.outputs]
 
 

@@ -130,16 +130,23 @@ def build(layers: Layers, tensors: Tensors, isa: str, precision: str, threads: i
             for place in named.values():
                 if tensors[place].dtype != np.float32:
                     raise ValueError(f"{place}: expected float32, found {tensors[place].dtype}")
-            arguments = (tensors[named[a]] if a in named else layer.get(a) for a in LAYERS[layer["kind"]])
-            getattr(network, layer["kind"])(*arguments)
+            kind = layer["kind"]
+            arguments = (tensors[named[a]] if a in named else layer.get(a) for a in LAYERS[kind])
+            getattr(network, kind)(*arguments)
     except KeyError as error:
         raise EngineError(f"native: expected the layers of a network and their tensors, found no {error}") from None
     except TypeError:
-        kinds = "; ".join(f"{kind}: {', '.join(arguments)}" for kind, arguments in LAYERS.items())
-        raise EngineError(f"native: expected layers and their tensors ({kinds}), found others") from None
+        raise EngineError(f"native: {kind}: expected {', '.join(LAYERS[kind])}, found other arguments") from None
     except (ValueError, RuntimeError) as error:
         raise EngineError(f"native refuses the network ({str(error).strip().splitlines()[0]})") from None
     return network
+
+
+def _is_layer(layer: Any) -> bool:
+    tensors = layer.get("tensors") if isinstance(layer, dict) else None
+    return (
+        isinstance(tensors, dict) and layer.get("kind") in LAYERS and all(isinstance(t, str) for t in tensors.values())
+    )
 
 
 def open_artifact(
@@ -158,8 +165,10 @@ def open_artifact(
     try:
         layers = json.loads((folder / artifact.file).read_text())["layers"]
         tensors = load_file(folder / WEIGHTS)
-        if not (isinstance(layers, list) and all(isinstance(layer, dict) and "kind" in layer for layer in layers)):
+        if not isinstance(layers, list):
             raise ValueError(f"no list of layers in {artifact.file}")
+        if others := [layer for layer in layers if not _is_layer(layer)]:
+            raise ValueError(f"no layer of a known kind in {artifact.file}: {str(others[0])[:80]}")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise EngineError(f"{folder}: expected a network and its weights, found {error}") from None
     return NativeEngine(

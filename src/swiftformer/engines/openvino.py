@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -71,14 +72,15 @@ class OpenVinoEngine(Engine):
             self.compiled = core.compile_model(str(file), device, config)
         except RuntimeError as error:
             raise EngineError(f"{file}: openvino refuses it ({one_line(error, -1)})") from None
-        self.request = self.compiled.create_infer_request()
+        self.request, self.turn = self.compiled.create_infer_request(), Lock()
         self.name = " ".join(dict.fromkeys(["openvino", stored, computed or stored, device.lower()]))
         self.preprocessing, self.labels = artifact.preprocessing, artifact.labels
         self.outputs, self.input_shape = artifact.outputs, artifact.input_shape
 
     def run(self, batch: np.ndarray) -> list[np.ndarray]:
-        results = self.request.infer([batch], share_inputs=True)
-        return [np.array(results[i], dtype=np.float32) for i in range(len(self.outputs))]
+        with self.turn:
+            results = self.request.infer([batch], share_inputs=True)
+            return [np.array(results[i], dtype=np.float32) for i in range(len(self.outputs))]
 
 
 def open_artifact(

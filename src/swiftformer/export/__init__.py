@@ -95,6 +95,8 @@ def export(
         raise ExportError(str(error)) from None
     reference = model if isinstance(model, (str, Path)) else None
     check_writable(output)
+    if (output / "config.json").exists() and not is_artifact(output):
+        raise ExportError(f"{output}: expected a folder for the artifact alone, found a checkpoint in it")
     given: Any = load(model, form=form) if isinstance(model, (str, Path)) else copy.deepcopy(model)
     net: Any = given.cpu().float().eval()
     net.preprocessing = getattr(net, "preprocessing", None) or HUB
@@ -285,6 +287,10 @@ def _shape(
 ) -> tuple[int | None, tuple[int, int] | None]:
     """Batch and size, None for what is free."""
     dynamic = FORMATS[format].dynamic
+    if size not in (None, "dynamic") and not _are_counts(size, 2):
+        raise ExportError(f"size: expected height and width, or 'dynamic', found {size!r}")
+    if batch not in (None, "dynamic") and not _are_counts([batch], 1):
+        raise ExportError(f"batch: expected a number of at least 1, or 'dynamic', found {batch!r}")
     for name, value in (("batch", batch), ("size", size)):
         if value == "dynamic" and not dynamic:
             raise ExportError(f"{format} takes inputs of one shape only: expected a fixed {name}, found dynamic")
@@ -293,11 +299,17 @@ def _shape(
     if batch is None:
         batch = "dynamic" if size == "dynamic" else 1
     pixels = min(preprocessing.size if size == "dynamic" else size)
-    if pixels < 32 or (batch != "dynamic" and batch < 1):
-        raise ExportError(
-            f"expected a size of at least 32 pixels and a batch of at least 1, found {pixels} and {batch}"
-        )
+    if pixels < 32:
+        raise ExportError(f"expected a size of at least 32 pixels, found {pixels}")
     return (None if batch == "dynamic" else batch), (None if size == "dynamic" else size)
+
+
+def _are_counts(values: Any, length: int) -> bool:
+    return (
+        isinstance(values, (tuple, list))
+        and len(values) == length
+        and all(isinstance(value, int) and value >= 1 for value in values)
+    )
 
 
 def _detector_shape(
@@ -311,7 +323,7 @@ def _detector_shape(
     if precision not in DETECTORS_TAKEN.get(format, ()):
         taken = "; ".join(f"{name} {' or '.join(precisions)}" for name, precisions in DETECTORS_TAKEN.items())
         raise ExportError(f"detectors are exported to {taken}: found {format} {precision}")
-    if batch not in (None, 1) or size == "dynamic":
+    if batch not in (None, 1) or isinstance(size, str) or not (size is None or _are_counts(size, 2)):
         raise ExportError(f"detectors take one picture of a fixed size: found batch {batch} and size {size}")
     size = preprocessing.size if size is None else size
     if min(size) < 32 or size[0] % 32 or size[1] % 32:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ BOX_SIZE, MASK_SIZE = 7, 14  # pixels of a level that a region is resampled to; 
 SAMPLING_RATIO = 2  # points per pixel and axis of that
 SCORE_THRESHOLD = 0.05  # of boxes that go into the suppression of overlapping ones
 CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4  # a region of this side is looked at on the map of stride 2**4
+HALF = (torch.float16, torch.bfloat16)
 
 
 class RPNHead(rpn.RPNHead):
@@ -90,7 +92,7 @@ class RegionPooling(nn.Module):
         pooled = maps[0].new_zeros(len(regions), maps[0].shape[1], self.side, self.side)
         for level, (x, stride) in enumerate(zip(maps, self.strides, strict=True)):
             [chosen] = torch.where(places == level)
-            part = roi_align(x, regions[chosen], self.side, 1 / stride, SAMPLING_RATIO, aligned=True)
+            part = roi_align(x, regions[chosen].to(x.dtype), self.side, 1 / stride, SAMPLING_RATIO, aligned=True)
             pooled = pooled.index_copy(0, chosen, part.to(pooled.dtype))
         return pooled
 
@@ -248,7 +250,9 @@ class RCNNHead(nn.Module):
         """
         levels = self.fpn({str(level): x for level, x in enumerate(maps)})
         # Anchors and coordinates take the type of the levels.
-        levels = {name: x.float() for name, x in levels.items()}
-        proposals, losses = self.rpn(ImageList(pixel_values, sizes), levels, targets)
-        detections, more = self.roi_heads(levels, proposals, sizes, targets)
+        levels = {name: x.float() if x.dtype in HALF else x for name, x in levels.items()}
+        device, dtype = pixel_values.device.type, next(self.parameters()).dtype
+        with torch.autocast(device, dtype) if dtype in HALF else nullcontext():  # layers of half take the levels
+            proposals, losses = self.rpn(ImageList(pixel_values, sizes), levels, targets)
+            detections, more = self.roi_heads(levels, proposals, sizes, targets)
         return detections, losses | more

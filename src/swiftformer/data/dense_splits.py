@@ -1,0 +1,33 @@
+"""Splits of pictures whose annotations lie apart from them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from swiftformer.data.folders import files_below
+from swiftformer.data.sources import is_image
+from swiftformer.data.splits import SPLIT_ALIASES, SYNONYMS
+
+
+def split_of(name: str) -> str:
+    """The name without a year: `train` of `train2017`."""
+    return re.sub(r"[-_]?(19|20)\d\d$", "", name) or name
+
+
+def expect_annotations(data: Path, splits: Iterable[str], split: str | None) -> None:
+    """Raise ValueError where a folder has pictures to validate on and no split is theirs: others would be taken in
+    their place.
+
+    Args:
+        splits: that the data have, by their names.
+        split: that is asked for.
+    """
+    names = {"val", *(name for name, meant in SYNONYMS.items() if meant == "val")}
+    if not data.is_dir() or split not in (None, *names) or {*SPLIT_ALIASES["val"]} & {*map(split_of, splits)}:
+        return
+    places = [place for place in (data, data / "images", data / "JPEGImages") if place.is_dir()]
+    for folder in sorted(folder for place in places for folder in place.iterdir() if split_of(folder.name) in names):
+        if folder.is_dir() and any(map(is_image, files_below(folder))):
+            raise ValueError(f"{data}: expected annotations for the pictures in {folder.relative_to(data)}, found none")
