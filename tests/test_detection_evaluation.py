@@ -193,6 +193,7 @@ def test_metrics_that_are_not_there(printed):
     ("outputs", "compared", "text"),
     [
         (("logits",), {}, "same first class for 98% of 9 pictures"),
+        (("logits",), {"pixels": 1}, "same class for 98% of the pixels of 9 pictures"),
         (("scores", "labels", "boxes"), {}, "98% of the objects in 9 pictures found again"),
         (("scores", "labels", "boxes"), {"objects": 57.0}, "98% of 57 objects in 9 pictures found again"),
         (("scores", "labels", "boxes"), {"objects": 0.0}, "no objects to find again in 9 pictures"),
@@ -201,7 +202,19 @@ def test_metrics_that_are_not_there(printed):
 def test_what_an_export_is_compared_on(printed, tmp_path, outputs, compared, text):
     found = {"images": 9.0, "top1_agreement": 0.98, "max_relative_difference": 1e-5} | compared
     artifact = Artifact(
-        *("onnx", "fp32", "model.onnx", "any", outputs, 3, 1, None, "normalized", Preprocessing(), ("a",)),
+        *(
+            "onnx",
+            "fp32",
+            "model.onnx",
+            "segmentation" if "pixels" in compared else "any",
+            outputs,
+            3,
+            1,
+            None,
+            "normalized",
+            Preprocessing(),
+            ("a",),
+        ),
         comparison=found,
     )
     reports.artifact_table(tmp_path, artifact)

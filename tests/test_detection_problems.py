@@ -308,5 +308,5 @@ def test_folders_that_are_no_data_set(tmp_path, make_it, message):
     make_it(tmp_path)
     with pytest.raises(ValueError, match=message):
         open_detection(tmp_path)
-    with pytest.raises(ValueError, match="expected a folder with annotated pictures or a JSON file, found none"):
+    with pytest.raises(ValueError, match="no such file or folder"):
         open_detection(Path(tmp_path, "nowhere"))

@@ -84,6 +84,14 @@ def test_bad_settings(name, setting, message):
         get_recipe(name, [setting] if setting else [])
 
 
+def test_short_runs_are_warmed_up_for_half_of_it():
+    short = get_recipe("small_real_time_detection", ["epochs=3"])
+    assert (short.epochs, short.warmup_epochs) == (3, 1)
+    assert get_recipe("small_real_time_detection", ["epochs=5"]).warmup_epochs == 5
+    with pytest.raises(ValueError, match="expected warmup_epochs from 0 to epochs"):
+        get_recipe("small_real_time_detection", ["epochs=3", "warmup_epochs=5"])
+
+
 def test_odd_batches_cannot_be_mixed():
     with pytest.raises(ValueError, match="even batch_size, found 15"):
         get_recipe("smoke", ["mixup=0.8", "batch_size=15"])

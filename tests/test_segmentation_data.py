@@ -250,7 +250,7 @@ def test_folders_that_are_no_data_set(tmp_path, make, split, message):
     make(tmp_path)
     with pytest.raises(ValueError, match=message):
         open_segmentation(tmp_path, split)
-    with pytest.raises(ValueError, match="expected a folder with pictures and masks, found none"):
+    with pytest.raises(ValueError, match="no such folder"):
         open_segmentation(tmp_path / "nowhere")
 
 
@@ -758,3 +758,11 @@ def test_validation_pictures_without_masks_are_not_replaced_by_others(tmp_path):
     with pytest.raises(ValueError, match="expected annotations for the pictures in images/val, found none"):
         open_segmentation(tmp_path)
     assert len(open_segmentation(tmp_path, "train")) == 1
+
+
+def test_masks_in_colours_are_told_where_their_classes_are_counted(tmp_path):
+    for folder, name in (("images", "p.jpg"), ("annotations", "p.png")):
+        (tmp_path / folder / "train").mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / folder / "train" / name)
+    with pytest.raises(ValueError, match=r"two or more classes, found none in 1 files .*found colours \(RGB\)"):
+        open_segmentation(tmp_path, "train")

@@ -69,6 +69,8 @@ def segment(
         check_file(coco)
     pictures, clips = pictures_and_clips(images, camera)
     runner = open_segmenter(model, engine, device, precision, threads, form)
+    if masks and clips:
+        typer.echo("--masks: videos get none; --coco has the classes of every frame", err=True)
     targets = free_targets([name for name, _ in pictures + clips], output)
     results, documents, rows = [], [], []
     numbers = itertools.count(1)  # of pictures, and of frames behind them
@@ -169,8 +171,10 @@ def free_targets(pictures: list[str], folder: Path) -> list[Path]:
     """A path without suffix in `folder` for each picture; names that are taken get a number.
 
     Raises:
-        ValueError: a result would lie on one of the pictures.
+        ValueError: the folder is a file, or a result would lie on one of the pictures.
     """
+    if folder.is_file():
+        raise ValueError(f"output: expected a folder, found the file {folder}")
     taken: set[str] = set()
     targets = []
     sources = {Path(name).resolve() for name in pictures}

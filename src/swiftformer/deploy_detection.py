@@ -166,10 +166,16 @@ def suppressed(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
 def pooled(levels: Sequence[Tensor], boxes: Tensor, side: int, strides: Sequence[int]) -> Tensor:
     """What the pyramid has in each box, `(n, C, side, side)`, from the level that fits the box (arXiv 1612.03144).
 
-    All levels are looked at for all boxes: which one counts is known only when the boxes are.
+    In a graph all levels are looked at for all boxes: which one counts is known only when the boxes are.
     """
     strides = strides[: len(levels)]
     wanted = fitting_levels(boxes, strides)
+    if boxes.device.type == "cpu" and not torch.jit.is_tracing() and not torch.compiler.is_compiling():
+        found = levels[0].new_empty(len(boxes), levels[0].shape[1], side, side)
+        for place, (level, stride) in enumerate(zip(levels, strides, strict=True)):
+            [chosen] = torch.where(wanted == place)
+            found[chosen] = roi_align(level, [boxes[chosen]], side, 1 / stride, SAMPLING_RATIO, aligned=True)
+        return found
     total = None
     for place, (level, stride) in enumerate(zip(levels, strides, strict=True)):
         part = roi_align(level, [boxes], side, 1 / stride, SAMPLING_RATIO, aligned=True)

@@ -51,6 +51,8 @@ def artifact_table(folder: Path, artifact: Artifact) -> None:
 def _agreement(artifact: Artifact) -> str:
     found = artifact.comparison
     percent, pictures = f"{100 * found['top1_agreement']:.0f}%", f"{found['images']:.0f} pictures"
+    if artifact.task == "segmentation":
+        return f"same class for {percent} of the pixels of {pictures}"
     if "boxes" not in artifact.outputs:
         return f"same first class for {percent} of {pictures}"
     count = found.get("objects")

@@ -110,7 +110,7 @@ def open_detection(
     """
     root = Path(data).expanduser()
     if not root.exists():
-        raise ValueError(f"{data}: expected a folder with annotated pictures or a JSON file, found none")
+        raise ValueError(f"{data}: no such file or folder")
     if masks:
         coco_mask()  # which may be missing
     problems = Problems(on_error)

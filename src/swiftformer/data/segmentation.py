@@ -198,9 +198,9 @@ def open_segmentation(
     """
     root = Path(data).expanduser()
     if not root.is_dir():
-        raise ValueError(
-            f"{data}: expected a folder with pictures and masks, found {'a file' if root.exists() else 'none'}"
-        )
+        if not root.exists():
+            raise ValueError(f"{data}: no such folder")
+        raise ValueError(f"{data}: expected a folder with pictures and masks, found a file")
     folders = find(root, split)
     expect_annotations(folders.root, folders.splits, split)
     files = [_PairList(pairs) for pairs in folders.splits.values()]
@@ -280,7 +280,7 @@ def _classes(
     if otherwise:
         return list(otherwise)
     if count < 2:
-        found = WHITE if largest == 0 else f"none in {len(files)} files"
+        found = WHITE if largest == 0 else f"none in {len(files)} files" + _damage(files)
         raise ValueError(f"{folders.root}: expected masks with the indices of two or more classes, found {found}")
     logger.info(
         "%s has no file with class names (classes.txt, one per line): the largest index in %d masks makes %d classes",
@@ -290,6 +290,15 @@ def _classes(
     )
     _tell_a_stray_index(files, count)
     return made_up_names(count)
+
+
+def _damage(files: Sequence[str]) -> str:
+    """What is wrong with the first mask, if it cannot be read."""
+    try:
+        read_mask(files[0])
+    except (ImageError, IndexError) as error:
+        return f" ({error})" if files else ""
+    return ""
 
 
 def _mask_files(folders: MaskFolders) -> tuple[str, ...]:

@@ -216,8 +216,9 @@ class _Run:
             if main:
                 write_recipe(fields, output)
             logger.info(
-                "%d training and %d validation images of %d classes, %d pixels, %d at once; %s",
+                "%d training and %d validation images of %d classes, %d pixels, %d at once; %s; %s",
                 *(*data, recipe.image_size, self.batch_size),
+                f"starting from {card['started_from']}" if card.get("started_from") else "from random weights",
                 card["command"] or "called from Python",
             )
             if self.epoch or self.batch:

@@ -316,7 +316,8 @@ def get_recipe(name: str, settings: Iterable[str] = ()) -> Any:
 
     Args:
         name: a key of `RECIPES`.
-        settings: `key=value`, each key a field of the recipe; tuples are written `0.5,1`.
+        settings: `key=value`, each key a field of the recipe; tuples are written `0.5,1`. Fewer epochs than the recipe
+            warms up for are warmed up for half of them, unless `warmup_epochs` says otherwise.
 
     Returns:
         The recipe of the task that it is for.
@@ -340,6 +341,8 @@ def get_recipe(name: str, settings: Iterable[str] = ()) -> Any:
             kind = types_[key]
             expected = str(kind).replace("typing.", "") if typing.get_origin(kind) else kind.__name__
             raise ValueError(f"{key}: expected {expected}, found {text!r}") from None
+    if "warmup_epochs" not in changes and changes.get("epochs", recipe.epochs) < recipe.warmup_epochs:
+        changes["warmup_epochs"] = changes["epochs"] // 2
     return dataclasses.replace(recipe, **changes)
 
 
