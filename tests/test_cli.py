@@ -121,6 +121,7 @@ def test_a_broken_file_among_good_ones(cli, model_folder, pictures):
         (["train", "--data", "{tmp}/absent", "--recipe", "smoke"], "absent: no such file or folder"),
         (["evaluate", "--data", "{tmp}/flat", "--raw"], "expected the folder of a run that averages its weights"),
         (["train", "--data", "{tmp}/flat"], "the recipe finetune starts from a checkpoint: expected --model"),
+        (["train", "--data", "{tmp}/boxes"], "trained on with --task segment, detect or instances"),
         (["train", "--data", "{tmp}", "--recipe", "paper"], "unknown recipe 'paper'"),
         (["convert", "{tmp}/notes.txt", "{tmp}/out"], "notes.txt: truncated, or no PyTorch checkpoint"),
         (["convert", "{model}", "{tmp}/out", "--to", "keras"], "keras"),
@@ -131,6 +132,8 @@ def test_a_broken_file_among_good_ones(cli, model_folder, pictures):
 )  # fmt: skip
 def test_bad_input_gets_one_line_and_exit_code_2(cli, tmp_path, model_folder, arguments, message):
     (tmp_path / "empty").mkdir()
+    for name in ("images", "labels"):
+        (tmp_path / "boxes" / name).mkdir(parents=True)
     (tmp_path / "notes.txt").write_text("no checkpoint, only words")
     for name in ("x", "y"):
         (tmp_path / "flat" / name).mkdir(parents=True)

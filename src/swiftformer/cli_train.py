@@ -80,12 +80,16 @@ def train(
     if variant is not None and model is not None:
         raise ValueError(f"expected --variant to train from scratch or --model, found both ({variant} and {model})")
     options: dict[str, Any] = {"classes": classes, "reduce_zero_label": reduce_zero_label}
-    train_source, val_source = open_splits(chosen.task, data, level, options, on_error)
     if name == "finetune" and model is None and not resume:
+        from swiftformer.data.image_folder import refuse_other_tasks
+
+        if Path(data).is_dir():
+            refuse_other_tasks(Path(data))
         raise ValueError(
             "the recipe finetune starts from a checkpoint: expected --model, such as MBZUAI/swiftformer-xs, "
             "or another --recipe to train from scratch"
         )
+    train_source, val_source = open_splits(chosen.task, data, level, options, on_error)
     if name == "finetune":
         from swiftformer.train.fitting import fitted
 

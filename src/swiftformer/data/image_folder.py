@@ -60,11 +60,7 @@ class ImageFolderSource(FileSource):
     def __init__(self, root: Path, splits: Sequence[Path] = ()) -> None:
         folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not _hidden(entry.name))
         found = {name: sorted(_pictures(root / name)) for name in folders}
-        if is_for_other_tasks(root):
-            raise ValueError(
-                f"{root}: expected one folder of images per class, found {shortened(folders)}, which look like data to "
-                f"segment or detect: those are trained on with --task segment, detect or instances"
-            )
+        refuse_other_tasks(root)
         empty = [name for name in folders if not found[name] and not any(any(_pictures(s / name)) for s in splits)]
         classes = [name for name in folders if name not in empty]
         files = [str(file.relative_to(root)) for name in classes for file in found[name]]
@@ -94,6 +90,16 @@ def is_for_other_tasks(root: Path) -> bool:
     """Whether a folder has the folders that data to detect and to segment have beside each other, and no others."""
     folders = {entry.name for entry in os.scandir(root) if entry.is_dir() and not _hidden(entry.name)}
     return len(folders) > 1 and folders <= OTHER_TASKS
+
+
+def refuse_other_tasks(root: Path) -> None:
+    """Raise ValueError for data to detect and to segment."""
+    if is_for_other_tasks(root):
+        folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not _hidden(entry.name))
+        raise ValueError(
+            f"{root}: expected one folder of images per class, found {shortened(folders)}, which look like data to "
+            f"segment or detect: those are trained on with --task segment, detect or instances"
+        )
 
 
 def has_classes(root: Path) -> bool:
