@@ -288,31 +288,31 @@ struct Network::Pass {
     return key_query + (static_cast<size_t>(image) * tokens() + first) * 2 * filled(channels);
   }
 
-  void operator()(const MapOutput& layer) { write(map, layer.factor.get(), layer.shift.get()); }
+  void operator()(const MapOutput& layer) { write(map, channels, tokens(), layer.factor.get(), layer.shift.get()); }
 
-  // The next output: a map times factors plus shifts, which may be missing, channel by channel.
-  void write(float* from, const float* factors, const float* shifts) {
-    const int stride = filled(channels);
-    float* output = outputs[next_output++] + static_cast<size_t>(place) * channels * tokens();
+  // The next output: the values of pixels times factors plus shifts, which may be missing, channel by channel.
+  void write(const float* from, int values, int pixels_of_image, const float* factors, const float* shifts) {
+    const int stride = filled(values);
+    float* output = outputs[next_output++] + static_cast<size_t>(place) * values * pixels_of_image;
     each(images() * (stride / lanes), [&](int index, int) {
       const int image = index / (stride / lanes), first = index % (stride / lanes) * lanes;
-      const float* in = image_of(from, image, channels);
-      for (int c = first; c < std::min(first + lanes, channels); ++c) {
+      const float* in = from + static_cast<size_t>(image) * pixels_of_image * stride;
+      for (int c = first; c < std::min(first + lanes, values); ++c) {
         const float factor = factors ? factors[c] : 1.0f, shift = shifts ? shifts[c] : 0.0f;
-        float* out = output + (static_cast<size_t>(image) * channels + c) * tokens();
-        for (int pixel = 0; pixel < tokens(); ++pixel) out[pixel] = in[pixel * stride + c] * factor + shift;
+        float* out = output + (static_cast<size_t>(image) * values + c) * pixels_of_image;
+        for (int pixel = 0; pixel < pixels_of_image; ++pixel) out[pixel] = in[pixel * stride + c] * factor + shift;
       }
     });
   }
 
   // Of pyramids: in pass_pyramid.h.
   void multiply_map(const Product& product, float* to);
-  void enlarge(const float* from, const Kept& level, float* to, bool add);
+  void enlarge(const float* from, int values, const Kept& level, float* to, bool add);
   void operator()(const Lateral& layer);
   void operator()(const PyramidLevel& layer);
   void operator()(const Enlarging& layer);
   void operator()(const Scores& layer);
-  void operator()(const ScoresOutput&) { write(key_query, nullptr, nullptr); }
+  void operator()(const ScoresOutput& layer);
 
   void operator()(const Head& layer) {
     float* output = outputs[next_output++] + static_cast<size_t>(place) * layer.product.outputs;

@@ -50,27 +50,32 @@ inline void Network::Pass::operator()(const PyramidLevel& layer) {
   });
 }
 
-// A map to the size of a level; stored or added.
-inline void Network::Pass::enlarge(const float* from, const Kept& level, float* to, bool add) {
-  const int in_height = height, in_width = width, stride = filled(channels);
-  height = level.height;
-  width = level.width;
-  each(images() * height, [&](int index, int) {
-    const float* image = from + static_cast<size_t>(index / height) * in_height * in_width * stride;
-    float* line = to + static_cast<size_t>(index) * width * stride;
-    enlarged_line(image, in_height, in_width, stride, index % height, height, width, line, add);
+// Values of the map's size to that of a level; stored or added.
+inline void Network::Pass::enlarge(const float* from, int values, const Kept& level, float* to, bool add) {
+  const int stride = filled(values);
+  each(images() * level.height, [&](int index, int) {
+    const float* image = from + static_cast<size_t>(index / level.height) * tokens() * stride;
+    float* line = to + static_cast<size_t>(index) * level.width * stride;
+    enlarged_line(image, height, width, stride, index % level.height, level.height, level.width, line, add);
   });
 }
 
 inline void Network::Pass::operator()(const Enlarging& layer) {
-  enlarge(map, pyramid[layer.level], other, false);
+  const Kept& level = pyramid[layer.level];
+  enlarge(map, channels, level, other, false);
+  height = level.height;
+  width = level.width;
   std::swap(map, other);
 }
 
+// The map stays as it is.
 inline void Network::Pass::operator()(const Scores& layer) {
   multiply_map(layer.product, other);
-  channels = layer.product.outputs;
-  enlarge(other, pyramid[0], key_query, !layer.first);
+  enlarge(other, layer.product.outputs, pyramid[0], key_query, !layer.first);
+}
+
+inline void Network::Pass::operator()(const ScoresOutput& layer) {
+  write(key_query, layer.classes, pyramid[0].height * pyramid[0].width, nullptr, nullptr);
 }
 
 }  // namespace swiftformer

@@ -8,22 +8,46 @@
 
 namespace swiftformer {
 
+namespace {
+
+// The size of the map behind each layer, and those of a pyramid's levels.
+struct Extent {
+  int height, width;
+  int heights[Network::most_pyramid_levels] = {}, widths[Network::most_pyramid_levels] = {}, levels = 0;
+
+  void pass(const Layer& layer) {
+    const auto take = [&](int level) {
+      height = heights[level];
+      width = widths[level];
+    };
+    if (auto* level = std::get_if<PyramidLevel>(&layer)) return take(level->index);
+    if (auto* enlarging = std::get_if<Enlarging>(&layer)) return take(enlarging->level);
+    if (std::holds_alternative<Lateral>(layer)) {
+      heights[levels] = height;
+      widths[levels++] = width;
+    }
+    auto* convolution = std::get_if<Convolution>(&layer);
+    const int stride = convolution ? convolution->stride : std::holds_alternative<FirstConvolution>(layer) ? 2 : 1;
+    height = strided(height, stride);
+    width = strided(width, stride);
+  }
+};
+
+}  // namespace
+
 std::vector<std::vector<size_t>> Network::outputs(const Pixels& pixels) const {
   std::vector<std::vector<size_t>> shapes;
-  size_t height = pixels.height, width = pixels.width, finest_height = 0, finest_width = 0;
+  const auto add = [&](int channels, int height, int width) {
+    shapes.emplace_back();
+    for (int side : {pixels.images, channels, height, width}) shapes.back().push_back(static_cast<size_t>(side));
+  };
+  Extent extent{pixels.height, pixels.width};
   for (const Layer& layer : layers_) {
-    auto* convolution = std::get_if<Convolution>(&layer);
-    if (std::holds_alternative<FirstConvolution>(layer) || (convolution && convolution->stride == 2)) {
-      height = halved(height);
-      width = halved(width);
-    } else if (std::holds_alternative<Lateral>(layer) && finest_height == 0) {
-      finest_height = height;
-      finest_width = width;
+    extent.pass(layer);
+    if (auto* output = std::get_if<MapOutput>(&layer)) {
+      add(output->channels, extent.height, extent.width);
     } else if (auto* scores = std::get_if<ScoresOutput>(&layer)) {
-      shapes.push_back(
-          {static_cast<size_t>(pixels.images), static_cast<size_t>(scores->classes), finest_height, finest_width});
-    } else if (auto* output = std::get_if<MapOutput>(&layer)) {
-      shapes.push_back({static_cast<size_t>(pixels.images), static_cast<size_t>(output->channels), height, width});
+      add(scores->classes, extent.heights[0], extent.widths[0]);
     } else if (auto* head = std::get_if<Head>(&layer)) {
       shapes.push_back({static_cast<size_t>(pixels.images), static_cast<size_t>(head->product.outputs)});
     }
@@ -38,28 +62,28 @@ Network::Room Network::room_for(int images, int height, int width) const {
     widen(room.operand, operand_stride(*product.kernels, values));
     if (product.kernels->levels) widen(room.rows, filled(values));
   };
-  int channels = 0, pyramid_channels = 0, levels = 0;
-  int heights[most_pyramid_levels] = {}, widths[most_pyramid_levels] = {};
-  const auto map = [&] { widen(room.map, static_cast<size_t>(images) * height * width * filled(channels)); };
+  int channels = 0, pyramid_channels = 0;
+  Extent extent{height, width};
+  const auto pixels = [&] { return static_cast<size_t>(images) * extent.height * extent.width; };
   const auto branch = [&](const Branch& layer) {
     make_room(layer.expand, channels);
     widen(room.hidden, operand_stride(kernels_, layer.expand.outputs));
     widen(room.rows, filled(layer.expand.outputs));
-    widen(room.zeros, static_cast<size_t>(width) * filled(channels));
+    widen(room.zeros, static_cast<size_t>(extent.width) * filled(channels));
   };
   for (const Layer& layer : layers_) {
-    const size_t most_tiles = 4 * threads_.count() + (static_cast<size_t>(height) * width + tile_rows - 1) / tile_rows;
-    const auto convolve = [&](const Product& product, int stride) {
-      height = strided(height, stride);
-      width = strided(width, stride);
+    extent.pass(layer);
+    const size_t tokens = static_cast<size_t>(extent.height) * extent.width;
+    const size_t most_tiles = 4 * threads_.count() + (tokens + tile_rows - 1) / tile_rows;
+    const auto convolve = [&](const Product& product) {
       channels = product.outputs;
-      map();
+      widen(room.map, pixels() * filled(channels));
     };
     if (auto* first = std::get_if<FirstConvolution>(&layer)) {
-      convolve(first->product, 2);
+      convolve(first->product);
       widen(room.operand, (3 * first->inputs * tap_stride + tile_rows - 1) / tile_rows);
     } else if (auto* convolution = std::get_if<Convolution>(&layer)) {
-      convolve(convolution->product, convolution->stride);
+      convolve(convolution->product);
       make_room(convolution->product, Pass::convolution_width(*convolution));
       widen(room.zeros, filled(convolution->inputs));
     } else if (auto* plain = std::get_if<Branch>(&layer)) {
@@ -69,7 +93,7 @@ Network::Room Network::room_for(int images, int height, int width) const {
       make_room(encoder->output, channels + filled(channels));
       widen(room.hidden, operand_stride(kernels_, encoder->expand.outputs));
       widen(room.rows, filled(encoder->expand.outputs));
-      widen(room.key_query, static_cast<size_t>(images) * height * width * 2 * filled(channels));
+      widen(room.key_query, pixels() * 2 * filled(channels));
       widen(room.sums, images * most_tiles * (filled(channels) + lanes));
     } else if (auto* head = std::get_if<Head>(&layer)) {
       make_room(head->product, channels);
@@ -77,24 +101,18 @@ Network::Room Network::room_for(int images, int height, int width) const {
       widen(room.key_query, tile_rows * head->product.matrix.columns);
     } else if (auto* lateral = std::get_if<Lateral>(&layer)) {
       make_room(lateral->product, channels);
-      heights[levels] = height;
-      widths[levels++] = width;
       pyramid_channels = lateral->product.outputs;
-      room.kept += static_cast<size_t>(images) * height * width * filled(pyramid_channels);
-    } else if (auto* level = std::get_if<PyramidLevel>(&layer)) {
-      height = heights[level->index];
-      width = widths[level->index];
+      room.kept += pixels() * filled(pyramid_channels);
+    } else if (std::holds_alternative<PyramidLevel>(layer)) {
       channels = pyramid_channels;
-      map();
-    } else if (auto* enlarging = std::get_if<Enlarging>(&layer)) {
-      height = heights[enlarging->level];
-      width = widths[enlarging->level];
-      map();
+      widen(room.map, pixels() * filled(channels));
+    } else if (std::holds_alternative<Enlarging>(layer)) {
+      widen(room.map, pixels() * filled(channels));
     } else if (auto* scores = std::get_if<Scores>(&layer)) {
+      const size_t classes = filled(scores->product.outputs);
       make_room(scores->product, channels);
-      channels = scores->product.outputs;
-      map();
-      widen(room.key_query, static_cast<size_t>(images) * heights[0] * widths[0] * filled(channels));
+      widen(room.map, pixels() * classes);
+      widen(room.key_query, static_cast<size_t>(images) * extent.heights[0] * extent.widths[0] * classes);
     }
   }
   return room;

@@ -118,7 +118,8 @@ std::vector<Model> models() {
   maps.stem(3, 5).encoder(7, 10, false, false).output(false).downsampling(3).branch(9).output(true);
   pyramid.stem(8, 18).lateral(20).downsampling(24).branch(30).lateral(20).downsampling(33).output(false).lateral(20);
   pyramid.level(2).convolution(20, false).convolution(17, true).enlarging(1).convolution(19, true).scores(7);
-  pyramid.level(1).convolution(35, true).scores(7).level(0).convolution(16, false).scores(7).sum();
+  pyramid.level(1).convolution(35, true).scores(7).convolution(21, true).output(true);
+  pyramid.level(0).convolution(16, false).scores(7).sum().output(false);
   return {usual, odd, maps, pyramid};
 }
 
