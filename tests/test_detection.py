@@ -247,6 +247,9 @@ def test_bad_labels():
     pixels[0]["boxes"] = pixels[0]["boxes"] * 96
     with pytest.raises(ValueError, match="expected boxes as shares of the picture, from 0 to 1, found"):
         model(pictures(), pixels)
+    pixels[0]["boxes"] = pixels[0]["boxes"] * torch.nan
+    with pytest.raises(ValueError, match="expected boxes as shares of the picture, from 0 to 1, found nan"):
+        model(pictures(), pixels)
     with pytest.raises(ValueError, match="expected class_labels in labels, found labels, boxes"):
         model(pictures(), torchvision)
     short = labels()

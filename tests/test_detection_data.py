@@ -330,7 +330,7 @@ def names_of(source):
     return [Path(source.name(index)).name for index in range(len(source))]
 
 
-def test_what_a_yolo_table_names_comes_first(tmp_path):
+def test_what_a_yolo_table_names_comes_first(tmp_path, caplog):
     root = make(tmp_path, "yolo")
     for name in ("batch_a", "batch_b"):
         (root / "images" / name).mkdir()
@@ -350,16 +350,20 @@ def test_what_a_yolo_table_names_comes_first(tmp_path):
     table.write_text("names: [cat, dog, car]\ntrain: images/batch_a\nval: val.txt\n")
     source = open_detection(root)
     assert names_of(source) == ["p1.png", "p30.png"] and len(source.objects(1)) == len(objects_of(30)[1])
+    (root / "val.txt").write_text("images/batch_a/p1.png\nimages/batch_a/p1.png\n")  # twice the same
+    assert names_of(open_detection(root)) == ["p1.png"]
+    (root / "images" / "val" / "p31.png").unlink()
     table.write_text("names: [cat, dog, car]\ntrain: images/batch_a\nval: images/absent\n")
-    with pytest.raises(
-        ValueError, match="data.yaml: val: expected pictures with labels in images/absent, found no pict"
-    ):
-        open_detection(root, "train")
+    with caplog.at_level(logging.WARNING, "swiftformer"):
+        assert len(open_detection(root, "train")) == 2
+    assert "data.yaml: val: no pictures in images/absent" in caplog.text
     (root / "images" / "bare").mkdir()
     picture(root / "images" / "bare" / "p.png", 3)
     table.write_text("names: [cat, dog, car]\ntrain: images/batch_a\nval: images/bare\n")
-    with pytest.raises(ValueError, match="val: expected pictures with labels in images/bare, found no labels"):
+    with pytest.raises(ValueError, match="val: expected pictures with labels in images/bare, found none with labels"):
         open_detection(root)
+    table.write_text("names: [cat, dog, car]\ntrain: [images/batch_a, images/bare]\nval: images/batch_b\n")
+    assert len(open_detection(root, "train")) == 3  # one of them shows no objects
     table.write_text("names: [cat, dog, car]\ntrain: /elsewhere/train\nval: /elsewhere/val\n")  # of another machine
     assert len(open_detection(root, "train")) == 3
 
@@ -373,6 +377,14 @@ def test_validation_pictures_without_annotations_are_not_replaced_by_others(tmp_
         with pytest.raises(ValueError, match="expected annotations for the pictures in .*val, found none"):
             open_detection(root, split)
     assert len(open_detection(root, "train"))
+
+
+def test_annotations_of_all_pictures_are_those_of_the_validation_pictures_too(tmp_path):
+    for split in ("train", "val"):
+        for seed in seeds_of(split):
+            picture(tmp_path / split / f"p{seed}.png", seed)
+    write_coco(tmp_path / "annotations" / "instances_trainval.json", coco([*seeds_of("train"), *seeds_of("val")]))
+    assert len(open_detection(tmp_path)) == sum(COUNTS.values())
 
 
 @pytest.mark.parametrize("data, counts", [("bccd", (205, 87)), ("nuclei", (398, 132))])

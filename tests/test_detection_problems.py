@@ -87,6 +87,20 @@ def test_coco_annotations(tmp_path, kind, caplog):
         assert len(open_detection(root, "train").objects(0)) == 4
 
 
+def test_a_box_without_mask_in_every_picture(tmp_path):
+    root = make(tmp_path, "coco")
+    file = root / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    first = {annotation["image_id"]: annotation for annotation in reversed(content["annotations"])}
+    for annotation in first.values():
+        del annotation["segmentation"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"expected objects with masks, found {len(first)} with boxes only"):
+        open_detection(root, "train", masks=True)
+    source = open_detection(root, "train", masks="auto")
+    assert len(source) == 6 and not source.has_masks and len(source.objects(0)) == 4
+
+
 def test_pictures_with_some_masks(tmp_path, caplog):
     root = make(tmp_path, "coco")
     file = root / "annotations" / "instances_train.json"

@@ -307,9 +307,9 @@ def test_a_name_unknown_to_the_hub_is_told_at_once(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"nobody/nothing: no such folder, .*\(ConnectionError: no network\)"):
         hub.find("nobody/nothing")
     assert not asked
-    (tmp_path / "nobody___nothing").mkdir()
-    assert hub.find("nobody/nothing") == {}
-    assert asked == ["nobody/nothing"]
+    (tmp_path / "Nobody___no_thing").mkdir()  # as the library calls it
+    assert hub.find("Nobody/NoThing") == {}
+    assert asked == ["Nobody/NoThing"]
 
 
 def test_how_classes_differ():

@@ -42,7 +42,7 @@ struct Network::Pass {
   int place;  // of the first of these pictures among all
   int alone;  // the only thread that works, or -1
   int height, width;
-  float *map = nullptr, *other = nullptr, *kept = nullptr, *key_query = nullptr, *sums = nullptr;
+  float *map = nullptr, *other = nullptr, *kept = nullptr, *scores = nullptr, *key_query = nullptr, *sums = nullptr;
   int channels = 0;  // of `map`
   size_t next_output = 0;
 
@@ -300,7 +300,10 @@ struct Network::Pass {
       for (int c = first; c < std::min(first + lanes, values); ++c) {
         const float factor = factors ? factors[c] : 1.0f, shift = shifts ? shifts[c] : 0.0f;
         float* out = output + (static_cast<size_t>(image) * values + c) * pixels_of_image;
-        for (int pixel = 0; pixel < pixels_of_image; ++pixel) out[pixel] = in[pixel * stride + c] * factor + shift;
+        const float* in_pixel = in + c;
+        for (int pixel = 0; pixel < pixels_of_image; ++pixel, in_pixel += stride) {
+          out[pixel] = *in_pixel * factor + shift;
+        }
       }
     });
   }

@@ -71,11 +71,15 @@ inline void Network::Pass::operator()(const Enlarging& layer) {
 // The map stays as it is.
 inline void Network::Pass::operator()(const Scores& layer) {
   multiply_map(layer.product, other);
-  enlarge(other, layer.product.outputs, pyramid[0], key_query, !layer.first);
+  if (layer.first) {
+    scores = kept;
+    kept += static_cast<size_t>(images()) * pyramid[0].height * pyramid[0].width * filled(layer.product.outputs);
+  }
+  enlarge(other, layer.product.outputs, pyramid[0], scores, !layer.first);
 }
 
 inline void Network::Pass::operator()(const ScoresOutput& layer) {
-  write(key_query, layer.classes, pyramid[0].height * pyramid[0].width, nullptr, nullptr);
+  write(scores, layer.classes, pyramid[0].height * pyramid[0].width, nullptr, nullptr);
 }
 
 }  // namespace swiftformer

@@ -112,7 +112,7 @@ Network::Room Network::room_for(int images, int height, int width) const {
       const size_t classes = filled(scores->product.outputs);
       make_room(scores->product, channels);
       widen(room.map, pixels() * classes);
-      widen(room.key_query, static_cast<size_t>(images) * extent.heights[0] * extent.widths[0] * classes);
+      if (scores->first) room.kept += static_cast<size_t>(images) * extent.heights[0] * extent.widths[0] * classes;
     }
   }
   return room;

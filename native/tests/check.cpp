@@ -119,7 +119,7 @@ std::vector<Model> models() {
   pyramid.stem(8, 18).lateral(20).downsampling(24).branch(30).lateral(20).downsampling(33).output(false).lateral(20);
   pyramid.level(2).convolution(20, false).convolution(17, true).enlarging(1).convolution(19, true).scores(7);
   pyramid.level(1).convolution(35, true).scores(7).convolution(21, true).output(true);
-  pyramid.level(0).convolution(16, false).scores(7).sum().output(false);
+  pyramid.level(0).convolution(16, false).scores(7).encoder(9, 12, true, true).sum().output(false);
   return {usual, odd, maps, pyramid};
 }
 

@@ -130,11 +130,7 @@ class DeployEncoder(nn.Module):
 
 
 class DeploySemanticFPN(nn.Module):
-    """The Semantic FPN head, with the norms of the maps in front of it.
-
-    Every level is classified before its last upsampling, which then has as many channels as there are classes: both are
-    linear, and the levels share the bias.
-    """
+    """The Semantic FPN head, with the norms of the maps in front of it."""
 
     def __init__(self, head: SemanticFPNHead, norms: Sequence[Any]) -> None:
         super().__init__()
@@ -146,10 +142,10 @@ class DeploySemanticFPN(nn.Module):
             nn.ModuleList(nn.Sequential(norm_behind(step.conv, step.norm), nn.ReLU()) for step in steps)
             for steps in scale_heads
         )
-        self.classifier = changed(head.classifier, lambda weight, bias: (weight, bias / len(norms)))
+        self.classifier = copied(head.classifier)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        return merged(self.scale_heads, pyramid(self.lateral, self.output, maps), self.classifier)
+        return self.classifier(merged(self.scale_heads, pyramid(self.lateral, self.output, maps)))
 
 
 class DeployModel(nn.Module):

@@ -171,7 +171,7 @@ def pooled(levels: Sequence[Tensor], boxes: Tensor, side: int, strides: Sequence
     strides = strides[: len(levels)]
     wanted = fitting_levels(boxes, strides)
     if boxes.device.type == "cpu" and not torch.jit.is_tracing() and not torch.compiler.is_compiling():
-        found = levels[0].new_empty(len(boxes), levels[0].shape[1], side, side)
+        found = levels[0].new_zeros(len(boxes), levels[0].shape[1], side, side)
         for place, (level, stride) in enumerate(zip(levels, strides, strict=True)):
             [chosen] = torch.where(wanted == place)
             found[chosen] = roi_align(level, [boxes[chosen]], side, 1 / stride, SAMPLING_RATIO, aligned=True)

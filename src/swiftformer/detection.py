@@ -216,11 +216,12 @@ def check_labels(labels: list[dict[str, Tensor]] | None, batch: int, num_labels:
             raise ValueError(f"expected boxes of shape ({len(classes)}, 4), found {tuple(boxes.shape)}")
     classes, boxes = (torch.cat([of_one[name].flatten() for of_one in labels]) for name in ("class_labels", "boxes"))
     if len(classes):
-        first, last, side = torch.stack([v.float() for v in (classes.min(), classes.max(), boxes.max())]).tolist()
+        ends = classes.min(), classes.max(), boxes.min(), boxes.max()
+        first, last, least, most = torch.stack([end.float() for end in ends]).tolist()
         if not 0 <= first <= last < num_labels:
             raise ValueError(f"expected class_labels from 0 to {num_labels - 1}, found {first:.0f} to {last:.0f}")
-        if side > 1.01:
-            raise ValueError(f"expected boxes as shares of the picture, from 0 to 1, found {side:g}")
+        if not -0.01 <= least <= most <= 1.01:  # nor NaN
+            raise ValueError(f"expected boxes as shares of the picture, from 0 to 1, found {least:g} to {most:g}")
     return labels
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from swiftformer.data.folders import files_below
 from swiftformer.data.sources import is_image
-from swiftformer.data.splits import SPLIT_ALIASES, SYNONYMS
+from swiftformer.data.splits import ALL, SPLIT_ALIASES, SYNONYMS
 
 
 def split_of(name: str) -> str:
@@ -17,15 +17,17 @@ def split_of(name: str) -> str:
 
 
 def expect_annotations(data: Path, splits: Iterable[str], split: str | None) -> None:
-    """Raise ValueError where a folder has pictures to validate on and no split is theirs: others would be taken in
-    their place.
+    """Of data with a training split, raise ValueError where a folder has pictures to validate on and no split is
+    theirs: others would be taken in their place.
 
     Args:
         splits: that the data have, by their names.
         split: that is asked for.
     """
     names = {"val", *(name for name, meant in SYNONYMS.items() if meant == "val")}
-    if not data.is_dir() or split not in (None, *names) or {*SPLIT_ALIASES["val"]} & {*map(split_of, splits)}:
+    found = {*map(split_of, splits)}
+    divided = bool(found & {*SPLIT_ALIASES["train"]}) and not found & {ALL, "trainval", *names}
+    if not data.is_dir() or not divided or split not in (None, *names):
         return
     places = [place for place in (data, data / "images", data / "JPEGImages") if place.is_dir()]
     for folder in sorted(folder for place in places for folder in place.iterdir() if split_of(folder.name) in names):

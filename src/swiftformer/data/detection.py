@@ -165,21 +165,23 @@ def _content(root: Path) -> str:
 
 
 def _with_masks(table: Table, where: str, problems: Problems, required: bool) -> Table:
-    """Without the pictures in which an object has no mask; where none has one, all without masks, or a ValueError."""
+    """Without the pictures in which an object has no mask. Where that leaves no objects, all without masks,
+    or a ValueError where they are `required`."""
     has_mask = np.array([len(segment) > 0 for segment in table.segments or ()], dtype=bool)
     if has_mask.all():
         return table
-    if not has_mask.any():
+    counts = np.bincount(table.pictures, minlength=len(table.files))
+    without = np.bincount(table.pictures[~has_mask], minlength=len(table.files))
+    if not ((counts > 0) & (without == 0)).any():
         if not required:
             return replace(table, segments=None)
-        raise ValueError(f"{where}: expected objects with masks, found {len(has_mask)} with boxes only")
-    counts, without = np.bincount(table.pictures), np.bincount(table.pictures[~has_mask])
+        raise ValueError(f"{where}: expected objects with masks, found {without.sum()} with boxes only")
     for picture in np.flatnonzero(without):
         problems.report(
             f"{table.files[picture]}: expected a mask for each of {counts[picture]} objects, "
             f"found {without[picture]} with a box only"
         )
-    whole = [picture for picture in range(len(table.files)) if picture >= len(without) or not without[picture]]
+    whole = np.flatnonzero(without == 0).tolist()
     return replace(table.take(whole), left_out=table.left_out + len(table.files) - len(whole))
 
 

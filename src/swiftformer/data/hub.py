@@ -74,9 +74,11 @@ def find(name: str) -> Splits:
 def _ask_once(name: str) -> None:
     """Raise what keeps the hub from knowing a name that is not cached: the library tries again for half a minute."""
     from datasets import config
+    from datasets.naming import camelcase_to_snakecase
     from huggingface_hub import HfApi
 
-    if not Path(config.HF_DATASETS_CACHE, name.replace("/", "___")).exists():
+    *owner, own = name.split("/")
+    if not Path(config.HF_DATASETS_CACHE, "___".join([*owner, camelcase_to_snakecase(own)])).exists():
         HfApi().dataset_info(name, timeout=10)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from functools import partial
@@ -19,6 +20,8 @@ from swiftformer.data.object_masks import check_size, pack_polygons
 from swiftformer.data.sources import is_image
 from swiftformer.data.splits import ALL, SYNONYMS
 from swiftformer.images import ImageError
+
+logger = logging.getLogger(__name__)
 
 TABLES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 ENTRIES = ("train", "val", "test")  # of the table, with folders of pictures
@@ -123,8 +126,9 @@ def _labels_of(place: Place) -> list[Path]:
 def _listed_pictures(file: Path) -> list[tuple[Path, Path | None]]:
     """The pictures that a text file names, from where it is or from the folder above, with their label files."""
     found = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        if name := line.strip():
+    names = (line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines())
+    for name in dict.fromkeys(names):
+        if name:
             paths = [file.parent / name, file.parent.parent / name]
             image = next((path for path in paths if path.is_file()), paths[0])
             labels = _beside(image.parent) / f"{image.stem}.txt"
@@ -141,10 +145,10 @@ def _beside(images: Path) -> Path:
 
 
 def _listed(root: Path, content: dict[str, Any], file: Path) -> dict[str, list[Place]]:
-    """What a `data.yaml` names for its splits; nothing where none of it is here, as in a table for another machine.
+    """What a `data.yaml` names for its splits. What is missing is told, unless all is, as in one of another machine.
 
     Raises:
-        ValueError: some of it is missing, or has no labels; but for the split `test`, which is left out then.
+        ValueError: pictures to train or to validate on of which none has labels.
     """
     base = root / str(content.get("path") or "")
     splits: dict[str, list[Place]] = {}
@@ -154,16 +158,16 @@ def _listed(root: Path, content: dict[str, Any], file: Path) -> dict[str, list[P
         of_split: list[Place] = []
         for entry in entries if isinstance(entries, list) else [entries] if entries else []:
             paths = [base / str(entry), root / str(entry), root / str(entry).removeprefix("../")]
-            place = _place(paths)
-            if place is not None and _labels_of(place):
+            if (place := _place(paths)) is not None:
                 of_split.append(place)
-            elif split != "test":
-                found = "no pictures" if place is None else "no labels"
-                missing.append(f"{file}: {split}: expected pictures with labels in {entry}, found {found}")
-        if of_split:
+            else:
+                missing.append(f"{split}: no pictures in {entry}")
+        if any(map(_labels_of, of_split)):
             splits[split] = of_split
-    if missing and splits:
-        raise ValueError(missing[0])
+        elif of_split and split != "test":
+            raise ValueError(f"{file}: {split}: expected pictures with labels in {entries}, found none with labels")
+    for entry in missing if splits else ():
+        logger.warning("%s: %s", file, entry)
     return splits
 
 
@@ -171,9 +175,9 @@ def _place(paths: list[Path]) -> Place | None:
     # Labels lie beside a link to pictures, or else beside what it leads to.
     places = [Path(os.path.abspath(path)) for path in paths] + [path.resolve() for path in paths]  # noqa: PTH100
     for place in places:
-        if place.is_dir() and "images" in place.parts:
+        if place.is_dir() and "images" in place.parts and any(map(is_image, files_below(place))):
             return place, _beside(place)
-        if place.is_file() and place.suffix == ".txt":
+        if place.suffix == ".txt" and place.is_file() and any(image.is_file() for image, _ in _listed_pictures(place)):
             return place, None
     return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from importlib import import_module, util
+from numbers import Integral
 from pathlib import Path
 
 from swiftformer.artifact import Artifact, ArtifactError, is_artifact, read_artifact
@@ -58,8 +59,10 @@ def open_engine(
         EngineError: the engine is not installed, or does not run this.
         CheckpointError: a checkpoint that cannot be loaded.
     """
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise EngineError(f"threads: expected a number of at least 1, found {threads!r}")
+    if threads is not None:
+        if not isinstance(threads, Integral) or isinstance(threads, bool) or threads < 1:
+            raise EngineError(f"threads: expected a number of at least 1, found {threads!r}")
+        threads = int(threads)
     if engine not in ("auto", *ENGINES, *TORCH_MODES):
         raise EngineError(f"unknown engine {engine!r}: expected auto, {', '.join([*ENGINES, *TORCH_MODES])}")
     if is_artifact(reference):

@@ -120,6 +120,7 @@ def build(layers: Layers, tensors: Tensors, isa: str, precision: str, threads: i
     """
     import swiftformer_native
 
+    kind, arguments_of = "network", {"network": ("isa", "precision", "threads"), **LAYERS}
     known = ("auto", *swiftformer_native.supported())
     if isa not in known:
         raise EngineError(f"isa: expected one of {', '.join(known)} on this processor, found {isa!r}")
@@ -136,7 +137,7 @@ def build(layers: Layers, tensors: Tensors, isa: str, precision: str, threads: i
     except KeyError as error:
         raise EngineError(f"native: expected the layers of a network and their tensors, found no {error}") from None
     except TypeError:
-        raise EngineError(f"native: {kind}: expected {', '.join(LAYERS[kind])}, found other arguments") from None
+        raise EngineError(f"native: {kind}: expected {', '.join(arguments_of[kind])}, found other arguments") from None
     except (ValueError, RuntimeError) as error:
         raise EngineError(f"native refuses the network ({str(error).strip().splitlines()[0]})") from None
     return network

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module, metadata, util
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -308,7 +309,7 @@ def _are_counts(values: Any, length: int) -> bool:
     return (
         isinstance(values, (tuple, list))
         and len(values) == length
-        and all(isinstance(value, int) and value >= 1 for value in values)
+        and all(isinstance(value, Integral) and int(value) >= 1 for value in values)
     )
 
 

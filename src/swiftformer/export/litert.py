@@ -47,7 +47,7 @@ class RepeatingHead(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         levels = pyramid(self.head.lateral, self.head.output, maps, repeated)
-        return merged(self.head.scale_heads, levels, self.head.classifier)
+        return self.head.classifier(merged(self.head.scale_heads, levels))
 
 
 def repeated(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -101,7 +101,11 @@ def _members(net: DeployModel) -> Iterator[Member]:
 
 
 def _semantic_fpn(head: DeploySemanticFPN) -> Iterator[Member]:
+    """Every level is classified before its last enlarging, which then has as many channels as there are classes: both
+    are linear. The levels share the bias."""
     scale_heads: Any = head.scale_heads
+    classifier = _products(weight=head.classifier)
+    classifier["bias"] = classifier["bias"] / len(scale_heads)
     for level in reversed(range(len(scale_heads))):
         name = f"decode_head.{level}"
         yield "pyramid_level", name, {"index": level}
@@ -110,7 +114,7 @@ def _semantic_fpn(head: DeploySemanticFPN) -> Iterator[Member]:
             if step > 0:
                 yield "enlarging", f"{name}.enlarging.{step}", {"level": level - step}
             yield "convolution", f"{name}.{step}", _convolution(conv, relu=True)
-        yield "scores", f"{name}.scores", _products(weight=head.classifier)
+        yield "scores", f"{name}.scores", classifier
     yield "scores_output", "decode_head.output", {}
 
 

@@ -101,22 +101,15 @@ def pyramid(
     return [conv(x) for conv, x in zip(output, levels, strict=True)]
 
 
-def merged(
-    scale_heads: nn.ModuleList, levels: Sequence[Tensor], behind: Callable[[Tensor], Tensor] = lambda x: x
-) -> Tensor:
-    """The sum of all levels at the finest one's size, `(B, channels, H_0, W_0)`.
-
-    Args:
-        behind: is applied to every level behind its last convolution, before it is brought to that size.
-    """
+def merged(scale_heads: nn.ModuleList, levels: Sequence[Tensor]) -> Tensor:
+    """The sum of all levels at the finest one's size, `(B, channels, H_0, W_0)`."""
     total = None
     for level, (steps, x) in enumerate(zip(scale_heads, levels, strict=True)):
         assert isinstance(steps, nn.ModuleList)
-        for step, block in enumerate(steps):
-            x = block(upsampled(x, levels[level - step].shape[2:]) if step > 0 else x)
-        x = behind(x)
-        if level > 0:
-            x = upsampled(x, levels[0].shape[2:])
+        for step, block in enumerate(steps, start=1):
+            x = block(x)
+            if level > 0:
+                x = upsampled(x, levels[level - step].shape[2:])
         total = x if total is None else total + x
     assert total is not None
     return total
