@@ -180,6 +180,16 @@ def test_labels_of_another_number_than_classes(onnx, tmp_path, labels):
         list(classify(PICTURE, folder))
 
 
+def test_an_older_native_package_without_a_layer(tmp_path, monkeypatch):
+    older = contract()
+    older.Network = type("Network", (older.Network,), {"lateral": property()})  # none of that name
+    monkeypatch.setitem(sys.modules, "swiftformer_native", older)
+    path = save(SwiftFormerForSemanticSegmentation(tiny(num_labels=3, fpn_channels=16).config), tmp_path / "segmenter")
+    with pytest.raises(EngineError, match="expected a newer swiftformer_native, found one without the layer lateral"):
+        open_engine(path, "native")
+    assert open_engine(path).name == "torch fp32 cpu"
+
+
 def test_other_checkpoints_run_in_torch(native, checkpoint, tmp_path, monkeypatch, caplog):
     relu = tiny(hidden_act="relu")
     assert open_engine(save(relu, tmp_path / "relu")).name == "torch fp32 cpu"

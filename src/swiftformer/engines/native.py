@@ -132,6 +132,8 @@ def build(layers: Layers, tensors: Tensors, isa: str, precision: str, threads: i
                 if tensors[place].dtype != np.float32:
                     raise ValueError(f"{place}: expected float32, found {tensors[place].dtype}")
             kind = layer["kind"]
+            if not hasattr(network, kind):
+                raise ValueError(f"expected a newer swiftformer_native, found one without the layer {kind}")
             arguments = (tensors[named[a]] if a in named else layer.get(a) for a in LAYERS[kind])
             getattr(network, kind)(*arguments)
     except KeyError as error:
