@@ -146,17 +146,20 @@ def runs_of(recipe: Any, backbone: str, classes: list[str], pixels: Tensor, fold
     net_nhwc = net.to(memory_format=torch.channels_last)
     runs: dict[str, Run] = {"torch": lambda images: net_nhwc(torch.from_numpy(images))}
     if recipe.task == "segment":
-        import openvino
-
         graph = fuse(net) if backbone in VARIANTS else Scores(net)
-        with silent(), torch.no_grad():
-            graph = graph.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-            model = openvino.convert_model(graph, example_input=pixels, input=[tuple(pixels.shape)])
-        file = folder / f"{recipe.task}-{backbone}.xml"
-        openvino.save_model(model, file, compress_to_fp16=False)
-        for precision in ("fp32", "bf16"):
-            runs[f"OpenVINO {precision}"] = open_file(file, "openvino", precision, None)
+        runs |= in_openvino(graph, pixels, folder / f"{recipe.task}-{backbone}.xml")
     return runs
+
+
+def in_openvino(graph: nn.Module, pixels: Tensor, file: Path) -> dict[str, Run]:
+    """A network as OpenVINO's converter takes it, in float32 and bfloat16."""
+    import openvino
+
+    with silent(), torch.no_grad():
+        graph = graph.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        model = openvino.convert_model(graph, example_input=pixels, input=[tuple(pixels.shape)])
+    openvino.save_model(model, file, compress_to_fp16=False)
+    return {f"OpenVINO {precision}": open_file(file, "openvino", precision, None) for precision in ("fp32", "bf16")}
 
 
 @torch.inference_mode()

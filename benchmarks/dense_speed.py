@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from dense_quality import Scores, in_openvino
+from torch import Tensor
 
 import swiftformer
 from swiftformer.benchmark.latency import time_calls
-from swiftformer.benchmark.runtimes import Run, open_file
+from swiftformer.benchmark.runtimes import Run
 from swiftformer.checkpoints import stored_task
 from swiftformer.cli_options import parse_size
 from swiftformer.data.detection import open_detection
@@ -30,7 +31,6 @@ from swiftformer.data.segmentation import open_segmentation
 from swiftformer.engines import open_engine
 from swiftformer.evaluate import detection, segmentation
 from swiftformer.export import export
-from swiftformer.export.graph import silent
 
 EXPORTS = {
     "segmentation": (("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"), ("onnx", "fp32")),
@@ -43,34 +43,16 @@ MEASURE = {"segmentation": "miou", "detection": "AP"}
 RUNTIMES = {"openvino": "OpenVINO", "onnx": "ONNX Runtime"}
 
 
-class Scores(nn.Module):
-    """A segmenter's logits, at a fourth of the picture's size."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.net(pixels).logits
-
-
 def as_it_is(model: str, pixels: Tensor, folder: Path) -> dict[str, Run]:
-    import openvino
-
     scores = Scores(swiftformer.load(model)).eval()
-    with silent(), torch.no_grad():
-        converted = openvino.convert_model(scores, example_input=pixels, input=[tuple(pixels.shape)])
-    openvino.save_model(converted, folder / "as_it_is.xml", compress_to_fp16=False)
+    found = in_openvino(scores, pixels, folder / "as_it_is.xml")
     scores = scores.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def eager(images: np.ndarray) -> Any:
         return scores(torch.from_numpy(images))
 
-    found: dict[str, Run] = {"as it is, torch fp32": eager}
-    for precision in ("fp32", "bf16"):
-        found[f"as it is, OpenVINO {precision}"] = open_file(folder / "as_it_is.xml", "openvino", precision, None)
-    return found
+    return {f"as it is, {name}": run for name, run in {"torch fp32": eager, **found}.items()}
 
 
 def measure(

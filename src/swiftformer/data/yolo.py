@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -118,22 +119,20 @@ def _has_labels(folder: Path) -> bool:
     return bool(_label_files(folder))
 
 
-def _labels_of(place: Place) -> list[Path]:
+def _labels_of(place: Place) -> Iterable[Path]:
     images, labels = place
-    return _label_files(labels) if labels is not None else [file for _, file in _listed_pictures(images) if file]
+    return _label_files(labels) if labels is not None else (file for _, file in _listed_pictures(images) if file)
 
 
-def _listed_pictures(file: Path) -> list[tuple[Path, Path | None]]:
+def _listed_pictures(file: Path) -> Iterator[tuple[Path, Path | None]]:
     """The pictures that a text file names, from where it is or from the folder above, with their label files."""
-    found = []
     names = (line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines())
     for name in dict.fromkeys(names):
         if name:
             paths = [file.parent / name, file.parent.parent / name]
             image = next((path for path in paths if path.is_file()), paths[0])
             labels = _beside(image.parent) / f"{image.stem}.txt"
-            found.append((image, labels if labels.is_file() else None))
-    return found
+            yield image, labels if labels.is_file() else None
 
 
 def _beside(images: Path) -> Path:
@@ -162,7 +161,7 @@ def _listed(root: Path, content: dict[str, Any], file: Path) -> dict[str, list[P
                 of_split.append(place)
             else:
                 missing.append(f"{split}: no pictures in {entry}")
-        if any(map(_labels_of, of_split)):
+        if any(True for place in of_split for _ in _labels_of(place)):
             splits[split] = of_split
         elif of_split and split != "test":
             raise ValueError(f"{file}: {split}: expected pictures with labels in {entries}, found none with labels")
@@ -186,7 +185,7 @@ def _pictures_of(place: Place) -> tuple[list[tuple[Path, Path | None]], list[Pat
     """The pictures with their label files, and label files without a picture."""
     images, labels = place
     if labels is None:
-        return _listed_pictures(images), []
+        return list(_listed_pictures(images)), []
     text_of = {file.relative_to(labels).with_suffix("").as_posix(): file for file in _label_files(labels)}
     files = sorted(filter(is_image, files_below(images)))
     pictures = [(file, text_of.pop(file.relative_to(images).with_suffix("").as_posix(), None)) for file in files]

@@ -39,7 +39,7 @@ def expect_cpu(engine: str, device: str | None) -> None:
 
 
 class Engine(ABC):
-    """A loaded model. Several threads may call it at once; in some engines they take turns.
+    """A loaded model.
 
     Attributes:
         name: of the engine, with its precision and device, for people.

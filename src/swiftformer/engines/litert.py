@@ -12,7 +12,7 @@ from swiftformer.engines.base import Engine, EngineError, expect_cpu, expect_sto
 
 
 class LiteRtEngine(Engine):
-    """An interpreter with XNNPACK.
+    """An interpreter with XNNPACK. Threads that call it at once take turns.
 
     Args:
         file: the .tflite file.

@@ -36,7 +36,7 @@ def _is_onnx(file: Path) -> bool:
 
 
 class OpenVinoEngine(Engine):
-    """A compiled model, tuned for latency.
+    """A compiled model, tuned for latency. Threads that call it at once take turns.
 
     Args:
         file: .xml or .onnx.

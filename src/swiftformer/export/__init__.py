@@ -19,6 +19,7 @@ from swiftformer.export.formats import FORMATS, TOLERANCES, ExportError, Format,
 from swiftformer.files import atomic_folder, check_writable
 from swiftformer.image_processing import HUB, Preprocessing
 from swiftformer.images import ImageSource
+from swiftformer.locate import WEIGHT_FILES
 
 if TYPE_CHECKING:
     from swiftformer.hf import SwiftFormerPreTrainedModel
@@ -96,7 +97,7 @@ def export(
         raise ExportError(str(error)) from None
     reference = model if isinstance(model, (str, Path)) else None
     check_writable(output)
-    if (output / "config.json").exists() and not is_artifact(output):
+    if any((output / name).exists() for name in WEIGHT_FILES) and not is_artifact(output):
         raise ExportError(f"{output}: expected a folder for the artifact alone, found a checkpoint in it")
     given: Any = load(model, form=form) if isinstance(model, (str, Path)) else copy.deepcopy(model)
     net: Any = given.cpu().float().eval()

@@ -93,7 +93,7 @@ def _members(net: DeployModel) -> Iterator[Member]:
         stage = net.stage_ends.index(place)
         yield from _output(net, f"stage{stage + 1}")
         if net.decode_head is not None:
-            yield "lateral", f"decode_head.lateral.{stage}", _products(weight=net.decode_head.lateral[stage])
+            yield "lateral", f"decode_head.lateral.{stage}", _product(net.decode_head.lateral[stage])
     if net.decode_head is not None:
         yield from _semantic_fpn(net.decode_head)
     elif not net.out_features:
@@ -104,7 +104,7 @@ def _semantic_fpn(head: DeploySemanticFPN) -> Iterator[Member]:
     """Every level is classified before its last enlarging, which then has as many channels as there are classes: both
     are linear. The levels share the bias."""
     scale_heads: Any = head.scale_heads
-    classifier = _products(weight=head.classifier)
+    classifier = _product(head.classifier)
     classifier["bias"] = classifier["bias"] / len(scale_heads)
     for level in reversed(range(len(scale_heads))):
         name = f"decode_head.{level}"
@@ -144,9 +144,12 @@ def _products(prefix: str = "", **convs: Any) -> dict[str, Any]:
     """1x1 convolutions as matrices `(out, in)`, each with its bias."""
     found: dict[str, Any] = {}
     for name, conv in convs.items():
-        bias = "bias" if name == "weight" else f"{prefix}{name}_bias"
-        found |= {f"{prefix}{name}": conv.weight.flatten(1), bias: conv.bias}
+        found |= {f"{prefix}{name}": conv.weight.flatten(1), f"{prefix}{name}_bias": conv.bias}
     return found
+
+
+def _product(conv: Any) -> dict[str, Any]:
+    return {"weight": conv.weight.flatten(1), "bias": conv.bias}
 
 
 def _encoder(block: DeployEncoder) -> dict[str, Any]:
