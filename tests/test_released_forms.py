@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from conftest import SHARED, TINY, randomize, relative, shared, tiny
 from swiftformer import SwiftFormerConfig, SwiftFormerForImageClassification, load
 from swiftformer.convert import convert_state_dict
+from swiftformer.deploy import DeployModel, fuse
 
 FIXTURES = SHARED / "fixtures" / "original"
 MANIFEST = json.loads((FIXTURES / "manifest.json").read_text()) if FIXTURES.exists() else {"absent": {}}
@@ -45,6 +46,29 @@ def test_authors_fixtures(name):
     for key, tensor in found.items():
         if key in expected:
             assert relative(tensor, expected[key]) < 1e-5, key
+
+
+@pytest.mark.parametrize("engine", ["torch", "native"])
+@pytest.mark.parametrize("name", MANIFEST)
+def test_fused_on_the_authors_tensors(name, engine):
+    path = shared("fixtures", "original", f"{name}.pth")
+    entry, expected = MANIFEST[name], load_file(path.with_suffix(".io.safetensors"))
+    net = fuse(load(path, form=form_of(entry)))
+    pixels = expected["pixel_values"]
+    with torch.no_grad():
+        found = net(pixels) if engine == "torch" else native_outputs(net, pixels)
+    found = [found] if isinstance(found, torch.Tensor) else found
+    names = [f"feature_{i}" for i in range(4)] if entry.get("fork_feat") else ["logits"]
+    for key, tensor in zip(names, found, strict=True):
+        assert relative(tensor, expected[key]) < 1e-5, key
+
+
+def native_outputs(net: DeployModel, pixels: torch.Tensor) -> list[torch.Tensor]:
+    pytest.importorskip("swiftformer_native")
+    from swiftformer.engines.native import build
+    from swiftformer.export.native import network_of
+
+    return [torch.from_numpy(out) for out in build(*network_of(net), "auto", "fp32", 1)(pixels.numpy())]
 
 
 @pytest.mark.parametrize("name", ["march2023_tiny_distilled", "july2023_tiny_distilled"])

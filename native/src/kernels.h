@@ -52,15 +52,21 @@ struct Kernels {
   void (*product)(const Matrix& matrix, uint32_t* operand, int operand_stride, int rows, Then then, void* out,
                   int out_stride, const float* residual, int residual_stride);
 
-  // 3x3 convolution of stride 2 with ReLU, over `count` neighbouring pixels of a row of its output; of float32 alone.
-  // `lines` are three rows of taps for each channel, `line_stride` apart, that begin left of the first pixel.
-  void (*first_convolution)(const Matrix& matrix, const float* lines, int line_stride, int count, float* out,
+  // 3x3 convolution of stride 2 with ReLU, over `count` neighbouring pixels of a row of its output. `lines` are three
+  // lines of taps for each channel, `line_stride` words apart, that begin left of the first pixel; their taps of a
+  // pixel are three words of the matrix, or two where a word has two values. Null with levels.
+  void (*first_convolution)(const Matrix& matrix, const uint32_t* lines, int line_stride, int count, float* out,
                             int out_stride);
 
   // `rows` rows of float32, `stride` apart, of `count` values each, to rows of levels; the second by way of GELU. Null
   // without levels.
   void (*quantize)(const float* values, int stride, int rows, int count, uint32_t* operand, int operand_stride);
   void (*quantize_gelu)(const float* values, int stride, int rows, int count, uint32_t* operand, int operand_stride);
+
+  // The largest magnitude of `count` values, a multiple of `lanes`, and these values as levels of a step. Null without
+  // levels.
+  float (*largest)(const float* values, int count);
+  void (*quantize_pixel)(const float* values, int count, float step, uint8_t* levels);
 
   // What follows writes rows of float32 where operands are levels.
 

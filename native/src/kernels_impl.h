@@ -22,6 +22,8 @@ struct Floats {
   using Sum = Vec;
   static constexpr bool levels = false;
   static constexpr decltype(Kernels::quantize) quantize = nullptr, quantize_gelu = nullptr;
+  static constexpr decltype(Kernels::largest) largest = nullptr;
+  static constexpr decltype(Kernels::quantize_pixel) quantize_pixel = nullptr;
   static Sum start(const Matrix& matrix, int column) { return load(matrix.bias + column); }
   static Vec finish(Sum sum, const uint32_t*, int, const Matrix&, int) { return sum; }
 };
@@ -70,11 +72,19 @@ inline void quantize_row(const float* values, int count, float step, float offse
   for (; c < count; c += lanes) store_levels(levels + c, multiply_add(load(values + c), factor, zero));
 }
 
+inline float largest_of(const float* values, int count) {
+  Vec most = all(0.0f);
+  for (int c = 0; c < count; c += lanes) most = max(most, abs(load(values + c)));
+  return largest(most);
+}
+
+inline void quantize_pixel(const float* values, int count, float step, uint8_t* levels) {
+  quantize_row(values, count, step, 128.0f, levels);
+}
+
 inline void quantize(const float* values, int stride, int rows, int count, uint32_t* operand, int operand_stride) {
   for (int r = 0; r < rows; ++r, values += stride, operand += operand_stride) {
-    Vec most = all(0.0f);
-    for (int c = 0; c < count; c += lanes) most = max(most, abs(load(values + c)));
-    const float range = largest(most) / 127.0f, step = range > 1e-30f ? range : 1e-30f;
+    const float range = largest_of(values, count) / 127.0f, step = range > 1e-30f ? range : 1e-30f;
     quantize_row(values, count, step, 128.0f, reinterpret_cast<uint8_t*>(operand));
     std::memcpy(operand + operand_stride - 1, &step, sizeof step);
   }
@@ -102,6 +112,8 @@ struct Int8 {
   static constexpr int values_per_word = 4;
   static constexpr bool levels = true;
   static constexpr decltype(Kernels::quantize) quantize = ::quantize, quantize_gelu = ::quantize_gelu;
+  static constexpr decltype(Kernels::largest) largest = largest_of;
+  static constexpr decltype(Kernels::quantize_pixel) quantize_pixel = ::quantize_pixel;
 #if defined(__AVX512VNNI__)
   using Input = __m512i;
   static __m512i weights(const uint32_t* words) { return _mm512_loadu_si512(words); }
@@ -227,31 +239,38 @@ void product(const Matrix& matrix, uint32_t* operand, int operand_stride, int ro
   }
 }
 
-template <int vectors, int pixels = block_rows<vectors>>
-void first_convolution_of_pixels(const Matrix& matrix, const float* words, const float* lines, int line_stride,
+// Of a pixel's taps in a line, 0, 1 and 2, the words are (0), (1), (2) in float32 and (0, 1), (2, next pixel's) in
+// bfloat16. Two taps lie between pixels.
+template <class Op>
+constexpr int words_of_taps = Op::values_per_word == 1 ? 3 : 2;
+template <class Op>
+constexpr int words_between_pixels = 2 / Op::values_per_word;
+
+template <class Op, int vectors, int pixels = block_rows<vectors>>
+void first_convolution_of_pixels(const Matrix& matrix, const uint32_t* words, const uint32_t* lines, int line_stride,
                                  int count, int column, float* out, int out_stride) {
   if constexpr (pixels > 1) {
     if (count < pixels) {
-      return first_convolution_of_pixels<vectors, pixels - 1>(matrix, words, lines, line_stride, count, column, out,
-                                                              out_stride);
+      return first_convolution_of_pixels<Op, vectors, pixels - 1>(matrix, words, lines, line_stride, count, column, out,
+                                                                  out_stride);
     }
   }
   Vec sums[pixels][vectors];
 #pragma GCC unroll 16
   for (int p = 0; p < pixels; ++p)
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) sums[p][v] = load(matrix.bias + column + v * lanes);
-  for (int k = 0; k < matrix.depth; k += 3, lines += line_stride) {
+    for (int v = 0; v < vectors; ++v) sums[p][v] = Op::start(matrix, column + v * lanes);
+  for (int k = 0; k < matrix.used; k += words_of_taps<Op>, lines += line_stride) {
 #pragma GCC unroll 3
-    for (int tap = 0; tap < 3; ++tap, words += vectors * lanes) {
-      Vec weights[vectors];
+    for (int word = 0; word < words_of_taps<Op>; ++word, words += vectors * lanes) {
+      decltype(Op::weights(words)) weights[vectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) weights[v] = load(words + v * lanes);
+      for (int v = 0; v < vectors; ++v) weights[v] = Op::weights(words + v * lanes);
 #pragma GCC unroll 16
       for (int p = 0; p < pixels; ++p) {
-        const Vec input = all(lines[2 * p + tap]);
+        const typename Op::Input input = Op::input(lines + words_between_pixels<Op> * p + word);
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; ++v) sums[p][v] = multiply_add(input, weights[v], sums[p][v]);
+        for (int v = 0; v < vectors; ++v) sums[p][v] = Op::dot(input, weights[v], sums[p][v]);
       }
     }
   }
@@ -263,30 +282,27 @@ void first_convolution_of_pixels(const Matrix& matrix, const float* words, const
     }
 }
 
-template <int vectors>
-void first_convolution_of_panel(const Matrix& matrix, const float* words, const float* lines, int line_stride,
+template <class Op, int vectors>
+void first_convolution_of_panel(const Matrix& matrix, const uint32_t* words, const uint32_t* lines, int line_stride,
                                 int count, int column, float* out, int out_stride) {
   const int blocks = (count + block_rows<vectors> - 1) / block_rows<vectors>;
   for (int i = 0, done = 0; i < blocks; ++i) {
     const int some = (count - done + blocks - 1 - i) / (blocks - i);
-    first_convolution_of_pixels<vectors>(matrix, words, lines + 2 * done, line_stride, some, column,
-                                         out + done * out_stride, out_stride);
+    first_convolution_of_pixels<Op, vectors>(matrix, words, lines + words_between_pixels<Op> * done, line_stride, some,
+                                             column, out + done * out_stride, out_stride);
     done += some;
   }
 }
 
-inline void first_convolution(const Matrix& matrix, const float* lines, int line_stride, int count, float* out,
-                              int out_stride) {
-  const float* words = reinterpret_cast<const float*>(matrix.words);
+template <class Op, int widest>
+void first_convolution(const Matrix& matrix, const uint32_t* lines, int line_stride, int count, float* out,
+                       int out_stride) {
+  const uint32_t* words = matrix.words;
   for (int column = 0; column < matrix.columns;) {
-    const int vectors = swiftformer::panel_of((matrix.columns - column) / lanes, WIDEST_PANEL);
-    const auto of_panel = vectors == 1 ? first_convolution_of_panel<1>
-#if WIDEST_PANEL > 1
-                          : vectors == 3 ? first_convolution_of_panel<3>
-                                         : first_convolution_of_panel<2>;
-#else
-                                       : nullptr;
-#endif
+    const int vectors = swiftformer::panel_of((matrix.columns - column) / lanes, widest);
+    auto of_panel = first_convolution_of_panel<Op, 1>;
+    if constexpr (widest > 1) of_panel = vectors == 2 ? first_convolution_of_panel<Op, 2> : of_panel;
+    if constexpr (widest > 2) of_panel = vectors == 3 ? first_convolution_of_panel<Op, 3> : of_panel;
     of_panel(matrix, words, lines, line_stride, count, column, out, out_stride);
     words += matrix.depth * vectors * lanes;
     column += vectors * lanes;
@@ -376,17 +392,29 @@ void gelu_of_values(const float* values, int count, uint32_t* row) {
   }
 }
 
-template <class Op>
+// Null with levels.
+template <class Op, int widest>
+constexpr decltype(Kernels::first_convolution) first_convolution_of() {
+  if constexpr (Op::levels) {
+    return nullptr;
+  } else {
+    return first_convolution<Op, widest>;
+  }
+}
+
+template <class Op, int widest = WIDEST_PANEL>
 constexpr Kernels table(const char* name) {
   return {name,
           Op::values_per_word,
-          WIDEST_PANEL,
+          widest,
           1,
           Op::levels,
           product<Op>,
-          first_convolution,
+          first_convolution_of<Op, widest>(),
           Op::quantize,
           Op::quantize_gelu,
+          Op::largest,
+          Op::quantize_pixel,
           convert<Op>,
           depth_wise<Op>,
           pool,

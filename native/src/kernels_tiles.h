@@ -137,8 +137,7 @@ void product_in_tiles(const Matrix& matrix, uint32_t* operand, int operand_strid
 
 template <class Op>
 constexpr Kernels table_of_tiles(const char* name) {
-  Kernels kernels = table<Op>(name);
-  kernels.widest = 2;
+  Kernels kernels = table<Op, 2>(name);
   kernels.depth_step = tile_words;
   kernels.product = product_in_tiles<Op>;
   return kernels;

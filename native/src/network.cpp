@@ -35,16 +35,13 @@ const Kernels& less_coarse(const std::string& isa) {
   return kernels_for(isa, bf16 ? "bf16" : "fp32");
 }
 
-// fp32 of the same instructions.
-const Kernels& floats_of(const std::string& isa) {
-  return kernels_for(isa == "amx" ? "avx512" : isa == "emulated_amx" ? "plain" : isa, "fp32");
-}
-
 Memory<float> copied(const Weight& weight) {
   Memory<float> memory(filled(weight.shape[0]));
   std::copy_n(weight.values, weight.shape[0], memory.get());
   return memory;
 }
+
+constexpr int nowhere = -1;
 
 std::vector<int> counted(int count) {
   std::vector<int> places(count);
@@ -61,9 +58,19 @@ std::vector<int> taps_first(int channels) {
   return places;
 }
 
+// The same of the first convolution: three lines of taps for each channel, each filled up to whole words.
+std::vector<int> lines_of_taps(int channels, const Kernels& kernels) {
+  std::vector<int> places;
+  for (int line = 0; line < 3 * channels; ++line) {
+    for (int tap = 0; tap < 3; ++tap) places.push_back(3 * line + tap);
+    if (kernels.values_per_word == 2) places.push_back(nowhere);
+  }
+  return places;
+}
+
 }  // namespace
 
-// A matrix (outputs, inputs), of which input i of the operand is column source[i].
+// A matrix (outputs, inputs), of which input i of the operand is column source[i], or zero where that is nowhere.
 Product Network::packed(const Kernels& kernels, const Weight& weight, const Weight& bias,
                         const std::vector<int>& source, Operand operand) const {
   const int outputs = weight.shape[0], columns = filled(outputs), per_word = kernels.values_per_word;
@@ -80,7 +87,7 @@ Product Network::packed(const Kernels& kernels, const Weight& weight, const Weig
                   {}};
   std::copy_n(bias.values, outputs, product.bias.get());
   const auto value_at = [&](int column, int input) {
-    return weight.values[static_cast<size_t>(column) * width + source[input]];
+    return source[input] == nowhere ? 0.0f : weight.values[static_cast<size_t>(column) * width + source[input]];
   };
   for (int column = 0; column < outputs && kernels.levels; ++column) {
     float most = 1e-30f;
@@ -122,7 +129,6 @@ Product Network::packed(const Kernels& kernels, const Weight& weight, const Weig
 
 Network::Network(const std::string& isa, const std::string& precision, int threads, bool pin)
     : kernels_(kernels_for(isa, precision)),
-      floats_(floats_of(kernels_.name)),
       outer_(kernels_.levels ? less_coarse(kernels_.name) : kernels_),
       precision_(precision),
       threads_(threads > 0 ? threads : processors(), pin),
@@ -168,7 +174,8 @@ void Network::stem(const Weight& weight1, const Weight& bias1, const Weight& wei
     pixel_shift_.push_back(-mean[c] / std[c]);
   }
   input_channels_ = inputs;
-  layers_.push_back(FirstConvolution{packed(floats_, weight1, bias1, counted(9 * inputs), Operand::map), inputs});
+  layers_.push_back(
+      FirstConvolution{packed(outer_, weight1, bias1, lines_of_taps(inputs, outer_), Operand::map), inputs});
   channels_ = between;
   add_convolution(weight2, bias2, true, 2, "stem");
 }

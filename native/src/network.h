@@ -30,7 +30,7 @@ struct Product {
   Matrix matrix;
 };
 
-// 3x3, stride 2, padding 1, over the pixels, in float32 with ReLU,
+// 3x3, stride 2, padding 1, over the pixels, with ReLU,
 struct FirstConvolution {
   Product product;
   int inputs;
@@ -166,8 +166,7 @@ class Network {
   void reserve(const Room& of_thread, const Room& of_all);
 
   const Kernels& kernels_;
-  const Kernels& floats_;  // of the first layer
-  const Kernels& outer_;   // of the last, which int8 would cost more than it gains
+  const Kernels& outer_;  // of the first layer and the last, which int8 would cost more than it gains
   std::string precision_;
   Threads threads_;
   std::vector<Layer> layers_;

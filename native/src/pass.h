@@ -136,83 +136,14 @@ struct Network::Pass {
                              residual ? residual : static_cast<const float*>(out), out_stride);
   }
 
-  // The pixels around an output pixel of a convolution, one behind the other. `zeros` are channels outside of the map.
-  void gather(const Convolution& layer, const float* source, int in_height, int in_width, int first, int rows,
-              Rows to) const {
-    const int step = filled(layer.inputs), behind = 8 * layer.inputs + step;
-    uint32_t* row_of_taps = to.at;
-    for (int r = 0; r < rows; ++r, row_of_taps += to.stride) {
-      const int y = layer.stride * ((first + r) / width) - 1, x = layer.stride * ((first + r) % width) - 1;
-      // What was there before and stays behind the taps must not widen the range of levels.
-      layer.product.kernels->convert(network.zeros_.get(), lanes, row_of_taps, filled(behind) - lanes);
-      for (int tap = 0; tap < 9; ++tap) {
-        const int row = y + tap / 3, column = x + tap % 3;
-        const bool inside = row >= 0 && row < in_height && column >= 0 && column < in_width;
-        const float* from =
-            inside ? source + (static_cast<size_t>(row) * in_width + column) * step : network.zeros_.get();
-        layer.product.kernels->convert(from, step, row_of_taps, tap * layer.inputs);
-      }
-    }
-  }
-
-  // The pixels around `count` neighbouring pixels of a row of the first convolution's output: three rows for each
-  // channel, `tap_stride` apart.
-  void gather_pixels(int image, int in_height, int in_width, int y, int x, int count, float* to) const {
-    const int channels_in = network.input_channels_, taps = 2 * count + 1;
-    const size_t plane = static_cast<size_t>(in_height) * in_width, picture = plane * channels_in * image;
-    const int before = x == 0 ? 1 : 0, inside = std::min(taps, in_width - (2 * x - 1)) - before;
-    for (int c = 0; c < channels_in; ++c) {
-      for (int line = 2 * y - 1; line <= 2 * y + 1; ++line, to += tap_stride) {
-        to[0] = to[taps - 1] = 0.0f;
-        if (line < 0 || line >= in_height) {
-          std::fill_n(to, taps, 0.0f);
-          continue;
-        }
-        const size_t first = static_cast<size_t>(line) * in_width + 2 * x - 1 + before;
-        if (pixels.planes) {
-          std::copy_n(pixels.planes + picture + c * plane + first, inside, to + before);
-          continue;
-        }
-        const uint8_t* from = pixels.packed + picture + first * channels_in + c;
-        const float factor = network.pixel_factor_[c], shift = network.pixel_shift_[c];
-        for (int i = 0; i < inside; ++i) to[before + i] = from[i * channels_in] * factor + shift;
-      }
-    }
-  }
-
-  void operator()(const FirstConvolution& layer) {
-    const int in_height = height, in_width = width, stride = filled(layer.product.outputs);
-    height = halved(height);
-    width = halved(width);
-    each_tile([&](int image, int first, int rows, int, int thread) {
-      float* taps = reinterpret_cast<float*>(network.operand_[thread].get());
-      float* out = image_of(other, image, layer.product.outputs) + static_cast<size_t>(first) * stride;
-      each_line(first, rows, [&](int y, int x, int count, int done) {
-        gather_pixels(image, in_height, in_width, y, x, count, taps);
-        network.floats_.first_convolution(layer.product.matrix, taps, tap_stride, count,
-                                          out + static_cast<size_t>(done) * stride, stride);
-      });
-    });
-    channels = layer.product.outputs;
-    std::swap(map, other);
-  }
-
-  void operator()(const Convolution& layer) {
-    const int in_height = height, in_width = width;
-    height = strided(height, layer.stride);
-    width = strided(width, layer.stride);
-    const int outputs_of_layer = filled(layer.product.outputs), values = convolution_width(layer);
-    const size_t in_size = static_cast<size_t>(in_height) * in_width * filled(layer.inputs);
-    each_tile([&](int image, int first, int rows, int, int thread) {
-      const Rows taps = rows_for(layer.product, values, thread);
-      gather(layer, map + image * in_size, in_height, in_width, first, rows, taps);
-      float* out = image_of(other, image, layer.product.outputs) + static_cast<size_t>(first) * outputs_of_layer;
-      multiply(layer.product, operand_of(layer.product, taps, values, rows, thread), rows,
-               layer.relu ? Then::relu : Then::store, out, outputs_of_layer);
-    });
-    channels = layer.product.outputs;
-    std::swap(map, other);
-  }
+  // Of convolutions: in pass_convolution.h.
+  Rows gather(const Convolution& layer, const float* source, int in_height, int in_width, int first, int rows,
+              int thread) const;
+  Rows gather_levels(const Convolution& layer, const float* source, int in_height, int in_width, int first, int rows,
+                     int thread) const;
+  void gather_pixels(int image, int in_height, int in_width, int y, int x, int count, uint32_t* lines) const;
+  void operator()(const FirstConvolution& layer);
+  void operator()(const Convolution& layer);
 
   void branch_of_tile(const Branch& layer, int image, int first, int rows, int thread) {
     const int stride = filled(channels);

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <variant>
 
+#include "pass_convolution.h"
 #include "pass_pyramid.h"
 
 namespace swiftformer {

@@ -1,0 +1,160 @@
+// Convolutions of 3x3 taps: more of pass.h.
+
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "pass.h"
+
+namespace swiftformer {
+
+// Copies `bytes`, in the end over what was copied already.
+inline void copy_some(uint8_t* to, const uint8_t* from, int bytes) {
+  constexpr int chunk = 16;
+  if (bytes < chunk) {
+    std::memcpy(to, from, bytes);
+    return;
+  }
+  for (int at = 0; at < bytes - chunk; at += chunk) std::memcpy(to + at, from + at, chunk);
+  std::memcpy(to + bytes - chunk, from + bytes - chunk, chunk);
+}
+
+// The operand of a convolution: the pixels around each of its output pixels, one behind the other. `zeros` are channels
+// outside of the map.
+inline Network::Pass::Rows Network::Pass::gather(const Convolution& layer, const float* source, int in_height,
+                                                 int in_width, int first, int rows, int thread) const {
+  const Kernels& of_layer = *layer.product.kernels;
+  const int step = filled(layer.inputs);
+  const Rows to{network.operand_[thread].get(), operand_stride(of_layer, convolution_width(layer))};
+  uint32_t* row_of_taps = to.at;
+  for (int r = 0; r < rows; ++r, row_of_taps += to.stride) {
+    const int y = layer.stride * ((first + r) / width) - 1, x = layer.stride * ((first + r) % width) - 1;
+    for (int tap = 0; tap < 9; ++tap) {
+      const int row = y + tap / 3, column = x + tap % 3;
+      const bool inside = row >= 0 && row < in_height && column >= 0 && column < in_width;
+      const float* from =
+          inside ? source + (static_cast<size_t>(row) * in_width + column) * step : network.zeros_.get();
+      of_layer.convert(from, step, row_of_taps, tap * layer.inputs);
+    }
+  }
+  return to;
+}
+
+// Pixels of an output line whose operands share a step. Where blocks begin does not depend on tiles.
+constexpr int block_of_pixels = 16;
+
+// The same of levels, of which each line is quantised once for a block of output pixels.
+inline Network::Pass::Rows Network::Pass::gather_levels(const Convolution& layer, const float* source, int in_height,
+                                                        int in_width, int first, int rows, int thread) const {
+  const Kernels& of_layer = *layer.product.kernels;
+  const int inputs = layer.inputs, step = filled(inputs), stride = layer.stride;
+  const Rows to{network.operand_[thread].get(), operand_stride(of_layer, convolution_width(layer))};
+  // Calls task(first pixel within the map, pixels left of that one, pixels within, pixels) for each of the three lines
+  // around `count` output pixels.
+  const auto each_input_line = [&](int y, int x, int count, const auto& task) {
+    const int left = stride * x - 1, of_line = stride * (count - 1) + 3;
+    const int begin = std::max(left, 0), end = std::min(left + of_line, in_width);
+    for (int row = stride * y - 1; row < stride * y + 2; ++row) {
+      const bool inside = row >= 0 && row < in_height;
+      const float* from = source + (static_cast<size_t>(inside ? row : 0) * in_width + begin) * step;
+      task(from, begin - left, inside ? end - begin : 0, of_line);
+    }
+  };
+  uint8_t* levels = reinterpret_cast<uint8_t*>(network.rows_[thread].get());
+  const auto gather_block = [&](int y, int x, int count, uint32_t* row) {
+    const int block = x / block_of_pixels * block_of_pixels;
+    float most = 0.0f;
+    each_input_line(y, block, std::min(block_of_pixels, width - block), [&](const float* from, int, int within, int) {
+      most = std::max(most, of_layer.largest(from, within * step));
+    });
+    const float level_step = std::max(most / 127.0f, 1e-30f);
+    uint8_t* pixel = levels;
+    each_input_line(y, x, count, [&](const float* from, int before, int within, int of_line) {
+      for (int i = 0; i < of_line; ++i, pixel += inputs) {
+        const bool inside = i >= before && i < before + within;
+        of_layer.quantize_pixel(inside ? from + static_cast<size_t>(i - before) * step : network.zeros_.get(), step,
+                                level_step, pixel);
+      }
+    });
+    const int of_line = (stride * (count - 1) + 3) * inputs;
+    for (int i = 0; i < count; ++i, row += to.stride) {
+      for (int line = 0; line < 3; ++line) {
+        copy_some(reinterpret_cast<uint8_t*>(row) + 3 * inputs * line, levels + line * of_line + i * stride * inputs,
+                  3 * inputs);
+      }
+      std::memcpy(row + to.stride - 1, &level_step, sizeof level_step);
+    }
+  };
+  each_line(first, rows, [&](int y, int x, int count, int done) {
+    for (int end = x + count, some; x < end; x += some, done += some) {
+      some = std::min(end, (x / block_of_pixels + 1) * block_of_pixels) - x;
+      gather_block(y, x, some, to.at + done * to.stride);
+    }
+  });
+  return to;
+}
+
+// The pixels around `count` neighbouring pixels of a row of the first convolution's output: three lines for each
+// channel, `tap_stride` words apart.
+inline void Network::Pass::gather_pixels(int image, int in_height, int in_width, int y, int x, int count,
+                                         uint32_t* lines) const {
+  const Kernels& of_layer = network.outer_;
+  const int channels_in = network.input_channels_, taps = 2 * count + 1;
+  const size_t plane = static_cast<size_t>(in_height) * in_width, picture = plane * channels_in * image;
+  const int before = x == 0 ? 1 : 0, inside = std::min(taps, in_width - (2 * x - 1)) - before;
+  for (int c = 0; c < channels_in; ++c) {
+    const float factor = pixels.planes ? 1.0f : network.pixel_factor_[c];
+    const float shift = pixels.planes ? 0.0f : network.pixel_shift_[c];
+    for (int line = 2 * y - 1; line <= 2 * y + 1; ++line, lines += tap_stride) {
+      float* to = reinterpret_cast<float*>(lines);
+      const size_t first = static_cast<size_t>(line) * in_width + 2 * x - 1 + before;
+      to[0] = to[taps - 1] = to[taps] = 0.0f;  // the last one shares a word with the one before
+      if (line < 0 || line >= in_height) {
+        std::fill_n(to, taps, 0.0f);
+      } else if (pixels.planes) {
+        std::copy_n(pixels.planes + picture + c * plane + first, inside, to + before);
+      } else {
+        const uint8_t* from = pixels.packed + picture + first * channels_in + c;
+        for (int i = 0; i < inside; ++i) to[before + i] = from[i * channels_in] * factor + shift;
+      }
+      if (of_layer.values_per_word > 1) of_layer.convert(to, filled(taps + 1), lines, 0);  // in place, from the front
+    }
+  }
+}
+
+inline void Network::Pass::operator()(const FirstConvolution& layer) {
+  const int in_height = height, in_width = width, stride = filled(layer.product.outputs);
+  height = halved(height);
+  width = halved(width);
+  each_tile([&](int image, int first, int rows, int, int thread) {
+    uint32_t* lines = network.operand_[thread].get();
+    float* out = image_of(other, image, layer.product.outputs) + static_cast<size_t>(first) * stride;
+    each_line(first, rows, [&](int y, int x, int count, int done) {
+      gather_pixels(image, in_height, in_width, y, x, count, lines);
+      network.outer_.first_convolution(layer.product.matrix, lines, tap_stride, count,
+                                       out + static_cast<size_t>(done) * stride, stride);
+    });
+  });
+  channels = layer.product.outputs;
+  std::swap(map, other);
+}
+
+inline void Network::Pass::operator()(const Convolution& layer) {
+  const int in_height = height, in_width = width;
+  height = strided(height, layer.stride);
+  width = strided(width, layer.stride);
+  const int outputs_of_layer = filled(layer.product.outputs);
+  const size_t in_size = static_cast<size_t>(in_height) * in_width * filled(layer.inputs);
+  each_tile([&](int image, int first, int rows, int, int thread) {
+    const float* in = map + image * in_size;
+    const Rows taps = layer.product.kernels->levels ? gather_levels(layer, in, in_height, in_width, first, rows, thread)
+                                                    : gather(layer, in, in_height, in_width, first, rows, thread);
+    float* out = image_of(other, image, layer.product.outputs) + static_cast<size_t>(first) * outputs_of_layer;
+    multiply(layer.product, taps, rows, layer.relu ? Then::relu : Then::store, out, outputs_of_layer);
+  });
+  channels = layer.product.outputs;
+  std::swap(map, other);
+}
+
+}  // namespace swiftformer
