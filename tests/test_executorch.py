@@ -61,6 +61,22 @@ def test_int8_agrees(tmp_path):
     assert 0 < difference(open_engine(tmp_path)(x)["logits"], fuse(model, raw_input=True)(torch.from_numpy(x))) < 0.5
 
 
+def test_int8_keeps_weights_behind_small_layer_scales():
+    from swiftformer.export.executorch import quantize
+
+    model = small(global_query_weighting="l2")
+    for name, parameter in model.named_parameters():
+        if "layer_scale" in name:
+            parameter.data.fill_(1e-2)
+    graph = DeployGraph(fuse(model)).to(memory_format=torch.contiguous_format)
+    module = quantize(graph, torch.randn(8, 3, 64, 64).numpy())
+    tensors = [*module.parameters(), *module.buffers()]
+    weights = [tensor for tensor in tensors if tensor.dtype == torch.int8]
+    assert len(weights) > 10
+    for weight in weights:  # every channel has a step that its largest weight fills the range with
+        assert (weight.to(torch.int16).abs().flatten(1).amax(dim=1) == 127).all()
+
+
 @pytest.mark.exhaustive
 def test_layers_stay_in_floating_point():
     from swiftformer.export.executorch import quantize

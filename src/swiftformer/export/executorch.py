@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 FILE = "model.pte"
 BATCH = 16  # to calibrate with
+SMALLEST_STEP = 2.0**-24  # XNNPACK's quantizer has 2^-12, and would round weights behind small layer scales to zero
 
 
 def write(graph: DeployGraph, options: Options, folder: Path) -> str:
@@ -84,6 +86,7 @@ def quantize(graph: DeployGraph, calibration: Any, float_layers: tuple[str, ...]
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
     )
+    from torchao.quantization.pt2e import HistogramObserver, PerChannelMinMaxObserver
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     aten = torch.ops.aten
@@ -95,8 +98,16 @@ def quantize(graph: DeployGraph, calibration: Any, float_layers: tuple[str, ...]
         scopes = {path for path, _ in node.meta.get("nn_module_stack", {}).values()}
         return node.target in (aten.conv2d.default, aten.linear.default, aten.relu.default) and not scopes & kept
 
-    quantizer = XNNPACKQuantizer()
-    quantizer.set_global(get_symmetric_quantization_config(is_per_channel=True)).set_filter_function(quantized)
+    config = get_symmetric_quantization_config(is_per_channel=True)
+    observers = {
+        "input_activation": HistogramObserver,
+        "output_activation": HistogramObserver,
+        "weight": PerChannelMinMaxObserver,
+    }
+    for name, observer in observers.items():
+        spec = replace(getattr(config, name), observer_or_fake_quant_ctr=observer.with_args(eps=SMALLEST_STEP))
+        config = replace(config, **{name: spec})
+    quantizer = XNNPACKQuantizer().set_global(config).set_filter_function(quantized)
     images = torch.from_numpy(calibration)
     with torch.no_grad():
         # Calibration may take any number of images at a time; the batch of 2 is not taken for a constant.
