@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 FILE = "model.pte"
 BATCH = 16  # to calibrate with
-SMALLEST_STEP = 2.0**-24  # XNNPACK's quantizer has 2^-12, and would round weights behind small layer scales to zero
+
+# XNNPACK's quantizer has 2^-12 for both, which leaves few levels to weights behind small layer scales, and to what they
+# give. XNNPACK keeps biases as int32 in steps of a weight times steps of an input: with smaller ones of weights, those
+# of channels without weights could overflow.
+SMALLEST_WEIGHT_STEP, SMALLEST_OUTPUT_STEP = 2.0**-18, 2.0**-24
 
 
 def write(graph: DeployGraph, options: Options, folder: Path) -> str:
@@ -99,14 +103,13 @@ def quantize(graph: DeployGraph, calibration: Any, float_layers: tuple[str, ...]
         return node.target in (aten.conv2d.default, aten.linear.default, aten.relu.default) and not scopes & kept
 
     config = get_symmetric_quantization_config(is_per_channel=True)
-    observers = {
-        "input_activation": HistogramObserver,
-        "output_activation": HistogramObserver,
-        "weight": PerChannelMinMaxObserver,
-    }
-    for name, observer in observers.items():
-        spec = replace(getattr(config, name), observer_or_fake_quant_ctr=observer.with_args(eps=SMALLEST_STEP))
-        config = replace(config, **{name: spec})
+    weights = PerChannelMinMaxObserver.with_args(eps=SMALLEST_WEIGHT_STEP)
+    outputs = HistogramObserver.with_args(eps=SMALLEST_OUTPUT_STEP)
+    config = replace(
+        config,
+        weight=replace(config.weight, observer_or_fake_quant_ctr=weights),
+        output_activation=replace(config.output_activation, observer_or_fake_quant_ctr=outputs),
+    )
     quantizer = XNNPACKQuantizer().set_global(config).set_filter_function(quantized)
     images = torch.from_numpy(calibration)
     with torch.no_grad():
