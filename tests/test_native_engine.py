@@ -264,6 +264,8 @@ def test_less_precision(runtime, tmp_path, precision):
         and 0 < artifact.comparison["max_relative_difference"] < {"bf16": 0.02, "int8": 0.05}[precision]
     )
     assert {array.dtype.name for array in load_file(tmp_path / "a" / "weights.safetensors").values()} == {"float32"}
+    if precision == "bf16" and runtime == "compiled":  # it is float32 where the processor has no instructions for it
+        precision = sys.modules["swiftformer_native"].Network(precision="bf16").precision
     assert open_engine(tmp_path / "a").name.startswith(f"native {precision} ")
     assert open_engine(tmp_path / "a", precision="fp32").name.startswith("native fp32 ")
     # A black picture is where low precision may divide by zero.

@@ -42,10 +42,15 @@ std::vector<Entry> entries() {
 #endif
 #if defined(SWIFTFORMER_X86)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back({"avx2", "fp32", &avx2_fp32});
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    found.push_back({"avx2", "fp32", &avx2_fp32});
+    found.push_back({"avx2", "bf16", &avx2_fp32});  // without instructions for it, bfloat16 gains nothing
+    found.push_back({"avx2", "int8", &avx2_int8});
+  }
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl")) {
     found.push_back({"avx512", "fp32", &avx512_fp32});
+    found.push_back({"avx512", "bf16", &avx512_fp32});
     if (__builtin_cpu_supports("avx512bf16")) {
       found.push_back({"avx512", "bf16", &avx512_bf16});
       found.push_back({"avx512_bf16", "bf16", &avx512_bf16});
@@ -71,11 +76,17 @@ std::vector<Entry> entries() {
   }
 #elif defined(SWIFTFORMER_ARM)
   found.push_back({"neon", "fp32", &neon_fp32});
+  found.push_back({"neon", "bf16", &neon_fp32});
 #endif
   return found;
 }
 
 }  // namespace
+
+uint32_t small_weights(uint32_t bits) {
+  const uint32_t signs = bits & 0x80808080u;
+  return (bits & 0x9f9f9f9fu) | signs >> 1 | signs >> 2;
+}
 
 bool multiplies_like(const Kernels& kernels, const Kernels& other) {
   constexpr int rows = 19, depth = 32, columns = 3 * lanes, stride = 3 * lanes;
@@ -91,7 +102,7 @@ bool multiplies_like(const Kernels& kernels, const Kernels& other) {
   for (uint32_t& word : operand) word = some();
   for (int r = 0; r < rows && kernels.levels; ++r) std::memcpy(&operand[r * stride + stride - 1], &step_of_row, 4);
   std::vector<uint32_t> by_column(depth * columns);
-  for (uint32_t& word : by_column) word = some();
+  for (uint32_t& word : by_column) word = kernels.levels ? small_weights(some()) : some();
   for (int which : {0, 1}) {
     const Kernels& each = which ? other : kernels;
     std::vector<uint32_t> words;
@@ -136,7 +147,7 @@ const Kernels& kernels_for(const std::string& isa, const std::string& precision)
   for (const Entry& entry : entries()) {
     if (entry.precision == precision) names += (names.empty() ? "" : ", ") + entry.isa;
   }
-  throw std::invalid_argument("expected an instruction set of this processor for " + precision + " (" + names +
+  throw std::invalid_argument(precision + ": expected an instruction set of this processor that has it (" + names +
                               "), or another precision, found " + isa);
 }
 

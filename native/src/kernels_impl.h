@@ -21,6 +21,7 @@ using swiftformer::Then;
 struct Floats {
   using Sum = Vec;
   static constexpr bool levels = false;
+  static constexpr int words_at_once = 1;
   static constexpr decltype(Kernels::quantize) quantize = nullptr, quantize_gelu = nullptr;
   static constexpr decltype(Kernels::largest) largest = nullptr;
   static constexpr decltype(Kernels::quantize_pixel) quantize_pixel = nullptr;
@@ -115,6 +116,7 @@ struct Int8 {
   static constexpr decltype(Kernels::largest) largest = largest_of;
   static constexpr decltype(Kernels::quantize_pixel) quantize_pixel = ::quantize_pixel;
 #if defined(__AVX512VNNI__)
+  static constexpr int words_at_once = 1;
   using Input = __m512i;
   static __m512i weights(const uint32_t* words) { return _mm512_loadu_si512(words); }
   static Input input(const uint32_t* word) { return _mm512_set1_epi32(static_cast<int>(*word)); }
@@ -123,7 +125,31 @@ struct Int8 {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum.all) : "v"(input), "v"(weights));
     return sum;
   }
+#elif defined(__AVX2__)
+  // Sums of two words' products of even and of odd pairs fit into int16, as weights are made for it.
+  static constexpr int words_at_once = 2;
+  struct Input {
+    __m256i first, second;
+  };
+  static const uint32_t* weights(const uint32_t* words) { return words; }
+  static Input input(const uint32_t* word) {
+    return {_mm256_set1_epi32(static_cast<int>(word[0])), _mm256_set1_epi32(static_cast<int>(word[1]))};
+  }
+  static __m256i pairs(__m256i input, const uint32_t* weights) {
+    // From memory: with weights in registers, too few are left for the sums.
+    __m256i sums;
+    asm("vpmaddubsw %2, %1, %0" : "=x"(sums) : "x"(input), "m"(*reinterpret_cast<const __m256i_u*>(weights)));
+    return sums;
+  }
+  static __m256i dot(Input input, const uint32_t* weights, __m256i sum) {
+    const __m256i both = _mm256_add_epi16(pairs(input.first, weights), pairs(input.second, weights + lanes));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(both, _mm256_set1_epi16(1)));
+  }
+  static Sum dot(Input input, const uint32_t* weights, Sum sum) {
+    return {dot(input, weights, sum.low), dot(input, weights + 8, sum.high)};
+  }
 #else
+  static constexpr int words_at_once = 1;
   using Input = uint32_t;
   static const uint32_t* weights(const uint32_t* words) { return words; }
   static Input input(const uint32_t* word) { return *word; }
@@ -160,7 +186,8 @@ void product_of_block(const Block& block, Then then) {
   const uint32_t* words = block.words;
   const uint32_t* operand = block.operand;
   const int depth = block.matrix.depth;
-  for (int k = 0; k < depth; ++k, ++operand, words += vectors * lanes) {
+  constexpr int step = Op::words_at_once;
+  for (int k = 0; k < depth; k += step, operand += step, words += step * vectors * lanes) {
     decltype(Op::weights(words)) weights[vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) weights[v] = Op::weights(words + v * lanes);
@@ -407,8 +434,9 @@ constexpr Kernels table(const char* name) {
   return {name,
           Op::values_per_word,
           widest,
-          1,
+          Op::words_at_once,
           Op::levels,
+          Op::levels && Op::words_at_once == 2,
           product<Op>,
           first_convolution_of<Op, widest>(),
           Op::quantize,

@@ -27,12 +27,21 @@ uint16_t to_bf16(float value) {
 
 int level(float value, float step) { return static_cast<int>(std::nearbyintf(value / step)); }
 
-// bf16 where there is fast bf16, otherwise fp32.
-const Kernels& less_coarse(const std::string& isa) {
-  const std::vector<std::string> names = supported();
-  const bool amx = isa.find("amx") != std::string::npos;  // has no fp32
-  const bool bf16 = amx || std::find(names.begin(), names.end(), isa + "_bf16") != names.end();
-  return kernels_for(isa, bf16 ? "bf16" : "fp32");
+// The step of the levels of a column's weights.
+float step_of(const std::vector<float>& column, const Kernels& kernels) {
+  float most = 1e-30f, most_of_half = 0.0f;
+  for (float value : column) most = std::max(most, std::fabs(value));
+  for (size_t i = 0; kernels.short_sums && i < column.size(); i += i % 4 == 0 ? 2 : 6) {
+    float above = 0.0f, below = 0.0f;
+    for (size_t input : {i, i + 1, i + 4, i + 5}) {
+      const float value = input < column.size() ? column[input] : 0.0f;
+      above += std::max(value, 0.0f);
+      below -= std::min(value, 0.0f);
+    }
+    most_of_half = std::max({most_of_half, above, below});
+  }
+  // Four weights may be two levels more by rounding; 255 times 128 is an int16.
+  return std::max(most / 127.0f, most_of_half / 126.0f);
 }
 
 Memory<float> copied(const Weight& weight) {
@@ -90,11 +99,11 @@ Product Network::packed(const Kernels& kernels, const Weight& weight, const Weig
     return source[input] == nowhere ? 0.0f : weight.values[static_cast<size_t>(column) * width + source[input]];
   };
   for (int column = 0; column < outputs && kernels.levels; ++column) {
-    float most = 1e-30f;
-    for (int input = 0; input < inputs; ++input) most = std::max(most, std::fabs(value_at(column, input)));
-    const float step = product.step[column] = most / 127.0f;
+    std::vector<float> values(inputs);
+    for (int input = 0; input < inputs; ++input) values[input] = value_at(column, input);
+    const float step = product.step[column] = step_of(values, kernels);
     int sum = 0;
-    for (int input = 0; input < inputs; ++input) sum += level(value_at(column, input), step);
+    for (float value : values) sum += level(value, step);
     if (operand == Operand::behind_gelu) {
       product.bias[column] += gelu_floor * step * sum;
     } else {
@@ -129,8 +138,8 @@ Product Network::packed(const Kernels& kernels, const Weight& weight, const Weig
 
 Network::Network(const std::string& isa, const std::string& precision, int threads, bool pin)
     : kernels_(kernels_for(isa, precision)),
-      outer_(kernels_.levels ? less_coarse(kernels_.name) : kernels_),
-      precision_(precision),
+      outer_(kernels_.levels ? kernels_for(kernels_.name, "bf16") : kernels_),
+      precision_(kernels_.values_per_word == 1 ? "fp32" : precision),
       threads_(threads > 0 ? threads : processors(), pin),
       operand_(threads_.count()),
       hidden_(threads_.count()),

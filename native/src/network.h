@@ -139,6 +139,7 @@ class Network {
   std::vector<double> layer_seconds();
 
   std::string isa() const { return kernels_.name; }
+  // What it computes in: fp32 instead of bf16 where the instruction set has none.
   std::string precision() const { return precision_; }
   int threads() const { return threads_.count(); }
   int input_channels() const { return input_channels_; }

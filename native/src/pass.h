@@ -27,7 +27,7 @@ int halved(int size) { return strided(size, 2); }
 // Words between rows of an operand of `values`. Not a multiple of 512 bytes: rows of a block would share cache sets.
 int operand_stride(const Kernels& kernels, int values) {
   const int step = kernels.depth_step, used = filled(values) / kernels.values_per_word;
-  const int apart = step > 1 ? step : kernels.levels ? 4 : lanes;
+  const int apart = kernels.levels ? std::max(step, 4) : step > 1 ? step : lanes;
   const int words = (used + step - 1) / step * step + (kernels.levels ? apart : 0);
   return words % 128 == 0 ? words + apart : words;
 }
