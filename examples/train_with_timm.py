@@ -3,7 +3,8 @@
 python examples/train_with_timm.py --data photos/ --model MBZUAI/swiftformer-xs --output runs/photos
 swiftformer classify --model runs/photos picture.jpg
 
-What differs from a model of timm's is that the output has `.logits`, and that there are two heads.
+In the folder lie train/ and val/, each with a folder for every class. What differs from a model of timm's is that the
+output has `.logits`, and that there are two heads.
 """
 
 import logging
@@ -105,6 +106,10 @@ def main(
     dataset_train = create_dataset("", root=data, split="train", is_training=True)
     class_to_idx = dataset_train.reader.class_to_idx
     dataset_eval = create_dataset("", root=data, split="validation", class_map=class_to_idx)
+    if dataset_train.reader.root == dataset_eval.reader.root:  # which timm takes where there are no such folders
+        raise typer.BadParameter(
+            f"expected train/ and val/ in {data}, found folders of classes alone", param_hint="data"
+        )
     classes = sorted(class_to_idx, key=class_to_idx.__getitem__)  # timm counts "10" behind "9"
 
     net: Any = swiftformer.load(model, labels=classes, task="classification", form=form)

@@ -216,6 +216,22 @@ def test_head_is_replaced_where_the_classes_differ(tmp_path):
         load(tmp_path / "model", num_labels=3, labels=["a"])
 
 
+def test_what_is_missing_beside_the_weights_is_told(tmp_path, caplog):
+    caplog.set_level("INFO", "swiftformer")
+    save(tiny(id2label={i: f"kind {i}" for i in range(10)}), tmp_path / "model")
+    load(tmp_path / "model")
+    assert not any("expected names" in message or "no preprocessor" in message for message in caplog.messages)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    del config["id2label"]["3"]
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model" / "preprocessor_config.json").unlink()
+    load(tmp_path / "model")
+    assert "expected names of 10 classes, found 9: the classes get numbers instead" in caplog.messages
+    assert any(
+        "no preprocessor_config.json: pictures are prepared as for MBZUAI" in message for message in caplog.messages
+    )
+
+
 def test_same_count_but_other_names_replaces_the_head(tmp_path):
     save(tiny(id2label={i: f"kind {i}" for i in range(10)}), tmp_path / "model")
     other = load(tmp_path / "model", labels=[f"other {i}" for i in range(10)])

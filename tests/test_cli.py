@@ -1,5 +1,7 @@
 import json
 import logging
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -100,7 +102,7 @@ def test_a_broken_file_among_good_ones(cli, model_folder, pictures):
     (empty := pictures / "folder.jpg").mkdir()
     for named in ([pictures, empty], [pictures / "*.jpg"]):
         code, out, err = cli("classify", *named, "--model", model_folder)
-        assert code == 2 and "kind" in out and "folder.jpg: expected a file, found a folder" in err
+        assert code == 2 and "kind" in out and "folder.jpg: expected a f" in err and err.count("error:") == 2
 
 
 @pytest.mark.parametrize(
@@ -126,6 +128,7 @@ def test_a_broken_file_among_good_ones(cli, model_folder, pictures):
         (["convert", "{tmp}/notes.txt", "{tmp}/out"], "notes.txt: truncated, or no PyTorch checkpoint"),
         (["convert", "{model}", "{tmp}/out", "--to", "keras"], "keras"),
         (["paint"], "paint"),
+        (["classify", "{tmp}/a.png", "--model", "{model}", "--threads", "100000"], "1 to 1024, found 100000"),
         (["classify", "{tmp}/a.png", "--model", "{model}", "--device", "nonsense"], "found 'nonsense'"),
         (["train", "--data", "{tmp}/flat", "--recipe", "smoke"], "two or more pictures of some class to hold one out"),
     ],
@@ -143,6 +146,36 @@ def test_bad_input_gets_one_line_and_exit_code_2(cli, tmp_path, model_folder, ar
     assert code == 2 and out == "" and message in err
     if err.startswith("error:"):
         assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_that_cannot_be_printed(model_folder, pictures, encoding):
+    """They lose nobody the results."""
+    odd = os.fsencode(pictures / "b") + b"\xff \xe7\x8c\xab.png"
+    shutil.copy(pictures / "b.png", odd)
+    command = [sys.executable, "-m", "swiftformer", "classify", pictures / "a.jpg", odd, "--model", model_folder]
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    result = subprocess.run(command, capture_output=True, timeout=120, env=environment)
+    assert result.returncode == 0 and result.stdout.count(b"kind") == 6, result.stderr
+    assert b"\\udcff" in result.stdout
+
+
+def test_sigterm_cleans_up(tmp_path):
+    """What is half written goes."""
+    script = (
+        "import sys, time\nfrom pathlib import Path\nfrom swiftformer import cli\n"
+        "from swiftformer.files import atomic_file\n"
+        "@cli.app.command()\n"
+        "def wait():\n"
+        f"    with atomic_file(Path({str(tmp_path / 'file')!r})):\n"
+        "        print('ready', flush=True); time.sleep(60)\n"
+        "sys.argv = ['swiftformer', 'wait']; cli.main()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n" and len([*tmp_path.iterdir()]) == 1
+    process.terminate()
+    assert process.wait(30) == 143 and not [*tmp_path.iterdir()]
+    process.stdout.close()
 
 
 def test_names_with_brackets_are_printed_as_they_are(cli, model_folder, tmp_path):

@@ -12,7 +12,8 @@ from PIL import Image
 
 from swiftformer import detect, video
 from swiftformer.cli_detect import draw_frame
-from swiftformer.engines import Engine
+from swiftformer.cli_video import record, tell
+from swiftformer.engines import Engine, EngineError
 from swiftformer.image_processing import Preprocessing
 from swiftformer.images import ImageError
 from swiftformer.predict_detection import DetectionResult, open_detector
@@ -121,6 +122,11 @@ def test_a_model_and_its_fused_form_agree(tmp_path, masks):
     assert engine.preprocessing == model.preprocessing
 
 
+def test_another_engine_for_a_detectors_checkpoint(tmp_path):
+    with pytest.raises(EngineError, match="a detector runs in torch; expected an artifact of `swiftformer export` for"):
+        open_detector(tmp_path, "openvino")
+
+
 # Videos
 
 
@@ -159,6 +165,18 @@ def test_a_video_is_recorded(clip, tmp_path):
         "overlay": str(tmp_path / "x.mp4"),
         "lines": str(tmp_path / "x.jsonl"),
     }
+
+
+def test_a_video_that_is_cut_off_is_told(clip, tmp_path, capsys):
+    content = clip.read_bytes()
+    (tmp_path / "cut.avi").write_bytes(content[: len(content) // 2])
+    document = record(tmp_path / "cut.avi", tmp_path / "x", lambda frame: (frame, {}))
+    assert 0 < document["frames"] < 10 and document["frames"] + document["frames_missing"] == 10
+    tell([document], tmp_path)
+    assert (
+        f"cut.avi: {document['frames_missing']} frames fewer than the file says: it may be cut off"
+        in capsys.readouterr().err
+    )
 
 
 def test_what_is_no_video(tmp_path, clip):

@@ -167,10 +167,35 @@ def test_a_form_is_not_asked_of_an_artifact_of_another(onnx):
         open_engine(onnx, form="l2")
 
 
-@pytest.mark.parametrize("threads", [0, 2.5, "2"])
+@pytest.mark.parametrize("threads", [0, 2.5, "2", 100_000])
 def test_threads_are_a_number(onnx, threads):
-    with pytest.raises(EngineError, match=f"threads: expected a number of at least 1, found {threads!r}"):
+    with pytest.raises(EngineError, match=f"threads: expected a number from 1 to 1024, found {threads!r}"):
         open_engine(onnx, threads=threads)
+
+
+def test_probabilities_are_told_from_logits(onnx, tmp_path):
+    folder = broken(onnx, tmp_path, lambda copy: rewrite(copy, outputs=["probabilities"]))
+    with pytest.raises(EngineError, match="expected probabilities of sum 1, found rows of sum"):
+        list(classify(PICTURE, folder))
+
+
+def test_why_native_refuses_is_told_where_torch_does_too(native, checkpoint, monkeypatch):
+    def refuse(*_):
+        raise EngineError("int8: no instructions")
+
+    monkeypatch.setattr("swiftformer.engines.native.from_reference", refuse)
+    with pytest.raises(
+        EngineError, match="expected one of fp32, bf16, fp16 for torch, found 'int8'; int8: no instructions"
+    ):
+        open_engine(checkpoint, precision="int8")
+
+
+def test_names_are_as_many_as_pictures(checkpoint):
+    assert [result.image for result in classify(PICTURE, checkpoint, names="cat")] == ["cat"]
+    with pytest.raises(ValueError, match="names: expected one for each of 1 pictures, found 2"):
+        next(classify(PICTURE, checkpoint, names=["a", "b"]))
+    with pytest.raises(ValueError, match="model: expected a reference, an engine or a model, found int"):
+        next(classify(PICTURE, 3))
 
 
 @pytest.mark.parametrize("labels", [[], ["a", "b"]])

@@ -4,6 +4,7 @@ import pytest
 
 from swiftformer.data.detection import open_detection
 from swiftformer.data.folders import files_below
+from swiftformer.images import ImageError, open_image
 from swiftformer.predict import find_images
 from test_detection_data import make
 
@@ -20,6 +21,24 @@ def test_linked_folders_are_followed_and_circles_are_not(tmp_path):
     found = [file.relative_to(root).as_posix() for file in files_below(root)]
     assert found == ["a.png", "again/b.png", "linked/b.png"]
     assert [name for name, _ in find_images([str(root)])] == [str(root / name) for name in found]
+
+
+def test_one_that_stands_for_nothing_leaves_the_others(tmp_path):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "empty").mkdir()
+    wrong = [
+        f"{tmp_path}/*.jpg",
+        "~nobody-of-that-name/a.png",
+        f"{tmp_path}/{'a' * 300}.png",
+        f"{tmp_path}/empty",
+    ]
+    for reference in wrong:
+        (name, source), good = find_images([reference, str(tmp_path / "a.png")])
+        assert name == reference and good == (str(tmp_path / "a.png"), tmp_path / "a.png")
+        with pytest.raises(ImageError, match="expected"):
+            open_image(source, name)
+        with pytest.raises(ImageError, match="expected"):
+            find_images([reference])
 
 
 def move(folder, elsewhere):

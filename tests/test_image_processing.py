@@ -2,6 +2,7 @@ import dataclasses
 import io
 import json
 import struct
+import tempfile
 import zlib
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from conftest import relative, shared, tiny
 from swiftformer import ImageError, Preprocessing, classify, fold_normalization, open_image
 from swiftformer.image_processing import AUTHORS, HUB, IMAGENET_MEAN, IMAGENET_STD, TIMM
+from swiftformer.images import listed
 
 STD = np.array(IMAGENET_STD)[:, None, None]
 
@@ -226,6 +228,9 @@ def test_arrays_and_tensors():
         pixels / 255,
         (pixels / 255).astype(np.float32),
         pixels.astype(np.uint16) * 257,
+        pixels.astype(np.uint16),
+        pixels.astype(np.int16),
+        pixels.astype(np.int64),
         torch.from_numpy(pixels),
         torch.from_numpy(pixels).permute(2, 0, 1),
         torch.from_numpy(pixels).permute(2, 0, 1) / 255,
@@ -246,6 +251,14 @@ def test_arrays_and_tensors():
         (np.zeros((2, 3, 4, 5)), r"found \(2, 3, 4, 5\)"),
         (np.zeros((0, 4, 3), np.uint8), "found"),
         (np.zeros((5, 5, 7)), r"found \(5, 5, 7\)"),
+        (np.zeros((4, 4, 3), np.int8), "expected pixels of uint8, a wider integer or floats, found int8"),
+        (np.zeros((4, 4, 3), complex), "found complex128"),
+        (np.zeros((4, 4), [("a", "u1")]), "expected pixels of uint8"),
+        (np.full((4, 4, 3), -1), "found -1 to 0"),
+        (np.full((4, 4, 3), np.nan), "expected finite values, found nan to nan"),
+        (torch.tensor([[0.5, float("inf")]]), "expected finite values, found 0.0 to inf"),
+        (torch.zeros(3, 4, 4, device="meta"), "broken image"),
+        (torch.zeros(3, 4, 4).to_sparse(), "broken image"),
         (17, "found int"),
         (None, "found NoneType"),
     ],
@@ -253,6 +266,40 @@ def test_arrays_and_tensors():
 def test_what_is_no_picture(source, message):
     with pytest.raises(ImageError, match=message):
         open_image(source)
+
+
+def test_normalised_pixels_are_told(photographs):
+    """They would give a picture of nothing: most are below zero, where pictures only undershoot."""
+    for preprocessing in (HUB, TIMM):
+        for pixels in preprocessing(photographs):
+            with pytest.raises(
+                ImageError, match=r"array: expected values in \[0, 1\] or \[0, 255\], found -.* normalised"
+            ):
+                open_image(torch.from_numpy(pixels))
+    undershooting = np.linspace(-0.1, 1.1, 48).reshape(4, 4, 3)
+    assert np.array_equal(np.asarray(open_image(undershooting)), np.rint(255 * undershooting.clip(0, 1)))
+
+
+def test_int16_has_its_own_range():
+    assert open_image(np.full((4, 4), 32767, np.int16)).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_one_or_several(tmp_path):
+    """Whatever a picture comes as, it is not taken apart."""
+
+    class File:
+        def __fspath__(self):
+            return str(tmp_path / "a.png")
+
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.png")
+    with tempfile.NamedTemporaryFile() as file:
+        file.write((tmp_path / "a.png").read_bytes())
+        file.seek(0)
+        for one in (np.zeros((4, 6, 3), np.uint8), torch.zeros(4, 6), torch.zeros(3, 4, 6), File(), file):
+            assert len(listed(one)) == 1 and open_image(listed(one)[0]).size == (6, 4)
+    for several in (np.zeros((2, 4, 6, 3)), torch.zeros(2, 3, 4, 6), (Image.new("L", (6, 4)) for _ in "ab")):
+        pictures = listed(several)
+        assert len(pictures) == 2 and open_image(pictures[1]).size == (6, 4)
 
 
 def bomb() -> bytes:

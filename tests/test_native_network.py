@@ -176,7 +176,9 @@ def test_pyramids_that_do_not_fit():
 def test_what_the_processor_cannot():
     with pytest.raises(ValueError, match=r"precision: expected fp32, bf16 or int8, found fp64"):
         native.Network(precision="fp64")
-    with pytest.raises(ValueError, match=r"fp32: expected an instruction set of this processor that has it .* found 6502"):
+    with pytest.raises(
+        ValueError, match=r"fp32: expected an instruction set of this processor that has it .* found 6502"
+    ):
         native.Network(isa="6502")
 
 

@@ -8,9 +8,10 @@ from swiftformer import CheckpointError, save
 from swiftformer.data.loaders import Normalization
 from swiftformer.data.sources import open_source
 from swiftformer.image_processing import AUTHORS, Preprocessing
+from swiftformer.train import fitting
 from swiftformer.train.classification import Classification
 from swiftformer.train.distributed import Processes
-from swiftformer.train.fitting import fitted
+from swiftformer.train.fitting import fitted, for_processor
 from swiftformer.train.recipes import RECIPES, TrainingRecipe, get_recipe
 from swiftformer.train.run_folder import write_recipe
 
@@ -165,3 +166,20 @@ def test_fine_tuning_fits_checkpoint_and_data(tmp_path, caplog):
     assert fitted(recipe, ["lr=2e-4"], None, 1000, tmp_path).lr == 2e-4
     with pytest.raises(CheckpointError, match="absent: no such file or folder"):
         fitted(recipe, [], str(tmp_path / "absent"), 319)
+
+
+@pytest.mark.parametrize("name", ["paper_xs", "small_segmentation"])
+def test_precision_fits_the_processor(name, tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO", "swiftformer")
+    recipe = get_recipe(name)
+    monkeypatch.setattr(fitting, "_has_bf16", lambda: True)
+    assert for_processor(recipe, [], "cpu") == recipe and not caplog.messages
+    monkeypatch.setattr(fitting, "_has_bf16", lambda: False)
+    assert for_processor(recipe, [], "cpu") == dataclasses.replace(recipe, precision="fp32")
+    assert caplog.messages == [
+        "this processor has no instructions for bfloat16: precision=fp32; --set decides otherwise"
+    ]
+    assert for_processor(recipe, ["precision=bf16"], "cpu") == recipe
+    assert for_processor(recipe, [], "meta") == recipe
+    write_recipe(dataclasses.asdict(recipe), tmp_path)  # of a run that began elsewhere
+    assert for_processor(recipe, [], "cpu", tmp_path) == recipe

@@ -1,6 +1,7 @@
 """Masks and overlays of pictures that are stored turned, or with more than 8 bits."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,3 +101,19 @@ def test_command_line(classes, tmp_path, cli, monkeypatch):  # noqa: F811
     [found] = json.loads(out)
     assert (found["height"], found["width"]) == (400, 500)
     assert (np.asarray(Image.open(found["mask"])) == classes).mean() > 0.98
+
+
+def test_long_names_and_bad_places(classes, tmp_path, cli, monkeypatch):  # noqa: F811
+    """Names as long as file systems take are cut; a place that cannot be written to is told before work begins."""
+    monkeypatch.setattr("swiftformer.predict_segmentation.open_segmenter", lambda *options: Strongest())
+    picture = tmp_path / (125 * "é" + ".png")
+    Image.fromarray(220 * np.eye(3, dtype=np.uint8)[classes]).save(picture)
+    code, out, err = cli("segment", picture, picture, "--model", "any", "--output", tmp_path / "o", "--masks", "--json")
+    assert code == 0, err
+    assert {Path(found["overlay"]).name for found in json.loads(out)} == {f"{100 * 'é'}.png", f"{100 * 'é'}-2.png"}
+    monkeypatch.setattr("swiftformer.predict_segmentation.open_segmenter", lambda *options: pytest.fail("opened"))
+    (tmp_path / "file").touch()
+    code, _, err = cli("segment", picture, "--model", "any", "--output", tmp_path / "file" / "below")
+    assert code == 2 and err == f"error: {tmp_path / 'file'}: expected a folder, found a file\n"
+    code, _, err = cli("segment", picture, "--model", "any", "--window", 1)
+    assert code == 2 and err == "error: --window: expected at least 32 pixels, or 0 for whole pictures, found 1\n"

@@ -148,6 +148,8 @@ def load(
 
     missing, unexpected = _fill(model, state_dict, located, kind, replaced, strict)
     model.preprocessing = located.preprocessing or {"transformers": HUB, "authors": AUTHORS, "timm": TIMM}[naming]
+    if located.preprocessing is None and naming == "transformers":
+        logger.info("%s: no preprocessor_config.json: pictures are prepared as for MBZUAI's checkpoints", located.path)
     model.load_report = LoadReport(
         path=located.path,
         naming=naming,
@@ -245,6 +247,8 @@ def _resolve_labels(
 ) -> tuple[bool, dict[str, Any]]:
     """Whether the layers of `stored` classes are replaced, and the config with the labels that the model will have."""
     names = [config["id2label"][i] for i in sorted(config.get("id2label", {}))]
+    if names and len(names) != stored and labels is None and num_labels in (None, stored):
+        logger.warning("expected names of %d classes, found %d: the classes get numbers instead", stored, len(names))
     wanted = stored if num_labels is None else num_labels
     replaced = wanted != stored or (labels is not None and bool(names) and labels != names)
     if replaced or labels is not None or len(names) != stored:

@@ -6,9 +6,11 @@ with one line of explanation, 1 an internal failure, 128 plus the signal a train
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import shlex
+import signal
 import sys
 from importlib import util
 from pathlib import Path
@@ -30,6 +32,7 @@ from swiftformer.cli_options import (
     Form,
     Precision,
     Threads,
+    in_one_line,
     parse_batch,
     parse_size,
     print_json,
@@ -109,7 +112,7 @@ def classify(
         classification_table(results)
     errors = [result.error for result in results if result.error]
     for error in errors:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {in_one_line(error)}", err=True)
     if errors:
         raise typer.Exit(2)
 
@@ -244,6 +247,11 @@ def main() -> None:
     logging.getLogger("swiftformer").setLevel(logging.INFO if rank() == 0 else logging.WARNING)
     # torchao, which transformers imports where it is installed, makes torch warn about torchao at every start.
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be any bytes
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what is half written goes
     try:
         app()
     except ModuleNotFoundError as error:
@@ -253,9 +261,11 @@ def main() -> None:
         typer.echo(f"error: this needs {package}, which is not installed: pip install swiftformer", err=True)
         sys.exit(2)
     except (ValueError, OSError) as error:
-        lines = str(error).split("\n")
-        typer.echo(f"error: {' '.join(line.strip() for line in lines).strip()}", err=True)
+        typer.echo(f"error: {in_one_line(error)}", err=True)
         sys.exit(2)
+    except MemoryError as error:
+        typer.echo(f"error: out of memory ({in_one_line(error)})", err=True)
+        sys.exit(1)
     except (FloatingPointError, RuntimeError) as error:
         # Told by name: naming the classes would import torch at every start.
         kind = type(error).__name__

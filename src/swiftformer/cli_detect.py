@@ -59,8 +59,8 @@ def detect(
     if coco is not None:
         check_file(coco)
     pictures, clips = pictures_and_clips(images, camera)
-    runner = open_detector(model, engine, device, precision, threads, form)
     targets = free_targets([name for name, _ in pictures + clips], output)
+    runner = open_detector(model, engine, device, precision, threads, form)
     documents, rows = [], []
     numbers = itertools.count(1)  # of pictures, and of frames behind them
     with progress_bar("detect", len(pictures)) as advance:

@@ -13,6 +13,7 @@ from swiftformer.cli_options import (
     MASKS_HELP,
     OBJECTS_HELP,
     RUNNABLE_HELP,
+    WORKERS,
     AsJson,
     Classes,
     Device,
@@ -23,6 +24,7 @@ from swiftformer.cli_options import (
     Precision,
     ReduceZeroLabel,
     Threads,
+    check_window,
     print_json,
     rank,
     refuse_for,
@@ -50,7 +52,7 @@ def evaluate(
     batch_size: Annotated[
         Optional[int], typer.Option(min=1, help="To classify: pictures per forward pass, 64.", show_default=False)
     ] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 2,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = WORKERS,
     per_class: Annotated[bool, typer.Option("--per-class", help="Accuracy, IoU or AP of each class as well.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Of a run folder, the weights that are not averaged.")] = False,
     level: Level = "name",
@@ -86,6 +88,7 @@ def evaluate(
 
     if raw and not (Path(model) / "raw").is_dir():
         raise ValueError(f"{model}: expected the folder of a run that averages its weights, found no raw/ in it")
+    check_window(window)
     reference = str(Path(model) / "raw") if raw else model
     special = {
         "level": None if level == "name" else level,

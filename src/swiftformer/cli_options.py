@@ -37,6 +37,7 @@ OnError = Annotated[
     Literal["skip", "raise"],
     typer.Option(help="To segment or detect: leave out wrong annotations and pictures, or refuse the data for one."),
 ]
+WORKERS = min(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 DEFAULT_MODEL = "swiftformer-xs-cifar10"
 MODEL_HELP = "Bundled name, hub id, timm name, folder or file."
 RUNNABLE_HELP = "Bundled name, hub id, timm name, folder, file, or exported artifact."
@@ -61,6 +62,16 @@ def parse_count(text: str, option: str, things: str) -> int:
 
 def parse_batch(text: str) -> int:
     return parse_count(text, "batch", "images")
+
+
+def check_window(side: int) -> None:
+    """Raise ValueError for windows that are not wider than the pixels of the network's last map are apart."""
+    if 0 < side < 32:
+        raise ValueError(f"--window: expected at least 32 pixels, or 0 for whole pictures, found {side}")
+
+
+def in_one_line(error: object) -> str:
+    return " ".join(line.strip() for line in str(error).splitlines()).strip()
 
 
 def print_json(document: Any) -> None:

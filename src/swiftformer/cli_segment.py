@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from swiftformer.cli_options import RUNNABLE_HELP, AsJson, Device, Engine, Form, Precision, Threads, print_json
+from swiftformer.cli_options import (
+    RUNNABLE_HELP,
+    AsJson,
+    Device,
+    Engine,
+    Form,
+    Precision,
+    Threads,
+    check_window,
+    print_json,
+)
 from swiftformer.cli_video import exit_with_errors, pictures_and_clips, record, tell, write_json
 
 if TYPE_CHECKING:
@@ -64,14 +74,15 @@ def segment(
     from swiftformer.predict_segmentation import segment as run
     from swiftformer.progress import progress_bar
 
+    check_window(window)
     if coco is not None:
         coco_mask()  # which is not installed everywhere
         check_file(coco)
     pictures, clips = pictures_and_clips(images, camera)
+    targets = free_targets([name for name, _ in pictures + clips], output)
     runner = open_segmenter(model, engine, device, precision, threads, form)
     if masks and clips:
         typer.echo("--masks: videos get none; --coco has the classes of every frame", err=True)
-    targets = free_targets([name for name, _ in pictures + clips], output)
     results, documents, rows = [], [], []
     numbers = itertools.count(1)  # of pictures, and of frames behind them
     with progress_bar("segment", len(pictures)) as advance:
@@ -171,15 +182,17 @@ def free_targets(pictures: list[str], folder: Path) -> list[Path]:
     """A path without suffix in `folder` for each picture; names that are taken get a number.
 
     Raises:
-        ValueError: the folder is a file, or a result would lie on one of the pictures.
+        NotADirectoryError, PermissionError: the folder cannot be written to.
+        ValueError: a result would lie on one of the pictures.
     """
-    if folder.is_file():
-        raise ValueError(f"output: expected a folder, found the file {folder}")
+    from swiftformer.files import check_writable, shortened
+
+    check_writable(folder)
     taken: set[str] = set()
     targets = []
     sources = {Path(name).resolve() for name in pictures}
     for picture in pictures:
-        stem = Path(picture).stem if picture != "-" else "stdin"
+        stem = shortened(Path(picture).stem, 200) if picture != "-" else "stdin"
         names = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
         name = next(n for n in names if not {n, f"{n}.mask"} & taken)
         taken |= {name, f"{name}.mask"}

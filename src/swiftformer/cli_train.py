@@ -14,6 +14,7 @@ from swiftformer.cli_options import (
     MASKS_HELP,
     MODEL_HELP,
     OBJECTS_HELP,
+    WORKERS,
     AsJson,
     Classes,
     Device,
@@ -57,7 +58,7 @@ def train(
     form: Form = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
     device: Device = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = 2,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = WORKERS,
     save_minutes: Annotated[float, typer.Option(min=0, help="Save the state this often within an epoch.")] = 30.0,
     keep_states: Annotated[int, typer.Option(min=1, help="Saved states to keep.")] = 2,
     level: Level = "name",
@@ -70,6 +71,7 @@ def train(
 
     On several GPUs or machines: torchrun -m swiftformer train ..., or see `swiftformer slurm --help`.
     """
+    from swiftformer.train.fitting import fitted, for_processor
     from swiftformer.train.loop import train as run
     from swiftformer.train.recipes import get_recipe
 
@@ -91,9 +93,8 @@ def train(
         )
     train_source, val_source = open_splits(chosen.task, data, level, options, on_error)
     if name == "finetune":
-        from swiftformer.train.fitting import fitted
-
         chosen = fitted(chosen, set_ or (), model, len(train_source), output if resume else None)
+    chosen = for_processor(chosen, set_ or (), device, output if resume else None)
     metrics = run(
         chosen,
         train_source,

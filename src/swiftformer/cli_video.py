@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from swiftformer.cli_options import in_one_line
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -64,6 +66,11 @@ def tell(documents: list[dict[str, Any]], folder: Path) -> None:
     for document in documents:
         if "frames" in document:
             typer.echo(f"{document['video']}: {document['frames']} frames are in {document['overlay']}", err=True)
+        if "frames_missing" in document:
+            typer.echo(
+                f"{document['video']}: {document['frames_missing']} frames fewer than the file says: it may be cut off",
+                err=True,
+            )
     if any("overlay" in document and "frames" not in document for document in documents):
         typer.echo(f"pictures are in {folder}", err=True)
 
@@ -72,6 +79,6 @@ def exit_with_errors(documents: list[dict[str, Any]]) -> None:
     """Name what could not be read; the exit code is 2 where there is something."""
     errors = [document["error"] for document in documents if "error" in document]
     for error in errors:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {in_one_line(error)}", err=True)
     if errors:
         raise typer.Exit(2)

@@ -21,7 +21,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{shortened(path.name, 100)}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -49,7 +49,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path}: expected a folder, found a file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{shortened(path.name, 100)}.", suffix=".tmp", dir=path.parent))
     try:
         yield temporary
         files = sorted((f for f in temporary.rglob("*") if f.is_file()), key=lambda f: (f.name in LAST, f))
@@ -69,6 +69,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def shortened(name: str, size: int) -> str:
+    """The beginning of a file's name, at most `size` bytes: file systems take 255."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= size else encoded[:size].decode(errors="ignore")
 
 
 def _sync(path: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,14 @@ class ImageError(ValueError):
     """A picture that cannot be read; the message names it and says what was found."""
 
 
+def listed(images: ImageSource | Iterable[ImageSource]) -> list[ImageSource]:
+    """One picture or several, as a list. Arrays and tensors of 4 dimensions are several."""
+    one = isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or hasattr(images, "read")
+    if one or getattr(images, "ndim", 4) < 4 or not isinstance(images, Iterable):
+        return [images]
+    return list(images)
+
+
 def open_image(source: ImageSource, name: str | None = None, short_side: int | None = None) -> Image.Image:
     """Read a picture as RGB, upright, whatever its mode.
 
@@ -27,27 +36,30 @@ def open_image(source: ImageSource, name: str | None = None, short_side: int | N
 
     Args:
         source: path; bytes or binary file with an encoded picture; PIL image; or pixels as a NumPy array or torch
-            tensor, `(H, W)`, `(H, W, C)` or `(C, H, W)` with 1, 3 or 4 channels: 8-bit or 16-bit integers with
-            the full range of their type, larger integers with either range, floats in [0, 1] or up to 255.
+            tensor, `(H, W)`, `(H, W, C)` or `(C, H, W)` with 1, 3 or 4 channels: uint8, integers with that range or,
+            where a value is larger, that of 16 bits, floats in [0, 1] or up to 255. An ImageError is raised.
         name: what to call the picture in errors; the path, if there is one.
         short_side: let JPEG files be decoded at a half, a fourth or an eighth of their size, which is quicker, as long
             as their short side keeps so many pixels.
 
     Raises:
-        ImageError: missing, empty, truncated, too large, or no picture at all.
+        ImageError: missing, empty, truncated, too large, or no picture at all; pixels that are not finite, or that look
+            as if they were normalised.
     """
-    if isinstance(source, (str, Path)):
-        return _decode(source, name or str(source), short_side)
+    if isinstance(source, ImageError):
+        raise source
+    if isinstance(source, (str, os.PathLike)):
+        path = os.fspath(source)
+        return _decode(path, name or str(path), short_side)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _decode(io.BytesIO(source), name or "image", short_side)
     if isinstance(source, Image.Image):
         return _guarded(lambda: _to_rgb(source, name or "image"), source, name or "image")
     if hasattr(source, "read"):
         return _decode(source, name or str(getattr(source, "name", "image")), short_side)
-    if hasattr(source, "detach"):  # a torch tensor; NumPy has no bfloat16
-        source = (source.detach().float() if source.is_floating_point() else source.detach()).cpu().numpy()
-    if isinstance(source, np.ndarray):
-        return _to_rgb(_from_array(source, name or "array"), name or "array")
+    if hasattr(source, "detach") or isinstance(source, np.ndarray):
+        called = name or "array"
+        return _guarded(lambda: _to_rgb(_from_array(_as_array(source), called), called), source, called)
     raise ImageError(
         f"{name or 'image'}: expected a path, bytes, file, PIL image, array or tensor, found {type(source).__name__}"
     )
@@ -136,14 +148,36 @@ def _to_uint8(pixels: np.ndarray) -> np.ndarray:
         # Resampled pictures overshoot 1 a little; Pillow's mode F and some arrays go up to 255.
         pixels = np.nan_to_num(pixels.astype(np.float64)) * (255.0 if peak <= 2.0 else 1.0)
         return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
-    # 32-bit integers come from Pillow's mode I, which holds 8-bit or 16-bit values.
-    peak = int(pixels.max(initial=0))
-    if pixels.dtype.itemsize == 2 or peak > 255:
-        return np.clip(np.rint(pixels / 257.0), 0, 255).astype(np.uint8)
+    # Whatever the type, such as Pillow's mode I of 32 bits, values are of 8 or of 16 bits.
+    if int(pixels.max(initial=0)) > 255:
+        return np.clip(np.rint(pixels / (32767 / 255 if pixels.dtype == np.int16 else 257)), 0, 255).astype(np.uint8)
     return np.clip(pixels, 0, 255).astype(np.uint8)
 
 
+def _as_array(source: Any) -> np.ndarray:
+    if isinstance(source, np.ndarray):
+        return source
+    tensor = source.detach()
+    array: np.ndarray = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()  # it has no bfloat16
+    return array
+
+
+def _expect_pixel_values(pixels: np.ndarray, name: str) -> None:
+    if pixels.dtype.kind not in "buif" or pixels.dtype == np.int8:
+        raise ImageError(f"{name}: expected pixels of uint8, a wider integer or floats, found {pixels.dtype}")
+    lowest, highest = float(pixels.min(initial=0)), float(pixels.max(initial=0))
+    if not np.isfinite([lowest, highest]).all():
+        raise ImageError(f"{name}: expected finite values, found {lowest} to {highest}")
+    # Resampled pictures undershoot zero a little.
+    if lowest < (-0.15 * max(highest, 1.0) if pixels.dtype.kind == "f" else 0):
+        raise ImageError(
+            f"{name}: expected values in [0, 1] or [0, 255], found {lowest:.4g} to {highest:.4g}; what is normalised "
+            "goes to the model or the engine itself"
+        )
+
+
 def _from_array(pixels: np.ndarray, name: str) -> Image.Image:
+    _expect_pixel_values(pixels, name)
     if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) and pixels.shape[2] not in (1, 3, 4):
         pixels = pixels.transpose(1, 2, 0)  # (C, H, W) -> (H, W, C)
     if pixels.ndim == 3 and pixels.shape[2] == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-import io
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,21 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from swiftformer.data.folders import files_below
 from swiftformer.data.sources import is_image
 from swiftformer.image_processing import Preprocessing
-from swiftformer.images import ImageError, ImageSource, open_image
+from swiftformer.images import ImageError, ImageSource, listed, open_image
 from swiftformer.locate import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from swiftformer.engines import Engine
     from swiftformer.hf import SwiftFormerForImageClassification
-
-
-# What could be iterated over, but is a single picture.
-ONE_IMAGE = (str, Path, bytes, bytearray, memoryview, np.ndarray, Image.Image, io.IOBase)
 
 
 @dataclass(frozen=True)
@@ -54,30 +51,42 @@ class Classified:
 def find_images(references: Iterable[str]) -> list[tuple[str, ImageSource]]:
     """Names and sources of what a person typed: files, folders (searched through), globs, `-` for standard input.
 
-    A path that does not exist, and a folder without pictures among others, stay in the list, to be reported by name.
+    What stands for no picture stays in the list with an ImageError as its source, to be reported by name.
 
     Raises:
-        ImageError: nothing but a folder without pictures, or a glob without matches.
+        ImageError: a single reference that stands for no picture.
     """
     found: list[tuple[str, ImageSource]] = []
     references = list(references)
     for reference in references:
+        try:
+            found += _images_of(reference)
+        except ImageError as error:
+            if len(references) == 1:
+                raise
+            found.append((reference, error))
+    return found
+
+
+def _images_of(reference: str) -> list[tuple[str, ImageSource]]:
+    if reference == "-":
+        return [("-", sys.stdin.buffer.read())]
+    try:
         path = Path(reference).expanduser()
-        if reference == "-":
-            found.append(("-", sys.stdin.buffer.read()))
-        elif path.is_dir():
-            pictures = _pictures_below(path)
-            if not pictures and len(references) == 1:
-                raise ImageError(f"{reference}: expected a folder with images, found none")
-            found += pictures or [(reference, path)]
-        elif not path.exists() and any(c in reference for c in "*?["):
-            matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 absolute patterns too
-            if not matches:
-                raise ImageError(f"{reference}: expected a pattern that matches files, found no match")
-            for match in map(Path, matches):
-                found += (_pictures_below(match) if match.is_dir() else []) or [(str(match), match)]
-        else:
-            found.append((reference, path))
+        exists, is_folder = path.exists(), path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # such as a name that is too long, or ~ of nobody
+        raise ImageError(f"{reference}: expected a picture, found none ({error})") from None
+    if is_folder:
+        if pictures := _pictures_below(path):
+            return pictures
+        raise ImageError(f"{reference}: expected a folder with images, found none")
+    if exists or not any(c in reference for c in "*?["):
+        return [(reference, path)]
+    found: list[tuple[str, ImageSource]] = []
+    for match in map(Path, sorted(glob.glob(str(path), recursive=True))):  # noqa: PTH207 absolute patterns too
+        found += (_pictures_below(match) if match.is_dir() else []) or [(str(match), match)]
+    if not found:
+        raise ImageError(f"{reference}: expected a pattern that matches files, found no match")
     return found
 
 
@@ -142,7 +151,7 @@ def classify(
         raise ValueError(f"expected top_k and batch_size of at least 1, found {top_k} and {batch_size}")
     runner = _opened(model, engine, device, precision, threads, form)
     sources = listed(images)
-    called = list(names) if names is not None else names_of(sources)
+    called = names_of(sources, names)
     for start in range(0, len(sources), batch_size):
         pixels: list[np.ndarray] = []
         errors: dict[int, str] = {}
@@ -174,16 +183,23 @@ def _opened(
         return open_engine(model, engine, device=device, precision=precision, threads=threads, form=form)
     from swiftformer.engines.torch import TorchEngine
 
+    if not hasattr(model, "config"):
+        raise ValueError(f"model: expected a reference, an engine or a model, found {type(model).__name__}")
     labels = tuple(model.config.id2label[i] for i in range(model.config.num_labels))
     mode = "torch" if engine == "auto" else engine
     return TorchEngine(model.eval(), labels, mode=mode, device=device, precision=precision, threads=threads)
 
 
-def listed(images: ImageSource | Iterable[ImageSource]) -> list[ImageSource]:
-    """One picture or several, as a list."""
-    return list(images) if isinstance(images, Iterable) and not isinstance(images, ONE_IMAGE) else [images]
+def names_of(sources: Sequence[ImageSource], names: Iterable[str] | None = None) -> list[str]:
+    """What to call pictures in results: the names given, else their paths, otherwise their numbers.
 
-
-def names_of(sources: Iterable[ImageSource]) -> list[str]:
-    """What to call pictures in results: their paths, otherwise their numbers."""
-    return [str(s) if isinstance(s, (str, Path)) else f"image {i}" for i, s in enumerate(sources)]
+    Raises:
+        ValueError: another number of names than of pictures.
+    """
+    if names is None:
+        paths = (os.fspath(s) if isinstance(s, (str, os.PathLike)) else None for s in sources)
+        return [f"image {i}" if path is None else str(path) for i, path in enumerate(paths)]
+    called = [names] if isinstance(names, str) else list(names)
+    if len(called) != len(sources):
+        raise ValueError(f"names: expected one for each of {len(sources)} pictures, found {len(called)}")
+    return called

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from swiftformer.detections import Detections, post_process
 from swiftformer.image_processing import Preprocessing
-from swiftformer.images import ImageSource
-from swiftformer.predict import listed, names_of, prepared
+from swiftformer.images import ImageSource, listed
+from swiftformer.predict import names_of, prepared
 
 if TYPE_CHECKING:
     from swiftformer.detection import SwiftFormerForObjectDetection
@@ -106,7 +106,7 @@ def detect(
     runner = open_detector(model, engine, device, precision, threads, form)
     preprocessing = preprocessing_of(runner, short_side)
     sources = listed(images)
-    called = list(names) if names is not None else names_of(sources)
+    called = names_of(sources, names)
     for name, image, pixels, error in prepared(sources, called, preprocessing, skip_broken):
         if image is None:
             yield DetectionResult(name, labels=runner.labels, error=error)
@@ -154,17 +154,22 @@ def open_detector(
 ) -> Engine:
     """An engine for what `detect` takes as a model: a checkpoint in its fused form, a model as it is."""
     from swiftformer.artifact import is_artifact
-    from swiftformer.engines import Engine, open_engine
+    from swiftformer.engines import TORCH_MODES, Engine, EngineError, open_engine
 
     if isinstance(model, Engine):
         return model
     if isinstance(model, (str, Path)) and is_artifact(model):
         return open_engine(model, engine, device=device, precision=precision, threads=threads, form=form)
+    if engine not in ("auto", "torch", *TORCH_MODES):
+        called = model if isinstance(model, (str, Path)) else type(model).__name__
+        raise EngineError(
+            f"{called}: a detector runs in torch; expected an artifact of `swiftformer export` for engine {engine}, "
+            "found none"
+        )
     from torch import nn
 
     from swiftformer.checkpoints import load
     from swiftformer.deploy import fuse
-    from swiftformer.engines.base import EngineError
     from swiftformer.engines.torch import TorchEngine
 
     class InOrder(nn.Module):

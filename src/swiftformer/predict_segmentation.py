@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from swiftformer.image_processing import Preprocessing
-from swiftformer.images import ImageSource
-from swiftformer.predict import listed, names_of, prepared
+from swiftformer.images import ImageSource, listed
+from swiftformer.predict import names_of, prepared
 from swiftformer.sliding_windows import filled, resized_scores, slid
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def segment(
     size = window_of(runner, window)
     preprocessing = preprocessing_of(runner, short_side, slide=size is not None)
     sources = listed(images)
-    called = list(names) if names is not None else names_of(sources)
+    called = names_of(sources, names)
     for name, image, pixels, error in prepared(sources, called, preprocessing, skip_broken):
         if image is None:
             yield SegmentationResult(name, error=error)

@@ -153,7 +153,8 @@ def record_video(
         step: takes a frame and returns what to write of it, and what was found, for JSON.
 
     Returns:
-        For JSON: `{"video", "height", "width", "frames", "frames_per_second", "overlay", "lines"}`.
+        For JSON: `{"video", "height", "width", "frames", "frames_per_second", "overlay", "lines"}`, and, where the file
+        says that it has more frames than could be read and there was no limit, "frames_missing".
 
     Raises:
         VideoError, ValueError: as `annotate_video`.
@@ -173,7 +174,9 @@ def record_video(
 
         count = annotate_video(reader, overlay, draw, limit=limit, progress=progress)
     fields: dict[str, Any] = {"video": reader.name, "height": shape[0], "width": shape[1], "frames": count}
-    return fields | {"frames_per_second": reader.rate, "overlay": str(overlay), "lines": str(lines)}
+    fields |= {"frames_per_second": reader.rate, "overlay": str(overlay), "lines": str(lines)}
+    missing = (reader.frames or 0) - count
+    return fields | ({"frames_missing": missing} if missing > 0 and limit is None else {})
 
 
 def _until_stopped(reader: VideoReader, limit: int | None) -> Iterator[np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from importlib import import_module, util
 from numbers import Integral
 from pathlib import Path
@@ -25,6 +24,8 @@ ENGINES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "coreml": ("coremltools", "coreml", ("coreml",)),
     "torch": ("torch", "", ("torch-export", "aoti")),
 }
+
+MOST_THREADS = 1024  # more crash some runtimes
 
 # Engines for checkpoints alone.
 TORCH_MODES = ("torch-compile", "torch-cudagraphs")
@@ -60,8 +61,8 @@ def open_engine(
         CheckpointError: a checkpoint that cannot be loaded.
     """
     if threads is not None:
-        if not isinstance(threads, Integral) or isinstance(threads, bool) or threads < 1:
-            raise EngineError(f"threads: expected a number of at least 1, found {threads!r}")
+        if not isinstance(threads, Integral) or isinstance(threads, bool) or not 1 <= threads <= MOST_THREADS:
+            raise EngineError(f"threads: expected a number from 1 to {MOST_THREADS}, found {threads!r}")
         threads = int(threads)
     if engine not in ("auto", *ENGINES, *TORCH_MODES):
         raise EngineError(f"unknown engine {engine!r}: expected auto, {', '.join([*ENGINES, *TORCH_MODES])}")
@@ -99,15 +100,21 @@ def _open_checkpoint(
         from swiftformer.engines.native import from_reference
 
         return from_reference(reference, device, precision, threads, form, isa)
+    refusal = ""
     if engine == "auto" and _native_may_run(reference, device):
         from swiftformer.engines.native import from_reference
 
-        with suppress(EngineError, ImportError):  # a network or a precision that it does not compute: torch does
+        try:
             return from_reference(reference, device, precision, threads, form)
+        except (EngineError, ImportError) as error:  # a network or a precision that it does not compute: torch does
+            refusal = f"; {one_line(error)}"
     from swiftformer.engines.torch import TorchEngine
 
     mode = "torch" if engine == "auto" else engine
-    return TorchEngine.from_reference(reference, mode, device, precision, threads, form)
+    try:
+        return TorchEngine.from_reference(reference, mode, device, precision, threads, form)
+    except EngineError as error:
+        raise EngineError(f"{error}{refusal}") from None
 
 
 def _native_may_run(reference: str | Path, device: str | None) -> bool:
@@ -188,6 +195,8 @@ def _expect_installed(name: str) -> None:
 
 def _package(name: str) -> str:
     extra = ENGINES[name][1]
+    if name == "native":  # no package index has it
+        return "./native, in a clone of swiftformer"
     return f"'swiftformer[{extra}]'" if extra else "swiftformer"
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from swiftformer.artifact import Artifact
 from swiftformer.image_processing import Preprocessing
 
+ROUNDING = 0.05  # of probabilities in low precision
+
 
 class EngineError(ValueError):
     """A runtime that is missing or refuses the model, or an input that does not fit it."""
@@ -103,7 +105,11 @@ class Engine(ABC):
             EngineError: another shape, not a classifier, or one of another number of classes than there are labels.
         """
         if self.outputs == ("probabilities",):
-            return self._labelled(self(batch)["probabilities"])
+            rows = self(batch)["probabilities"]
+            sums = rows.sum(axis=1)
+            if not (rows.min() >= -ROUNDING and np.abs(sums - 1).max() <= ROUNDING):
+                raise EngineError(f"{self.name}: expected probabilities of sum 1, found rows of sum {sums[0]:.4g}")
+            return self._labelled(rows)
         if self.outputs != ("logits",):
             raise EngineError(f"expected a classifier, found a model with the outputs {', '.join(self.outputs)}")
         logits = self(batch)["logits"].astype(np.float64)

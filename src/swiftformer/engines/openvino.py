@@ -72,6 +72,12 @@ class OpenVinoEngine(Engine):
             self.compiled = core.compile_model(str(file), device, config)
         except RuntimeError as error:
             raise EngineError(f"{file}: openvino refuses it ({one_line(error, -1)})") from None
+        if (
+            computed == "bf16"
+            and device == "CPU"
+            and "BF16" not in core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+        ):
+            computed = "fp32"  # silently, as its hints are
         self.request, self.turn = self.compiled.create_infer_request(), Lock()
         self.name = " ".join(dict.fromkeys(["openvino", stored, computed or stored, device.lower()]))
         self.preprocessing, self.labels = artifact.preprocessing, artifact.labels

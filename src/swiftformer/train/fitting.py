@@ -1,4 +1,4 @@
-"""What the recipe `finetune` takes from the checkpoint and the data, where a person does not say."""
+"""What a recipe takes from the checkpoint, the data and the processor, where a person does not say."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from swiftformer.train.recipe import Recipe
+from swiftformer.train.recipe import Recipe, TrainingRecipe
 
 logger = logging.getLogger(__name__)
 FEW = 320  # training images; of fewer, batches of 32 make too few updates for a new head
 FOR_FEW = {"batch_size": 8, "lr": 1e-3}
+
+AnyRecipe = TypeVar("AnyRecipe", bound=TrainingRecipe)
 
 
 def fitted(recipe: Recipe, settings: Iterable[str], model: str | None, images: int, run: Path | None = None) -> Recipe:
@@ -44,7 +46,36 @@ def fitted(recipe: Recipe, settings: Iterable[str], model: str | None, images: i
     return chosen
 
 
-def _changed(recipe: Recipe, changes: dict[str, Any], given: set[str]) -> Recipe:
+def for_processor(recipe: AnyRecipe, settings: Iterable[str], device: str | None, run: Path | None = None) -> AnyRecipe:
+    """In float32 what a recipe does in bf16, where that is slow: on a CPU that has no instructions for it.
+
+    Args:
+        settings, run: as of `fitted`.
+        device: to train on; None as in `select_device`.
+
+    Raises:
+        ValueError: no such device.
+    """
+    from swiftformer.device import select_device
+
+    given = {setting.partition("=")[0] for setting in settings}
+    if run is not None and (stored := run / "recipe.json").exists():
+        known = json.loads(stored.read_text())
+        return _changed(recipe, {key: known[key] for key in ("precision",) if key in known}, given)
+    if recipe.precision != "bf16" or "precision" in given or select_device(device).type != "cpu" or _has_bf16():
+        return recipe
+    logger.info("this processor has no instructions for bfloat16: precision=fp32; --set decides otherwise")
+    return _changed(recipe, {"precision": "fp32"}, given)
+
+
+def _has_bf16() -> bool:
+    """Whether oneDNN computes bfloat16 on this CPU otherwise than number by number."""
+    import torch
+
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _changed(recipe: AnyRecipe, changes: dict[str, Any], given: set[str]) -> AnyRecipe:
     return dataclasses.replace(recipe, **{key: value for key, value in changes.items() if key not in given})
 
 

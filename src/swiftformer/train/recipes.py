@@ -245,7 +245,7 @@ REAL_TIME: dict[str, Any] = {
 
 
 def smoke() -> Recipe:
-    """Two epochs of small batches: shows in seconds that data, model and machine work together."""
+    """Two epochs at 32 pixels, with a few hundred pictures seconds: do data, model and machine work together?"""
     return Recipe(epochs=2, warmup_epochs=1, batch_size=16, image_size=32, ema_decay=0.9, precision="fp32")
 
 
