@@ -11,6 +11,11 @@
 #include <unistd.h>
 #endif
 
+#if defined(SWIFTFORMER_ARM) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace swiftformer {
 
 namespace {
@@ -24,6 +29,16 @@ bool has_amx() {
   if ((d & (bf16 | tile | int8)) != (bf16 | tile | int8)) return false;
   constexpr int ask_for_state = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return syscall(SYS_arch_prctl, ask_for_state, tile_data) == 0;
+}
+#endif
+
+#if defined(SWIFTFORMER_ARM)
+bool has_dot_products() {
+#if defined(__linux__)
+  return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#else
+  return true;  // Apple's processors
+#endif
 }
 #endif
 
@@ -46,6 +61,15 @@ std::vector<Entry> entries() {
     found.push_back({"avx2", "fp32", &avx2_fp32});
     found.push_back({"avx2", "bf16", &avx2_fp32});  // without instructions for it, bfloat16 gains nothing
     found.push_back({"avx2", "int8", &avx2_int8});
+#if defined(SWIFTFORMER_CHECK)
+    found.push_back({"emulated_avx_vnni", "int8", &emulated_avx_vnni_int8});
+#endif
+    // No such processor was at hand when these were written: one that disagrees must not be trusted silently.
+    static const bool avx_vnni = __builtin_cpu_supports("avxvnni") && multiplies_like(avx_vnni_int8, avx2_int8);
+    if (avx_vnni) {
+      found.push_back({"avx2", "int8", &avx_vnni_int8});
+      found.push_back({"avx_vnni", "int8", &avx_vnni_int8});
+    }
   }
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl")) {
@@ -64,10 +88,10 @@ std::vector<Entry> entries() {
       }
     }
 #if defined(SWIFTFORMER_AMX)
-    // No such processor was at hand when these were written: one that disagrees must not be trusted silently.
-    static const bool amx = has_amx() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
-                            __builtin_cpu_supports("avx512vbmi") && multiplies_like(amx_bf16, avx512_bf16) &&
-                            multiplies_like(amx_int8, avx512_int8);
+    static const bool amx =  // as of AVX-VNNI, none was at hand
+        has_amx() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
+        __builtin_cpu_supports("avx512vbmi") && multiplies_like(amx_bf16, avx512_bf16) &&
+        multiplies_like(amx_int8, avx512_int8);
     if (amx) {
       found.push_back({"amx", "bf16", &amx_bf16});
       found.push_back({"amx", "int8", &amx_int8});
@@ -77,6 +101,10 @@ std::vector<Entry> entries() {
 #elif defined(SWIFTFORMER_ARM)
   found.push_back({"neon", "fp32", &neon_fp32});
   found.push_back({"neon", "bf16", &neon_fp32});
+  if (has_dot_products()) {
+    found.push_back({"neon", "int8", &neon_int8});
+    found.push_back({"neon_dot", "int8", &neon_int8});
+  }
 #endif
   return found;
 }

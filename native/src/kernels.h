@@ -44,9 +44,10 @@ static constexpr int panel_of(int left, int widest) {
 struct Kernels {
   const char* name;
   int values_per_word;
-  int widest;       // vectors of `lanes` columns in a panel
-  int depth_step;   // words that are multiplied at once; what fills a row of an operand up to it may be overwritten
-  bool levels;      // operands are uint8: rows are made as float32, and `quantize` makes an operand of them
+  int widest;          // vectors of `lanes` columns in a panel
+  int depth_step;      // words that are multiplied at once; what fills a row of an operand up to it may be overwritten
+  bool levels;         // operands are uint8: rows are made as float32, and `quantize` makes an operand of them
+  bool signed_levels;  // they are stored less 128, as int8
   bool short_sums;  // of levels: where two words are multiplied at once, the products of both lower halves have to sum
                     // up to an int16, and so those of both upper halves
 
@@ -95,12 +96,13 @@ struct Kernels {
 
 extern const Kernels plain_fp32, plain_bf16, plain_int8;
 #if defined(SWIFTFORMER_X86)
-extern const Kernels avx2_fp32, avx2_int8, avx512_fp32, avx512_bf16, avx512_int8, avx512_vbmi_int8, amx_bf16, amx_int8;
+extern const Kernels avx2_fp32, avx2_int8, avx_vnni_int8, avx512_fp32, avx512_bf16, avx512_int8, avx512_vbmi_int8,
+    amx_bf16, amx_int8;
 #elif defined(SWIFTFORMER_ARM)
-extern const Kernels neon_fp32;
+extern const Kernels neon_fp32, neon_int8;
 #endif
 #if defined(SWIFTFORMER_CHECK)
-extern const Kernels emulated_amx_bf16, emulated_amx_int8;
+extern const Kernels emulated_amx_bf16, emulated_amx_int8, emulated_avx_vnni_int8;
 #endif
 
 }  // namespace swiftformer

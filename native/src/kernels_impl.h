@@ -20,7 +20,7 @@ using swiftformer::Then;
 // A precision says of what type the sums of products are, how they start, and what becomes of them in the end.
 struct Floats {
   using Sum = Vec;
-  static constexpr bool levels = false;
+  static constexpr bool levels = false, signed_levels = false;
   static constexpr int words_at_once = 1;
   static constexpr decltype(Kernels::quantize) quantize = nullptr, quantize_gelu = nullptr;
   static constexpr decltype(Kernels::largest) largest = nullptr;
@@ -62,107 +62,13 @@ struct Bf16 : Floats {
 };
 #endif
 
+}  // namespace
+
 #if defined(SWIFTFORMER_INT8)
-inline void quantize_row(const float* values, int count, float step, float offset, uint8_t* levels) {
-  const Vec factor = all(1.0f / step), zero = all(offset);
-  int c = 0;
-  for (; c + 4 * lanes <= count; c += 4 * lanes) {
-    const auto level = [&](int place) { return multiply_add(load(values + c + place * lanes), factor, zero); };
-    store_levels(levels + c, level(0), level(1), level(2), level(3));
-  }
-  for (; c < count; c += lanes) store_levels(levels + c, multiply_add(load(values + c), factor, zero));
-}
-
-inline float largest_of(const float* values, int count) {
-  Vec most = all(0.0f);
-  for (int c = 0; c < count; c += lanes) most = max(most, abs(load(values + c)));
-  return largest(most);
-}
-
-inline void quantize_pixel(const float* values, int count, float step, uint8_t* levels) {
-  quantize_row(values, count, step, 128.0f, levels);
-}
-
-inline void quantize(const float* values, int stride, int rows, int count, uint32_t* operand, int operand_stride) {
-  for (int r = 0; r < rows; ++r, values += stride, operand += operand_stride) {
-    const float range = largest_of(values, count) / 127.0f, step = range > 1e-30f ? range : 1e-30f;
-    quantize_row(values, count, step, 128.0f, reinterpret_cast<uint8_t*>(operand));
-    std::memcpy(operand + operand_stride - 1, &step, sizeof step);
-  }
-}
-
-inline void quantize_gelu(const float* values, int stride, int rows, int count, uint32_t* operand, int operand_stride) {
-  for (int r = 0; r < rows; ++r, values += stride, operand += operand_stride) {
-    Vec most = all(0.0f), least = all(0.0f);
-    for (int c = 0; c < count; c += lanes) {
-      const Vec value = load(values + c);
-      most = max(most, value);
-      least = min(least, value);
-    }
-    swiftformer::GeluTable made;
-    const auto& table = swiftformer::gelu_table(-largest(all(0.0f) - least), largest(most), made);
-    uint8_t* levels = reinterpret_cast<uint8_t*>(operand);
-    quantize_row(values, count, table.step_before, -table.left / table.step_before, levels);
-    look_up(table.levels, levels, count);
-    std::memcpy(operand + operand_stride - 1, &table.step, sizeof table.step);
-  }
-}
-
-struct Int8 {
-  using Sum = Levels;
-  static constexpr int values_per_word = 4;
-  static constexpr bool levels = true;
-  static constexpr decltype(Kernels::quantize) quantize = ::quantize, quantize_gelu = ::quantize_gelu;
-  static constexpr decltype(Kernels::largest) largest = largest_of;
-  static constexpr decltype(Kernels::quantize_pixel) quantize_pixel = ::quantize_pixel;
-#if defined(__AVX512VNNI__)
-  static constexpr int words_at_once = 1;
-  using Input = __m512i;
-  static __m512i weights(const uint32_t* words) { return _mm512_loadu_si512(words); }
-  static Input input(const uint32_t* word) { return _mm512_set1_epi32(static_cast<int>(*word)); }
-  static Sum dot(Input input, __m512i weights, Sum sum) {
-    // Around the intrinsic, GCC 12 copies every sum in every step.
-    asm("vpdpbusd %2, %1, %0" : "+v"(sum.all) : "v"(input), "v"(weights));
-    return sum;
-  }
-#elif defined(__AVX2__)
-  // Sums of two words' products of even and of odd pairs fit into int16, as weights are made for it.
-  static constexpr int words_at_once = 2;
-  struct Input {
-    __m256i first, second;
-  };
-  static const uint32_t* weights(const uint32_t* words) { return words; }
-  static Input input(const uint32_t* word) {
-    return {_mm256_set1_epi32(static_cast<int>(word[0])), _mm256_set1_epi32(static_cast<int>(word[1]))};
-  }
-  static __m256i pairs(__m256i input, const uint32_t* weights) {
-    // From memory: with weights in registers, too few are left for the sums.
-    __m256i sums;
-    asm("vpmaddubsw %2, %1, %0" : "=x"(sums) : "x"(input), "m"(*reinterpret_cast<const __m256i_u*>(weights)));
-    return sums;
-  }
-  static __m256i dot(Input input, const uint32_t* weights, __m256i sum) {
-    const __m256i both = _mm256_add_epi16(pairs(input.first, weights), pairs(input.second, weights + lanes));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(both, _mm256_set1_epi16(1)));
-  }
-  static Sum dot(Input input, const uint32_t* weights, Sum sum) {
-    return {dot(input, weights, sum.low), dot(input, weights + 8, sum.high)};
-  }
-#else
-  static constexpr int words_at_once = 1;
-  using Input = uint32_t;
-  static const uint32_t* weights(const uint32_t* words) { return words; }
-  static Input input(const uint32_t* word) { return *word; }
-  static Sum dot(Input input, const uint32_t* weights, Sum sum) { return dot_int8(input, weights, sum); }
+#include "precision_int8.h"
 #endif
-  static Sum start(const Matrix& matrix, int column) { return load(matrix.start + column); }
-  static Vec finish(Sum sum, const uint32_t* operand, int operand_stride, const Matrix& matrix, int column) {
-    const Vec scaled = to_float(sum) * Fp32::input(operand + operand_stride - 1);
-    return multiply_add(scaled, load(matrix.step + column), load(matrix.bias + column));
-  }
-  static void put(void* row, int at, Vec v) { store(static_cast<float*>(row) + at, v); }
-};
-#endif
+
+namespace {
 
 // Rows of a block by vectors of its panel: as many sums as there are registers for, besides weights and an input.
 template <int vectors>
@@ -436,6 +342,7 @@ constexpr Kernels table(const char* name) {
           widest,
           Op::words_at_once,
           Op::levels,
+          Op::signed_levels,
           Op::levels && Op::words_at_once == 2,
           product<Op>,
           first_convolution_of<Op, widest>(),

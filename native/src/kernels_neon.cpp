@@ -3,10 +3,6 @@
 #define WIDEST_PANEL 1
 #define ROWS_OF_A_BLOCK(vectors) 6  // 24 of the 32 registers
 
-namespace {
-inline Vec rough_reciprocal(Vec a) { return reciprocal(a); }
-}  // namespace
-
 #include "kernels_impl.h"
 
 namespace swiftformer {

@@ -109,6 +109,7 @@ Product Network::packed(const Kernels& kernels, const Weight& weight, const Weig
     } else {
       product.start[column] = -128 * sum;
     }
+    if (kernels.signed_levels) product.start[column] += 128 * sum;
   }
   uint32_t* word = product.words.get();
   for (int first = 0; first < columns;) {
