@@ -170,7 +170,8 @@ def test_int8(tmp_path, format_):
     calibration = list(rng.integers(0, 256, (16, 64, 64, 3), np.uint8))
     model = small(global_query_weighting="l2")
     artifact = export(model, tmp_path / "a", format_, precision="int8", calibration=calibration)
-    assert 1e-5 < artifact.comparison["max_relative_difference"] < 0.3
+    # Sums of this small random model saturate in 16 bits, which processors without VNNI have.
+    assert 1e-5 < artifact.comparison["max_relative_difference"] < 0.6
     assert (tmp_path / "a" / "metadata.json").is_file() and artifact.float_layers == ()
 
 
@@ -372,7 +373,7 @@ def test_broken_artifacts(artifacts, tmp_path, change, message):
         ("onnx", {"engine": "onnxruntime", "precision": "bf16"}, "expected fp32, found bf16"),
         ("openvino", {"device": "npu"}, "device: expected one of CPU.* for openvino, found 'NPU'"),
         ("openvino", {"precision": "int4"}, "precision: expected one of fp32, bf16, fp16"),
-        ("onnx", {"threads": 0}, "threads: expected a number of at least 1, found 0"),
+        ("onnx", {"threads": 0}, "threads: expected a number from 1 to 1024, found 0"),
         ("torch-export", {"engine": "torch-compile"}, "expected a checkpoint for the engine torch-compile"),
         (
             "",

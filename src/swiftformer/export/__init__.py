@@ -278,7 +278,8 @@ def _check_calibration(
 def _expect_installed(target: Format, format: str, precision: str) -> None:
     for module in (*target.needs, *(target.int8_needs if precision == "int8" else ())):
         if util.find_spec(module) is None:
-            raise ExportError(f"{format} {precision} needs {module}: pip install 'swiftformer[{target.extra}]'")
+            package = "./native, in a clone of swiftformer" if format == "native" else f"'swiftformer[{target.extra}]'"
+            raise ExportError(f"{format} {precision} needs {module}: pip install {package}")
 
 
 def _shape(
