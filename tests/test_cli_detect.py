@@ -170,13 +170,22 @@ def test_a_video_is_recorded(clip, tmp_path):
 def test_a_video_that_is_cut_off_is_told(clip, tmp_path, capsys):
     content = clip.read_bytes()
     (tmp_path / "cut.avi").write_bytes(content[: len(content) // 2])
-    document = record(tmp_path / "cut.avi", tmp_path / "x", lambda frame: (frame, {}))
+    document = record("cut", tmp_path / "cut.avi", tmp_path / "x", lambda frame: (frame, {}))
     assert 0 < document["frames"] < 10 and document["frames"] + document["frames_missing"] == 10
     tell([document], tmp_path)
     assert (
         f"cut.avi: {document['frames_missing']} frames fewer than the file says: it may be cut off"
         in capsys.readouterr().err
     )
+
+
+def test_videos_that_are_none_lose_nobody_the_pictures(cli, engine, tmp_path):  # noqa: F811
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
+    wrong = [tmp_path / "*.mp4", "~nobody-of-that-name/a.avi", tmp_path / "none.mov"]
+    code, out, err = cli("detect", *wrong, tmp_path / "a.png", "--model", "any", "--output", tmp_path / "o", "--json")
+    documents = json.loads(out)
+    assert code == 2 and err.count("error:") == 3 and "expected a pattern that matches files" in err
+    assert [document.get("video") for document in documents] == [None, *map(str, wrong)]
 
 
 def test_what_is_no_video(tmp_path, clip):

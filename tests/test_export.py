@@ -170,8 +170,9 @@ def test_int8(tmp_path, format_):
     calibration = list(rng.integers(0, 256, (16, 64, 64, 3), np.uint8))
     model = small(global_query_weighting="l2")
     artifact = export(model, tmp_path / "a", format_, precision="int8", calibration=calibration)
-    # Sums of this small random model saturate in 16 bits, which processors without VNNI have.
-    assert 1e-5 < artifact.comparison["max_relative_difference"] < 0.6
+    # Without VNNI sums of this small random model saturate in 16 bits.
+    bound = 0.3 if torch.cpu._is_vnni_supported() else 0.6
+    assert 1e-5 < artifact.comparison["max_relative_difference"] < bound
     assert (tmp_path / "a" / "metadata.json").is_file() and artifact.float_layers == ()
 
 

@@ -187,6 +187,10 @@ def test_sixteen_bits_are_scaled_and_not_clipped():
     assert np.array_equal(rgb[..., 0], np.rint(pixels / 257).astype(np.uint8))
 
 
+def test_dark_pictures_of_sixteen_bits_stay_dark():
+    assert np.asarray(open_image(png16(np.full((8, 8), 255, np.uint16)))).max() == 1
+
+
 def test_transparency_is_laid_over_white():
     image = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     assert open_image(image).getpixel((0, 0)) == (255, 255, 255)
@@ -297,6 +301,7 @@ def test_one_or_several(tmp_path):
         file.seek(0)
         for one in (np.zeros((4, 6, 3), np.uint8), torch.zeros(4, 6), torch.zeros(3, 4, 6), File(), file):
             assert len(listed(one)) == 1 and open_image(listed(one)[0]).size == (6, 4)
+    assert listed("a.png") == ["a.png"] and listed(["a.png", "b.png"]) == ["a.png", "b.png"] and listed(None) == [None]
     for several in (np.zeros((2, 4, 6, 3)), torch.zeros(2, 3, 4, 6), (Image.new("L", (6, 4)) for _ in "ab")):
         pictures = listed(several)
         assert len(pictures) == 2 and open_image(pictures[1]).size == (6, 4)

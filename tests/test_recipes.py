@@ -176,9 +176,7 @@ def test_precision_fits_the_processor(name, tmp_path, caplog, monkeypatch):
     assert for_processor(recipe, [], "cpu") == recipe and not caplog.messages
     monkeypatch.setattr(fitting, "_has_bf16", lambda: False)
     assert for_processor(recipe, [], "cpu") == dataclasses.replace(recipe, precision="fp32")
-    assert caplog.messages == [
-        "this processor has no instructions for bfloat16: precision=fp32; --set decides otherwise"
-    ]
+    assert caplog.messages == ["bfloat16 is slow on this processor: precision=fp32; --set decides otherwise"]
     assert for_processor(recipe, ["precision=bf16"], "cpu") == recipe
     assert for_processor(recipe, [], "meta") == recipe
     write_recipe(dataclasses.asdict(recipe), tmp_path)  # of a run that began elsewhere

@@ -34,10 +34,12 @@ bool has_amx() {
 
 #if defined(SWIFTFORMER_ARM)
 bool has_dot_products() {
-#if defined(__linux__)
+#if defined(__APPLE__)
+  return true;
+#elif defined(__linux__)
   return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 #else
-  return true;  // Apple's processors
+  return false;
 #endif
 }
 #endif
@@ -58,18 +60,20 @@ std::vector<Entry> entries() {
 #if defined(SWIFTFORMER_X86)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    found.push_back({"avx2", "fp32", &avx2_fp32});
-    found.push_back({"avx2", "bf16", &avx2_fp32});  // without instructions for it, bfloat16 gains nothing
-    found.push_back({"avx2", "int8", &avx2_int8});
 #if defined(SWIFTFORMER_CHECK)
     found.push_back({"emulated_avx_vnni", "int8", &emulated_avx_vnni_int8});
 #endif
+    found.push_back({"avx2", "fp32", &avx2_fp32});
+    found.push_back({"avx2", "bf16", &avx2_fp32});  // without instructions for it, bfloat16 gains nothing
+    found.push_back({"avx2", "int8", &avx2_int8});
+#if defined(SWIFTFORMER_HAS_AVX_VNNI)
     // No such processor was at hand when these were written: one that disagrees must not be trusted silently.
-    static const bool avx_vnni = __builtin_cpu_supports("avxvnni") && multiplies_like(avx_vnni_int8, avx2_int8);
+    static const bool avx_vnni = __builtin_cpu_supports("avxvnni") && multiplies_like(avx_vnni_int8, plain_int8);
     if (avx_vnni) {
       found.push_back({"avx2", "int8", &avx_vnni_int8});
       found.push_back({"avx_vnni", "int8", &avx_vnni_int8});
     }
+#endif
   }
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl")) {
@@ -88,7 +92,7 @@ std::vector<Entry> entries() {
       }
     }
 #if defined(SWIFTFORMER_AMX)
-    static const bool amx =  // as of AVX-VNNI, none was at hand
+    static const bool amx =  // as for AVX-VNNI, none was at hand
         has_amx() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
         __builtin_cpu_supports("avx512vbmi") && multiplies_like(amx_bf16, avx512_bf16) &&
         multiplies_like(amx_int8, avx512_int8);
@@ -130,7 +134,8 @@ bool multiplies_like(const Kernels& kernels, const Kernels& other) {
   for (uint32_t& word : operand) word = some();
   for (int r = 0; r < rows && kernels.levels; ++r) std::memcpy(&operand[r * stride + stride - 1], &step_of_row, 4);
   std::vector<uint32_t> by_column(depth * columns);
-  for (uint32_t& word : by_column) word = kernels.levels ? small_weights(some()) : some();
+  const bool small = kernels.short_sums || other.short_sums;
+  for (uint32_t& word : by_column) word = small ? small_weights(some()) : some();
   for (int which : {0, 1}) {
     const Kernels& each = which ? other : kernels;
     std::vector<uint32_t> words;
@@ -171,6 +176,7 @@ const Kernels& kernels_for(const std::string& isa, const std::string& precision)
     if (asked && precision == entry.precision) best = entry.kernels;
   }
   if (best) return *best;
+  if (isa == "auto" && precision == "bf16") return kernels_for(isa, "fp32");
   std::string names;
   for (const Entry& entry : entries()) {
     if (entry.precision == precision) names += (names.empty() ? "" : ", ") + entry.isa;

@@ -2,9 +2,10 @@
 // precision; everything else is written once, on top of them.
 //
 // Maps are float32, pixels one behind the other, each with its channels, filled up with zeros to a multiple of `lanes`.
-// Operands, the left sides of matrix products, are rows of 32-bit words: a float32, two bfloat16, or four uint8. A row
-// of uint8 ends with a word that holds its step, a float32: the level u stands for step * (u - 128), and behind GELU,
-// which is never below -0.17, for step * u - 0.17. GELU itself is looked up there, in a table from level to level.
+// Operands, the left sides of matrix products, are rows of 32-bit words: a float32, two bfloat16, or four levels, which
+// are uint8, or int8 where they are `signed_levels`. A row of levels ends with a word that holds its step, a float32: the
+// level u stands for step * (u - 128), and behind GELU, which is never below -0.17, for step * u - 0.17. GELU itself is
+// looked up there, in a table from level to level.
 
 #pragma once
 
@@ -46,7 +47,7 @@ struct Kernels {
   int values_per_word;
   int widest;          // vectors of `lanes` columns in a panel
   int depth_step;      // words that are multiplied at once; what fills a row of an operand up to it may be overwritten
-  bool levels;         // operands are uint8: rows are made as float32, and `quantize` makes an operand of them
+  bool levels;         // operands are levels: rows are made as float32, and `quantize` makes an operand of them
   bool signed_levels;  // they are stored less 128, as int8
   bool short_sums;  // of levels: where two words are multiplied at once, the products of both lower halves have to sum
                     // up to an int16, and so those of both upper halves

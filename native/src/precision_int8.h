@@ -49,6 +49,11 @@ inline void quantize_gelu(const float* values, int stride, int rows, int count, 
   }
 }
 
+// Which kernels take two words at once, take them from panels of one vector.
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+static_assert(WIDEST_PANEL == 1);
+#endif
+
 struct Int8 {
   using Sum = Levels;
   static constexpr int values_per_word = 4;

@@ -212,7 +212,8 @@ struct Suite {
     std::vector<float> from(13 * values), bias(lanes, 0.5f), step(lanes, 0.01f);
     std::vector<int32_t> start(lanes, -1234);
     std::vector<uint32_t> words(depth * lanes);
-    for (int i = 0; i < used * lanes; ++i) words[i] = swiftformer::small_weights(random());
+    for (int i = 0; i < used * lanes; ++i) words[i] = random();
+    for (uint32_t& word : words) word = mode.kernels->short_sums ? swiftformer::small_weights(word) : word;
     for (float& value : from) value = random() / 4294967296.0f - 0.17f;
     std::vector<int32_t> own_start = start;
     for (int i = 0; i < used * lanes && mode.kernels->signed_levels; ++i) {

@@ -112,7 +112,8 @@ def read_artifact(folder: str | Path) -> Artifact:
         if not all(map(_is_count, sides)) or not all(map(math.isfinite, (*preprocessing.mean, *preprocessing.std))):
             raise ValueError(str(preprocessing))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{folder / METADATA}: expected a preprocessing that is known, found {error}") from None
+        reason = f"none with {error}" if isinstance(error, LookupError) else error
+        raise ArtifactError(f"{folder / METADATA}: expected a preprocessing that is known, found {reason}") from None
     artifact = Artifact(
         **{
             **fields,

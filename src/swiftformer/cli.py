@@ -12,6 +12,7 @@ import re
 import shlex
 import signal
 import sys
+import threading
 from importlib import util
 from pathlib import Path
 from typing import Annotated, Literal, Optional
@@ -250,7 +251,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files may be any bytes
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what is half written goes
     try:
         app()
@@ -264,7 +266,7 @@ def main() -> None:
         typer.echo(f"error: {in_one_line(error)}", err=True)
         sys.exit(2)
     except MemoryError as error:
-        typer.echo(f"error: out of memory ({in_one_line(error)})", err=True)
+        typer.echo(f"error: out of memory {in_one_line(error)}".strip(), err=True)
         sys.exit(1)
     except (FloatingPointError, RuntimeError) as error:
         # Told by name: naming the classes would import torch at every start.

@@ -83,7 +83,7 @@ def detect(
         return draw_frame(frame, result, masks), {"objects": result.objects()}
 
     for (name, source), target in zip(clips, targets[len(pictures) :], strict=True):
-        documents.append(record(source, target, partial(step, name, itertools.count()), frames))
+        documents.append(record(name, source, target, partial(step, name, itertools.count()), frames))
     if coco is not None:
         write_json(coco, rows)
     if as_json:

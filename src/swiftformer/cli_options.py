@@ -65,7 +65,7 @@ def parse_batch(text: str) -> int:
 
 
 def check_window(side: int) -> None:
-    """Raise ValueError for windows that are not wider than the pixels of the network's last map are apart."""
+    """Raise ValueError for windows that are narrower than the pixels of the network's last map are apart; 0 is none."""
     if 0 < side < 32:
         raise ValueError(f"--window: expected at least 32 pixels, or 0 for whole pictures, found {side}")
 

@@ -33,15 +33,19 @@ def pictures_and_clips(images: list[str] | None, camera: int | None) -> tuple[li
 
 
 def record(
-    source: str | Path | int,
+    name: str,
+    source: str | Path | int | Exception,
     target: Path,
     step: Callable[[np.ndarray], tuple[np.ndarray, dict[str, Any]]],
     limit: int | None = None,
 ) -> dict[str, Any]:
     """See `swiftformer.video.record_video`; a video that cannot be read gives `{"video", "error"}`."""
+    from swiftformer.images import ImageError
     from swiftformer.progress import progress_bar
     from swiftformer.video import VideoError, VideoReader, record_video
 
+    if isinstance(source, ImageError):  # of a name that stands for none
+        return {"video": name, "error": str(source)}
     try:
         with VideoReader(source) as reader:
             if reader.live:
@@ -50,7 +54,7 @@ def record(
             with progress_bar(Path(reader.name).name, min(known, default=None)) as advance:
                 return record_video(reader, target, step, limit=limit, progress=advance)
     except VideoError as error:
-        return {"video": f"camera {source}" if isinstance(source, int) else str(source), "error": str(error)}
+        return {"video": f"camera {source}" if isinstance(source, int) else name, "error": str(error)}
 
 
 def write_json(file: Path, rows: list[dict[str, Any]]) -> None:

@@ -5,6 +5,16 @@ from __future__ import annotations
 import torch
 
 
+def on_cpu(name: str | None) -> bool:
+    """Whether `select_device` chooses the CPU, told without touching another device; of no device False."""
+    if name is None:
+        return not torch.cuda.is_available()
+    try:
+        return torch.device(name).type == "cpu"
+    except RuntimeError:
+        return False
+
+
 def select_device(name: str | torch.device | None) -> torch.device:
     """The device of that name; where None is given, CUDA if there is one, else the CPU.
 

@@ -7,15 +7,15 @@ one definition.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from swiftformer.images import MAX_PIXELS, ImageError, ImageSource, open_image
+from swiftformer.images import MAX_PIXELS, ImageError, ImageSource, listed, open_image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -149,18 +149,16 @@ class Preprocessing:
         try:
             return self.normalized(self.resized(image))
         except ImageError as error:
-            name = name or (str(source) if isinstance(source, (str, Path)) else "image")
+            name = name or (os.fsdecode(source) if isinstance(source, (str, os.PathLike)) else "image")
             raise ImageError(f"{name}: {error}") from None
 
-    def __call__(self, images: ImageSource | Sequence[ImageSource]) -> np.ndarray:
-        """Turn one image or a list of images into a batch: `(N, 3, H, W)` float32.
+    def __call__(self, images: ImageSource | Iterable[ImageSource]) -> np.ndarray:
+        """Turn one image or several into a batch: `(N, 3, H, W)` float32.
 
         Raises:
             ImageError: a picture cannot be read.
         """
-        if not isinstance(images, (list, tuple)):
-            images = [images]
-        return np.stack([self.prepare(image) for image in images])
+        return np.stack([self.prepare(image) for image in listed(images)])
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `preprocessor_config.json`, readable by transformers' AutoImageProcessor."""

@@ -22,10 +22,10 @@ class ImageError(ValueError):
 
 def listed(images: ImageSource | Iterable[ImageSource]) -> list[ImageSource]:
     """One picture or several, as a list. Arrays and tensors of 4 dimensions are several."""
+    if isinstance(images, np.ndarray) or hasattr(images, "detach"):
+        return [images] if images.ndim < 4 else list(images)
     one = isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or hasattr(images, "read")
-    if one or getattr(images, "ndim", 4) < 4 or not isinstance(images, Iterable):
-        return [images]
-    return list(images)
+    return [images] if one or not isinstance(images, Iterable) else list(images)
 
 
 def open_image(source: ImageSource, name: str | None = None, short_side: int | None = None) -> Image.Image:
@@ -37,20 +37,21 @@ def open_image(source: ImageSource, name: str | None = None, short_side: int | N
     Args:
         source: path; bytes or binary file with an encoded picture; PIL image; or pixels as a NumPy array or torch
             tensor, `(H, W)`, `(H, W, C)` or `(C, H, W)` with 1, 3 or 4 channels: uint8, integers with that range or,
-            where a value is larger, that of 16 bits, floats in [0, 1] or up to 255. An ImageError is raised.
+            where a value is larger, that of 16 bits, floats in [0, 1] or up to 255. An ImageError that stands for a
+            picture is raised as it is.
         name: what to call the picture in errors; the path, if there is one.
         short_side: let JPEG files be decoded at a half, a fourth or an eighth of their size, which is quicker, as long
             as their short side keeps so many pixels.
 
     Raises:
-        ImageError: missing, empty, truncated, too large, or no picture at all; pixels that are not finite, or that look
-            as if they were normalised.
+        ImageError: missing, empty, truncated, too large, or no picture at all; an array or a tensor that is not finite,
+            or that looks as if it were normalised.
     """
     if isinstance(source, ImageError):
         raise source
     if isinstance(source, (str, os.PathLike)):
-        path = os.fspath(source)
-        return _decode(path, name or str(path), short_side)
+        path = os.fsdecode(source)
+        return _decode(path, name or path, short_side)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _decode(io.BytesIO(source), name or "image", short_side)
     if isinstance(source, Image.Image):
@@ -148,8 +149,8 @@ def _to_uint8(pixels: np.ndarray) -> np.ndarray:
         # Resampled pictures overshoot 1 a little; Pillow's mode F and some arrays go up to 255.
         pixels = np.nan_to_num(pixels.astype(np.float64)) * (255.0 if peak <= 2.0 else 1.0)
         return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
-    # Whatever the type, such as Pillow's mode I of 32 bits, values are of 8 or of 16 bits.
-    if int(pixels.max(initial=0)) > 255:
+    # Integers of 32 bits, such as Pillow's mode I, hold values of 8 or of 16 bits.
+    if pixels.dtype.itemsize == 2 or int(pixels.max(initial=0)) > 255:
         return np.clip(np.rint(pixels / (32767 / 255 if pixels.dtype == np.int16 else 257)), 0, 255).astype(np.uint8)
     return np.clip(pixels, 0, 255).astype(np.uint8)
 
@@ -178,6 +179,8 @@ def _expect_pixel_values(pixels: np.ndarray, name: str) -> None:
 
 def _from_array(pixels: np.ndarray, name: str) -> Image.Image:
     _expect_pixel_values(pixels, name)
+    if pixels.dtype.kind in "ui" and pixels.max(initial=0) <= 255:
+        pixels = pixels.astype(np.uint8)  # in a wider type than they need
     if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) and pixels.shape[2] not in (1, 3, 4):
         pixels = pixels.transpose(1, 2, 0)  # (C, H, W) -> (H, W, C)
     if pixels.ndim == 3 and pixels.shape[2] == 1:

@@ -51,7 +51,8 @@ class Classified:
 def find_images(references: Iterable[str]) -> list[tuple[str, ImageSource]]:
     """Names and sources of what a person typed: files, folders (searched through), globs, `-` for standard input.
 
-    What stands for no picture stays in the list with an ImageError as its source, to be reported by name.
+    A path that does not exist stays in the list, to be reported by name; so does what else stands for no picture, with
+    an ImageError as its source.
 
     Raises:
         ImageError: a single reference that stands for no picture.
@@ -197,8 +198,8 @@ def names_of(sources: Sequence[ImageSource], names: Iterable[str] | None = None)
         ValueError: another number of names than of pictures.
     """
     if names is None:
-        paths = (os.fspath(s) if isinstance(s, (str, os.PathLike)) else None for s in sources)
-        return [f"image {i}" if path is None else str(path) for i, path in enumerate(paths)]
+        paths = (os.fsdecode(s) if isinstance(s, (str, os.PathLike)) else None for s in sources)
+        return [f"image {i}" if path is None else path for i, path in enumerate(paths)]
     called = [names] if isinstance(names, str) else list(names)
     if len(called) != len(sources):
         raise ValueError(f"names: expected one for each of {len(sources)} pictures, found {len(called)}")

@@ -176,7 +176,8 @@ def record_video(
     fields: dict[str, Any] = {"video": reader.name, "height": shape[0], "width": shape[1], "frames": count}
     fields |= {"frames_per_second": reader.rate, "overlay": str(overlay), "lines": str(lines)}
     missing = (reader.frames or 0) - count
-    return fields | ({"frames_missing": missing} if missing > 0 and limit is None else {})
+    about_all = max(2, 0.02 * count)  # the number in a file is often an estimate, by duration and rate
+    return fields | ({"frames_missing": missing} if missing > about_all and limit is None else {})
 
 
 def _until_stopped(reader: VideoReader, limit: int | None) -> Iterator[np.ndarray]:

@@ -28,6 +28,7 @@ from swiftformer.variants import get_variant
 logger = logging.getLogger(__name__)
 
 # Largest difference of the logits over their largest value, by precision: a peer beyond it computes something else.
+AS_FLOAT32 = 1e-5  # bfloat16 differs by hundreds of times as much
 AGREEMENT = {"fp32": 1e-3, "bf16": 0.15, "fp16": 0.05, "int8": 0.6}
 PACKAGES = ("torch", "timm", "transformers", "swiftformer-native", "openvino", "onnxruntime", "nncf")
 
@@ -148,6 +149,8 @@ def _measure(
                 found = calls[-1]()
                 row["prepare_seconds"] = time.perf_counter() - start
                 row["difference"] = _agreeing(found, case.expected(candidate), candidate.precision)
+                if candidate.precision == "bf16" and row["difference"] < AS_FLOAT32:
+                    raise ValueError("float32 was computed instead")
             except Exception as error:  # whatever a peer's package may raise: the others are still measured
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 logger.warning("%s: %s fails (%s)", cell, candidate, reason)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from importlib import import_module, util
-from numbers import Integral
 from pathlib import Path
 
 from swiftformer.artifact import Artifact, ArtifactError, is_artifact, read_artifact
-from swiftformer.engines.base import Engine, EngineError, one_line
+from swiftformer.engines.base import Engine, EngineError, checked_threads, one_line
 
 __all__ = ["ENGINES", "Engine", "EngineError", "open_engine"]
 
@@ -24,8 +23,6 @@ ENGINES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "coreml": ("coremltools", "coreml", ("coreml",)),
     "torch": ("torch", "", ("torch-export", "aoti")),
 }
-
-MOST_THREADS = 1024  # more crash some runtimes
 
 # Engines for checkpoints alone.
 TORCH_MODES = ("torch-compile", "torch-cudagraphs")
@@ -61,9 +58,7 @@ def open_engine(
         CheckpointError: a checkpoint that cannot be loaded.
     """
     if threads is not None:
-        if not isinstance(threads, Integral) or isinstance(threads, bool) or not 1 <= threads <= MOST_THREADS:
-            raise EngineError(f"threads: expected a number from 1 to {MOST_THREADS}, found {threads!r}")
-        threads = int(threads)
+        threads = checked_threads(threads)
     if engine not in ("auto", *ENGINES, *TORCH_MODES):
         raise EngineError(f"unknown engine {engine!r}: expected auto, {', '.join([*ENGINES, *TORCH_MODES])}")
     if is_artifact(reference):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +12,7 @@ from swiftformer.artifact import Artifact
 from swiftformer.image_processing import Preprocessing
 
 ROUNDING = 0.05  # of probabilities in low precision
+MOST_THREADS = 1024  # more crash some runtimes
 
 
 class EngineError(ValueError):
@@ -18,6 +21,17 @@ class EngineError(ValueError):
 
 class BackendMissingError(EngineError):
     """A runtime without the part that a model was lowered for; the model itself may be sound."""
+
+
+def checked_threads(threads: Any) -> int:
+    """A number of threads.
+
+    Raises:
+        EngineError: none from 1 to `MOST_THREADS`.
+    """
+    if not isinstance(threads, Integral) or isinstance(threads, bool) or not 1 <= threads <= MOST_THREADS:
+        raise EngineError(f"threads: expected a number from 1 to {MOST_THREADS}, found {threads!r}")
+    return int(threads)
 
 
 def one_line(error: BaseException, line: int = 0) -> str:
@@ -108,7 +122,10 @@ class Engine(ABC):
             rows = self(batch)["probabilities"]
             sums = rows.sum(axis=1)
             if not (rows.min() >= -ROUNDING and np.abs(sums - 1).max() <= ROUNDING):
-                raise EngineError(f"{self.name}: expected probabilities of sum 1, found rows of sum {sums[0]:.4g}")
+                raise EngineError(
+                    f"{self.name}: expected probabilities of sum 1, found {rows.min():.4g} to {rows.max():.4g} "
+                    f"and sums of {sums.min():.4g} to {sums.max():.4g}"
+                )
             return self._labelled(rows)
         if self.outputs != ("logits",):
             raise EngineError(f"expected a classifier, found a model with the outputs {', '.join(self.outputs)}")

@@ -14,7 +14,7 @@ import torch
 
 from swiftformer.artifact import Artifact
 from swiftformer.device import select_device
-from swiftformer.engines.base import Engine, EngineError
+from swiftformer.engines.base import Engine, EngineError, checked_threads
 from swiftformer.image_processing import HUB
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class TorchEngine(Engine):
         if mode == "torch-cudagraphs" and self.device.type != "cuda":
             raise EngineError(f"device: expected cuda for CUDA graphs, found {self.device.type}")
         if threads is not None:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(checked_threads(threads))
         self.preprocessing = getattr(net, "preprocessing", None) or HUB
         self.labels, self.outputs, self.input_shape = labels, outputs, input_shape
         self.net, self.dtype = net, torch.float32

@@ -52,19 +52,16 @@ def for_processor(recipe: AnyRecipe, settings: Iterable[str], device: str | None
     Args:
         settings, run: as of `fitted`.
         device: to train on; None as in `select_device`.
-
-    Raises:
-        ValueError: no such device.
     """
-    from swiftformer.device import select_device
+    from swiftformer.device import on_cpu
 
     given = {setting.partition("=")[0] for setting in settings}
     if run is not None and (stored := run / "recipe.json").exists():
         known = json.loads(stored.read_text())
         return _changed(recipe, {key: known[key] for key in ("precision",) if key in known}, given)
-    if recipe.precision != "bf16" or "precision" in given or select_device(device).type != "cpu" or _has_bf16():
+    if recipe.precision != "bf16" or "precision" in given or not on_cpu(device) or _has_bf16():
         return recipe
-    logger.info("this processor has no instructions for bfloat16: precision=fp32; --set decides otherwise")
+    logger.info("bfloat16 is slow on this processor: precision=fp32; --set decides otherwise")
     return _changed(recipe, {"precision": "fp32"}, given)
 
 
