@@ -3,9 +3,9 @@
 //
 // Maps are float32, pixels one behind the other, each with its channels, filled up with zeros to a multiple of `lanes`.
 // Operands, the left sides of matrix products, are rows of 32-bit words: a float32, two bfloat16, or four levels, which
-// are uint8, or int8 where they are `signed_levels`. A row of levels ends with a word that holds its step, a float32: the
-// level u stands for step * (u - 128), and behind GELU, which is never below -0.17, for step * u - 0.17. GELU itself is
-// looked up there, in a table from level to level.
+// are uint8, or int8 where they are `signed_levels`. A row of levels ends with a word that holds its step, a float32:
+// the level u stands for step * (u - 128), and behind GELU, which is never below -0.17, for step * u - 0.17. GELU
+// itself is looked up there, in a table from level to level.
 
 #pragma once
 

@@ -1,6 +1,7 @@
 #include "vec_avx2.h"
 
 #define WIDEST_PANEL 1
+#define PREFETCH_PANELS             // float32 weights of large variants come from memory
 #define ROWS_OF_A_BLOCK(vectors) 6  // 12 of the 16 registers
 
 #include "kernels_impl.h"

@@ -93,7 +93,14 @@ void product_of_block(const Block& block, Then then) {
   const uint32_t* operand = block.operand;
   const int depth = block.matrix.depth;
   constexpr int step = Op::words_at_once;
+#if defined(PREFETCH_PANELS)
+  const int panel = depth * vectors * lanes;
+#endif
   for (int k = 0; k < depth; k += step, operand += step, words += step * vectors * lanes) {
+#if defined(PREFETCH_PANELS)
+#pragma GCC unroll 4
+    for (int line = 0; line < step * vectors; ++line) __builtin_prefetch(words + panel + line * lanes, 0, 2);
+#endif
     decltype(Op::weights(words)) weights[vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) weights[v] = Op::weights(words + v * lanes);
