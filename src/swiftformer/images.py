@@ -23,7 +23,8 @@ class ImageError(ValueError):
 def listed(images: ImageSource | Iterable[ImageSource]) -> list[ImageSource]:
     """One picture or several, as a list. Arrays and tensors of 4 dimensions are several."""
     if isinstance(images, np.ndarray) or hasattr(images, "detach"):
-        return [images] if images.ndim < 4 else list(images)
+        pixels: Any = images
+        return [pixels] if pixels.ndim < 4 else list(pixels)
     one = isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or hasattr(images, "read")
     return [images] if one or not isinstance(images, Iterable) else list(images)
 

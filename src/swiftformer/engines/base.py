@@ -29,7 +29,8 @@ def checked_threads(threads: Any) -> int:
     Raises:
         EngineError: none from 1 to `MOST_THREADS`.
     """
-    if not isinstance(threads, Integral) or isinstance(threads, bool) or not 1 <= threads <= MOST_THREADS:
+    whole = isinstance(threads, Integral) and not isinstance(threads, bool)
+    if not whole or not 1 <= int(threads) <= MOST_THREADS:
         raise EngineError(f"threads: expected a number from 1 to {MOST_THREADS}, found {threads!r}")
     return int(threads)
 
