@@ -14,6 +14,8 @@ from swiftformer.cli_options import in_one_line
 if TYPE_CHECKING:
     import numpy as np
 
+    from swiftformer.images import ImageError
+
 
 def pictures_and_clips(images: list[str] | None, camera: int | None) -> tuple[list[Any], list[Any]]:
     """What the command line names, as pairs of a name and a source: pictures; videos and the camera.
@@ -34,7 +36,7 @@ def pictures_and_clips(images: list[str] | None, camera: int | None) -> tuple[li
 
 def record(
     name: str,
-    source: str | Path | int | Exception,
+    source: str | Path | int | ImageError,
     target: Path,
     step: Callable[[np.ndarray], tuple[np.ndarray, dict[str, Any]]],
     limit: int | None = None,
