@@ -49,6 +49,9 @@ def test_every_peer_computes_the_same(implementations, engines):
     assert implementations or ("transformers", "onnxruntime", "fp32") in rows
     assert saved == [len(rows)]
     for (_, _, precision), row in rows.items():
+        if "error" in row:  # of a processor that has no bf16
+            assert precision == "bf16" and row["error"] == "float32 was computed instead"
+            continue
         assert row["difference"] < (1e-4 if precision == "fp32" else 0.15)
         assert 0 < row["median_ms"] <= row["p95_ms"] <= row["p99_ms"] and row["calls"] >= 2
         assert row["images_per_second"] == pytest.approx(2000 / row["median_ms"]) and row["size"] == [64, 64]
