@@ -148,13 +148,12 @@ def test_bad_input_gets_one_line_and_exit_code_2(cli, tmp_path, model_folder, ar
         assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_names_that_cannot_be_printed(model_folder, pictures, encoding):
+def test_names_that_cannot_be_printed(model_folder, pictures):
     """They lose nobody the results."""
     odd = os.fsencode(pictures / "b") + b"\xff \xe7\x8c\xab.png"
     shutil.copy(pictures / "b.png", odd)
     command = [sys.executable, "-m", "swiftformer", "classify", pictures / "a.jpg", odd, "--model", model_folder]
-    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     result = subprocess.run(command, capture_output=True, timeout=120, env=environment)
     assert result.returncode == 0 and result.stdout.count(b"kind") == 6, result.stderr
     assert b"\\udcff" in result.stdout

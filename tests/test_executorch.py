@@ -77,6 +77,7 @@ def test_int8_keeps_weights_behind_small_layer_scales():
         assert weight.to(torch.int16).abs().flatten(1).amax(dim=1).min() > 100
 
 
+@pytest.mark.exhaustive
 def test_int8_keeps_the_bias_of_a_channel_without_weights(tmp_path):
     model = small(global_query_weighting="l2")
     norm = model.swiftformer.patch_embed.patch_embedding[1]
