@@ -22,11 +22,13 @@ class ImageError(ValueError):
 
 def listed(images: ImageSource | Iterable[ImageSource]) -> list[ImageSource]:
     """One picture or several, as a list. Arrays and tensors of 4 dimensions are several."""
+    one = isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or hasattr(images, "read")
+    if one or not isinstance(images, Iterable):
+        return [images]
     if isinstance(images, np.ndarray) or hasattr(images, "detach"):
         pixels: Any = images
         return [pixels] if pixels.ndim < 4 else list(pixels)
-    one = isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or hasattr(images, "read")
-    return [images] if one or not isinstance(images, Iterable) else list(images)
+    return list(images)
 
 
 def open_image(source: ImageSource, name: str | None = None, short_side: int | None = None) -> Image.Image:
