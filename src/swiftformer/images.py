@@ -181,9 +181,10 @@ def _expect_pixel_values(pixels: np.ndarray, name: str) -> None:
 
 
 def _from_array(pixels: np.ndarray, name: str) -> Image.Image:
-    _expect_pixel_values(pixels, name)
-    if pixels.dtype.kind in "ui" and pixels.max(initial=0) <= 255:
-        pixels = pixels.astype(np.uint8)  # in a wider type than they need
+    if pixels.dtype != np.uint8:
+        _expect_pixel_values(pixels, name)
+        if pixels.dtype.kind in "ui" and pixels.max(initial=0) <= 255:
+            pixels = pixels.astype(np.uint8)  # in a wider type than they need
     if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) and pixels.shape[2] not in (1, 3, 4):
         pixels = pixels.transpose(1, 2, 0)  # (C, H, W) -> (H, W, C)
     if pixels.ndim == 3 and pixels.shape[2] == 1:

@@ -28,8 +28,8 @@ from swiftformer.variants import get_variant
 logger = logging.getLogger(__name__)
 
 # Largest difference of the logits over their largest value, by precision: a peer beyond it computes something else.
-AS_FLOAT32 = 1e-5  # bfloat16 differs by hundreds of times as much
 AGREEMENT = {"fp32": 1e-3, "bf16": 0.15, "fp16": 0.05, "int8": 0.6}
+AS_FLOAT32 = 1e-5  # what should be bfloat16 and differs by less is not: that differs by hundreds of times as much
 PACKAGES = ("torch", "timm", "transformers", "swiftformer-native", "openvino", "onnxruntime", "nncf")
 
 

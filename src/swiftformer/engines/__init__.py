@@ -7,7 +7,7 @@ from importlib import import_module, util
 from pathlib import Path
 
 from swiftformer.artifact import Artifact, ArtifactError, is_artifact, read_artifact
-from swiftformer.engines.base import Engine, EngineError, checked_threads, one_line
+from swiftformer.engines.base import Engine, EngineError, checked_threads, one_line, package_of
 
 __all__ = ["ENGINES", "Engine", "EngineError", "open_engine"]
 
@@ -189,10 +189,7 @@ def _expect_installed(name: str) -> None:
 
 
 def _package(name: str) -> str:
-    extra = ENGINES[name][1]
-    if name == "native":  # no package index has it
-        return "./native, in a clone of swiftformer"
-    return f"'swiftformer[{extra}]'" if extra else "swiftformer"
+    return package_of(ENGINES[name][1])
 
 
 def _able(artifact: Artifact) -> list[str]:

@@ -35,6 +35,13 @@ def checked_threads(threads: Any) -> int:
     return int(threads)
 
 
+def package_of(extra: str) -> str:
+    """What pip installs for one of this package's extras; empty for the package alone."""
+    if extra == "native":  # no package index has it
+        return "./native, in a clone of swiftformer"
+    return f"'swiftformer[{extra}]'" if extra else "swiftformer"
+
+
 def one_line(error: BaseException, line: int = 0) -> str:
     """A line of what an error of a runtime says, or its class where it says nothing."""
     lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import swiftformer
 from swiftformer.artifact import Artifact, ArtifactError, checksums, is_artifact, read_artifact, sha256
 from swiftformer.data.image_folder import is_for_other_tasks
-from swiftformer.engines.base import BackendMissingError
+from swiftformer.engines.base import BackendMissingError, package_of
 from swiftformer.export.formats import FORMATS, TOLERANCES, ExportError, Format, Options
 from swiftformer.files import atomic_folder, check_writable
 from swiftformer.image_processing import HUB, Preprocessing
@@ -278,8 +278,7 @@ def _check_calibration(
 def _expect_installed(target: Format, format: str, precision: str) -> None:
     for module in (*target.needs, *(target.int8_needs if precision == "int8" else ())):
         if util.find_spec(module) is None:
-            package = "./native, in a clone of swiftformer" if format == "native" else f"'swiftformer[{target.extra}]'"
-            raise ExportError(f"{format} {precision} needs {module}: pip install {package}")
+            raise ExportError(f"{format} {precision} needs {module}: pip install {package_of(target.extra)}")
 
 
 def _shape(
