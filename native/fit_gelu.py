@@ -1,4 +1,4 @@
-"""Fits the polynomials of GELU in `src/gelu_impl.h` and prints them as C++. Needs numpy and scipy.
+"""Fits the polynomials of GELU in `src/gelu_impl.h` and `src/training_impl.h` and prints them as C++. Needs numpy and scipy.
 
 python fit_gelu.py
 """
@@ -6,7 +6,7 @@ python fit_gelu.py
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import erfcx
+from scipy.special import erfcx, ndtr
 
 TOP = 14.0  # behind it GELU is zero, or the number itself, in float32
 
@@ -40,6 +40,14 @@ def tail(degree: int, p: float) -> tuple[np.ndarray, float]:
     return fit(basis / exact[:, None], np.ones_like(a))
 
 
+def eighth_root(degree: int) -> tuple[np.ndarray, float]:
+    """The eighth root of 1 / Phi(-a) in a up to 6, in the error of a Phi(-a)."""
+    a = np.linspace(0, 6, 6001)
+    root = ndtr(-a) ** (-1 / 8)
+    slope = (8 * a * ndtr(-a) + 1e-9) / root  # of a Phi(-a) by the root
+    return fit(np.vander(a, degree + 1, increasing=True) * slope[:, None], root * slope)
+
+
 def show(name: str, fitted: tuple[np.ndarray, float]) -> None:
     coefficients, error = fitted
     print(f"// {error:.1e}\nstatic constexpr float {name}[] = {{{', '.join(f'{float(c)!r}f' for c in coefficients)}}};")
@@ -49,3 +57,6 @@ for struct, degree, tail_degree, p in (("Exact", 5, 6, 0.3), ("Rough", 3, 3, 0.3
     print(f"\n// {struct}, p = {p}")
     show("power_of_2", power_of_2(degree))
     show("tail", tail(tail_degree, p))
+
+print("\n// float32")
+show("eighth_root", eighth_root(8))

@@ -40,7 +40,7 @@ struct Fp32 : Floats {
   }
   static Vec dot(Input input, Vec weights, Vec sum) { return multiply_add(input, weights, sum); }
   static void put(void* row, int at, Vec v) { store(static_cast<float*>(row) + at, v); }
-  static Vec activated(Vec x) { return gelu<Exact>(x); }
+  static Vec activated(Vec x) { return gelu(x); }
 };
 
 #if defined(SWIFTFORMER_BF16)
@@ -58,7 +58,7 @@ struct Bf16 : Floats {
   static Vec dot(Input input, const uint32_t* weights, Vec sum) { return dot_bf16(input, weights, sum); }
 #endif
   static void put(void* row, int at, Vec v) { store_bf16(static_cast<uint16_t*>(row) + at, v); }
-  static Vec activated(Vec x) { return gelu<Rough>(x); }
+  static Vec activated(Vec x) { return rough_gelu(x); }
 };
 #endif
 

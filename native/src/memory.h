@@ -1,4 +1,5 @@
-// Memory at addresses that are multiples of a cache line, set to zero.
+// Memory at addresses that are multiples of a cache line, set to zero. Much of it is in huge pages where there are such:
+// processors fetch ahead no further than to the end of a page.
 
 #pragma once
 

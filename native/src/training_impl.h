@@ -12,16 +12,25 @@ using swiftformer::Bf16;
 using swiftformer::lanes;
 using swiftformer::TrainingKernels;
 
-// Phi(x) + x phi(x), by the symmetry of 1/2: the part below is that of -|x|.
-template <class Precision>
+// As `Rough` of gelu_impl.h, to 2e-6.
+struct Exact {
+  static constexpr float power_of_2[] = {1.000000071682656f,   0.6931469670112522f,   0.24022119581986207f,
+                                         0.05550713286759223f, 0.009675549138522347f, 0.001327649202597638f};
+  static constexpr float p = 0.3f;
+  static constexpr float tail[] = {-7.97496382138651e-05f, 0.1212741919180049f,   0.10670713035384473f,
+                                   0.16475769439057508f,   -0.04863487383090894f, 0.2405659000273549f,
+                                   -0.08459123208344367f};
+};
+
+// Phi(x) + x phi(x), by the symmetry of 1/2: the part below that of -|x|.
 inline Vec gelu_slope(Vec x) {
   const Vec size = min(all(1e18f), abs(x));  // NaN stays
   const Vec power = max(size * size * all(-0.72134752f), all(-1000.0f));
   const Vec whole = nearest(power);
-  const Vec fraction = polynomial(Precision::power_of_2, power - whole);
-  const Vec t = Precision::inverse(multiply_add(all(Precision::p), size, all(1.0f)));
+  const Vec fraction = polynomial(Exact::power_of_2, power - whole);
+  const Vec t = reciprocal(multiply_add(all(Exact::p), size, all(1.0f)));
   const Vec density = size * all(0.39894228f);
-  const Vec below = times_power_of_2(fraction * (polynomial(Precision::tail, t) - density), whole);
+  const Vec below = times_power_of_2(fraction * (polynomial(Exact::tail, t) - density), whole);
   return all(0.5f) + with_sign(all(0.5f) - below, x);
 }
 
@@ -33,18 +42,18 @@ inline Vec load_some_values(const Bf16* from, int count) { return load_some_bf16
 
 void gelu_of_bf16(const Bf16* x, int64_t count, Bf16* y) {
   int64_t i = 0;
-  for (; i + lanes <= count; i += lanes) store_bf16(&y[i].bits, gelu<Rough>(load_bf16(&x[i].bits)));
-  if (i < count) store_some_bf16(&y[i].bits, gelu<Rough>(load_some_bf16(&x[i].bits, count - i)), count - i);
+  for (; i + lanes <= count; i += lanes) store_bf16(&y[i].bits, rough_gelu(load_bf16(&x[i].bits)));
+  if (i < count) store_some_bf16(&y[i].bits, rough_gelu(load_some_bf16(&x[i].bits, count - i)), count - i);
 }
 
 void gelu_gradient_of_bf16(const Bf16* gradient, const Bf16* x, int64_t count, Bf16* to) {
   int64_t i = 0;
   for (; i + lanes <= count; i += lanes) {
-    store_bf16(&to[i].bits, load_bf16(&gradient[i].bits) * gelu_slope<Exact>(load_bf16(&x[i].bits)));
+    store_bf16(&to[i].bits, load_bf16(&gradient[i].bits) * gelu_slope(load_bf16(&x[i].bits)));
   }
   if (i < count) {
     const int left = count - i;
-    const Vec slope = gelu_slope<Exact>(load_some_bf16(&x[i].bits, left));
+    const Vec slope = gelu_slope(load_some_bf16(&x[i].bits, left));
     store_some_bf16(&to[i].bits, load_some_bf16(&gradient[i].bits, left) * slope, left);
   }
 }

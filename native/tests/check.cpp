@@ -344,6 +344,13 @@ struct Suite {
       }
     }
     report("GELU " + mode.name(), worst.found, mode.precision == "fp32" ? 1e-6 : 1, worst.where);
+    if (mode.precision != "fp32") return;
+    std::vector<float> odd(lanes, 1e30f), found(lanes);
+    odd[1] = -1e30f, odd[2] = HUGE_VALF, odd[3] = -HUGE_VALF, odd[4] = NAN;
+    mode.kernels->gelu(odd.data(), lanes, reinterpret_cast<uint32_t*>(found.data()));
+    const bool right = found[0] == odd[0] && std::fabs(found[1]) < 1e-6 && found[2] == odd[2] &&
+                       std::fabs(found[3]) < 1e-6 && std::isnan(found[4]);
+    report("GELU of infinite and huge values " + mode.name(), right ? 0 : 1, 0, "");
   }
 
   // What training uses, on arrays that end where their values do.
