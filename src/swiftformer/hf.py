@@ -327,7 +327,7 @@ def register() -> None:
 
     Meant to be called once; calling it again changes nothing.
     """
-    from transformers import (
+    from transformers.models.auto import (
         AutoBackbone,
         AutoConfig,
         AutoModel,

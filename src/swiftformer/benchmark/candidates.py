@@ -66,11 +66,11 @@ class Case:
             net = timm.create_model(f"swiftformer_{self.variant}")
             net.load_state_dict(convert_state_dict(self.model().state_dict(), "transformers", "timm"))
         else:
-            import transformers
+            from transformers.models import swiftformer as stock
 
             ours = self.model("uniform")
             fields = {k: v for k, v in ours.config.to_dict().items() if k in STOCK_FIELDS}
-            net = transformers.SwiftFormerForImageClassification(transformers.SwiftFormerConfig(**fields))
+            net = stock.SwiftFormerForImageClassification(stock.SwiftFormerConfig(**fields))
             net.load_state_dict(ours.state_dict())
         return net.eval()
 

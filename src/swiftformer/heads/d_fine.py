@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DFineConfig, ResNetConfig
 from transformers.loss.loss_d_fine import DFineLoss
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.d_fine import DFineConfig
 from transformers.models.d_fine.modeling_d_fine import DFineForObjectDetection
+from transformers.models.resnet import ResNetConfig
 from transformers.utils import is_scipy_available
 
 from swiftformer.config import SwiftFormerConfig

@@ -130,7 +130,7 @@ def _from_transformers(reference: str) -> Loaded:
         return ours, preprocessing.mean, preprocessing.std, size, found, _names(ours)
     except CheckpointError as error:
         first = error
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
+    from transformers.models.auto import AutoImageProcessor, AutoModelForImageClassification
 
     try:
         network: Any = AutoModelForImageClassification.from_pretrained(reference)
