@@ -42,6 +42,7 @@ def ten_classes(tmp_path):
     return tmp_path / "data"
 
 
+@pytest.mark.exhaustive
 def test_quality(script, ten_classes, tmp_path):
     options = ["--data", ten_classes, "--epochs", 1, "--workers", 0, "--device", "cpu", "--output", tmp_path / "out"]
     options += ["--set", "image_size=64", "--set", "batch_size=10"]
@@ -79,6 +80,7 @@ def test_training_kernels(script):
     assert "| BatchNorm | 24x32x32 | " in out and "| scaled sum | 220x2x2 | " in out
 
 
+@pytest.mark.exhaustive
 def test_start_up(script):
     pytest.importorskip("onnxruntime")
     out = script("start_up", "--formats", "onnx", "--processes", 1)

@@ -11,7 +11,6 @@ from swiftformer import classify, load
 from swiftformer.data.sources import open_source
 from swiftformer.data.splits import Subset
 from swiftformer.evaluate.classification import evaluate_reference
-from swiftformer.export import export
 from swiftformer.locate import BUNDLED
 from swiftformer.predict import find_images
 
@@ -34,19 +33,15 @@ def test_size_and_content():
     ("every", "expected"),
     [(5, 91.1), pytest.param(1, None, marks=pytest.mark.exhaustive)],  # of every fifth picture; all are the card's
 )
-def test_accuracy_is_that_of_the_card(tmp_path, monkeypatch, every, expected):
-    """Where OpenVINO is installed in it, in float32: it is quicker, and differs from torch by a few millionths."""
+def test_accuracy_is_that_of_the_card(monkeypatch, every, expected):
+    """Where there is the native engine in it, in float32: it is quicker, and differs from torch by a few millionths."""
     card = re.search(r"top-1 \| (\d+\.\d+)", (FOLDER / "README.md").read_text())
     data = str(shared("data", "cifar10"))
-    if util.find_spec("openvino"):
-        model, engine = tmp_path / "model", "openvino"
-        export(BUNDLED[0], model, engine, precision="fp32", batch=50)
-    else:
-        model, engine = BUNDLED[0], "torch"
+    engine = "native" if util.find_spec("swiftformer_native") else "torch"
     source = open_source(data, "test")
     some = Subset(source, range(0, len(source), every))
     monkeypatch.setattr("swiftformer.evaluate.classification.open_source", lambda *_, **options: some)
-    metrics = evaluate_reference(model, data, "test", engine=engine, precision="fp32", workers=1, batch_size=50)
+    metrics = evaluate_reference(BUNDLED[0], data, "test", engine=engine, precision="fp32", workers=1, batch_size=50)
     assert metrics["images"] == 10_000 // every
     # Other processors round differently: two or three pictures.
     assert metrics["top1"] == pytest.approx(expected or float(card[1]), abs=0.1 if expected else 0.03)

@@ -34,7 +34,7 @@ def difference(found: np.ndarray, expected: torch.Tensor) -> float:
     return float(np.abs(found - expected.numpy()).max() / expected.abs().max())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def program(tmp_path_factory):
     """A model of the l2 form and its float32 artifact."""
     model = small(global_query_weighting="l2")

@@ -39,7 +39,7 @@ def difference(found: np.ndarray, expected: torch.Tensor) -> float:
     return float(np.abs(found - expected.numpy()).max() / expected.abs().max())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def artifacts(tmp_path_factory):
     """A model of the l2 form, and its dynamic artifacts by format."""
     model = small(global_query_weighting="l2", id2label={i: f"kind {i}" for i in range(10)})

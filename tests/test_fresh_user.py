@@ -35,7 +35,7 @@ def hub_checkpoint(folder):
 @pytest.mark.parametrize("start", ["bundled", "hub"])
 def test_fine_tuning_in_two_commands(cli, photos, tmp_path, start):  # noqa: F811
     model = "swiftformer-xs-cifar10" if start == "bundled" else hub_checkpoint(tmp_path / "hub")
-    quick = ["--set", "image_size=64", "--set", "epochs=12"]
+    quick = ["--set", "image_size=64", "--set", "epochs=8"]
     run = tmp_path / "run"
     code, _, err = cli("train", "--data", photos, "--model", model, "--output", run, "--workers", 0, *quick)
     assert code == 0, err

@@ -218,6 +218,7 @@ class ReadPlace:
         return index
 
 
+@pytest.mark.exhaustive
 def test_processes_of_an_evaluation_that_keep_dying_end_the_run_with_a_state(folder, tmp_path):
     from swiftformer.train import loop
 

@@ -23,7 +23,7 @@ from test_executorch import SHALLOW, SMALL, damaged, difference, small
 pytest.importorskip("litert_torch")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def converted(tmp_path_factory):
     """A model of the l2 form and its float32 artifact."""
     model = small(global_query_weighting="l2")

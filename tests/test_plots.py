@@ -31,3 +31,25 @@ def test_few_classes_are_all_drawn(tmp_path):
     plot_confusion(torch.eye(3), ["a", "b", "$c"], tmp_path / "confusion.png")
     with Image.open(tmp_path / "confusion.png") as picture:
         assert picture.width > 100
+
+
+def test_a_run_is_drawn_now_and_then_and_in_the_end(tmp_path, monkeypatch):
+    drawn, now = [], [0.0]
+    monkeypatch.setattr(plots.time, "perf_counter", lambda: now[0])
+
+    def draw(*arguments, target, **options):
+        drawn.append(target.name)
+        now[0] += 1
+
+    for name in ("plot_curves", "plot_confusion"):
+        monkeypatch.setattr(plots, name, draw)
+    pictures = plots.RunPictures(tmp_path, "top1", ["a", "b"])
+    assert pictures.draw(torch.eye(2), last=False) and drawn == ["curves.png", "confusion.png"]
+    for _ in range(18):
+        assert not pictures.draw(torch.eye(2), last=False)
+        now[0] += 1
+    assert len(drawn) == 2
+    now[0] += 2
+    assert not pictures.draw(None, last=False) and drawn[2:] == ["curves.png"]
+    assert pictures.draw(torch.eye(2), last=False) and drawn[3:] == ["confusion.png"]
+    assert pictures.draw(torch.eye(2), last=True) and drawn[4:] == ["curves.png", "confusion.png"]

@@ -1,6 +1,7 @@
 """The trained models of the repository: what their cards say is what they do."""
 
 import re
+from importlib import util
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,9 @@ def test_every_model_has_a_card_and_half_the_size():
 def test_accuracy_is_that_of_the_card(name):
     data, keys = CARDS[name]
     evaluate = segmentation.evaluate_reference if data == "camvid" else detection.evaluate_reference
-    metrics = evaluate(FOLDER / name, str(shared("data", data)), "val", workers=1)
+    # Quicker where it is installed, and different by a few millionths.
+    engine = "native" if data == "camvid" and util.find_spec("swiftformer_native") else "torch"
+    metrics = evaluate(FOLDER / name, str(shared("data", data)), "val", engine=engine, precision="fp32", workers=1)
     card = (FOLDER / name / "README.md").read_text()
     for key, title in keys.items():
         [figure] = re.findall(rf"^\| {title} \| (\d+\.\d+) \|$", card, re.MULTILINE)

@@ -24,7 +24,7 @@ from swiftformer.files import check_writable
 from swiftformer.train.distributed import Processes, join_processes
 from swiftformer.train.interruption import StopRequest, TrainingStopped
 from swiftformer.train.memory import keep_freed_memory
-from swiftformer.train.plots import plot_confusion, plot_curves
+from swiftformer.train.plots import RunPictures
 from swiftformer.train.progress import TrainingProgress
 from swiftformer.train.recipe import TrainingRecipe
 from swiftformer.train.run_folder import save_weights, write_card, write_recipe
@@ -224,6 +224,7 @@ class _Run:
             if self.epoch or self.batch:
                 images = self.batch * self.images_per_batch
                 logger.info("resuming %s behind %d epochs and %d images", output, self.epoch, images)
+            pictures = RunPictures(output, measures[0], self.train_source.classes)
             while self.epoch < recipe.epochs:
                 if recipe.image_size_at(self.epoch) != recipe.image_size_at(max(self.epoch - 1, 0)):
                     self.loader = self.loader_at(self.epoch)
@@ -237,11 +238,9 @@ class _Run:
                     continue
                 progress.epoch(self.metrics)
                 log.epoch(self.metrics)
-                plot_curves(output / "metrics.jsonl", output / "curves.png", measures[0])
+                if pictures.draw(confusion, last=self.epoch == recipe.epochs):
+                    log.figure("confusion", output / "confusion.png", self.epoch)
                 if measures[0] in self.metrics:
-                    if confusion is not None:
-                        plot_confusion(confusion, self.train_source.classes, output / "confusion.png")
-                        log.figure("confusion", output / "confusion.png", self.epoch)
                     config = self.step.net.config
                     val_images = len(self.val_source) - self.metrics["val_unreadable"]
                     sizes = {"train_images": len(self.train_source), "val_images": val_images}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,37 @@ from swiftformer.files import atomic_file
 INK, SECOND, GRID = "#1f4e79", "#c0504d", "#dddddd"
 MAX_NAMED_CLASSES = 40  # more names than this would lie on each other
 MAX_CLASSES = 400  # a picture of more shows nothing
+
+
+class RunPictures:
+    """`curves.png` and `confusion.png` of a run folder: drawn behind the first epoch, then so often that each takes a
+    twentieth of the time at most, and behind the last one.
+
+    Args:
+        measure: that of validation.
+        classes: names of those of the confusion matrix.
+    """
+
+    def __init__(self, output: Path, measure: str, classes: list[str]) -> None:
+        self._output, self._measure, self._classes = output, measure, classes
+        self._due: dict[str, float] = {}  # on the clock of time.perf_counter
+
+    def draw(self, confusion: Tensor | None, last: bool) -> bool:
+        """Behind an epoch; whether there is a new `confusion.png`."""
+        curves = partial(plot_curves, self._output / "metrics.jsonl", measure=self._measure)
+        self._draw("curves.png", curves, last)
+        if confusion is None:
+            return False
+        return self._draw("confusion.png", partial(plot_confusion, confusion, self._classes), last)
+
+    def _draw(self, name: str, plot: Callable[..., None], last: bool) -> bool:
+        began = time.perf_counter()
+        if began < self._due.get(name, began) and not last:
+            return False
+        plot(target=self._output / name)
+        ended = time.perf_counter()
+        self._due[name] = ended + 20 * (ended - began)
+        return True
 
 
 def plot_curves(metrics: Path, target: Path, measure: str = "top1") -> None:
