@@ -1,5 +1,4 @@
-// Memory at addresses that are multiples of a cache line, set to zero. Much of it is in huge pages where there are such:
-// processors fetch ahead no further than to the end of a page.
+// Memory at addresses that are multiples of a cache line, set to zero.
 
 #pragma once
 
