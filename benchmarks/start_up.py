@@ -5,8 +5,9 @@
 
 Exports the bundled model in each format, then starts processes in turn: Python alone and with NumPy and Pillow, for
 comparison; a script of five lines that opens the artifact and classifies a JPEG file; and `swiftformer classify
---json`. Prints medians and quartiles, and stops where the script imported torch. Bytecode is compiled beforehand, as
-pip does when it installs (and as uv does with `--compile-bytecode`).
+--json`; then both with the checkpoint itself, in native and in torch. Prints medians and quartiles, and stops where a
+script imported torch that was not to. Bytecode is compiled beforehand, as pip does when it installs (and as uv does
+with `--compile-bytecode`).
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ PICTURE = str(Path(__file__).parent.parent / "examples" / "images" / "cat.jpg")
 SCRIPT = """
 import sys
 from swiftformer.engines import open_engine
-engine = open_engine(sys.argv[1])
+engine = open_engine(sys.argv[1], sys.argv[3])
 print(engine.labels[engine.probabilities(engine.preprocessing(sys.argv[2])).argmax()])
-sys.exit("torch was imported" if "torch" in sys.modules else 0)
+sys.exit("torch was imported" if "torch" in sys.modules and sys.argv[3] != "torch" else 0)
 """
 
 
@@ -44,13 +45,16 @@ def main() -> None:
             "Python": ["-c", ""],
             "Python with NumPy and Pillow": ["-c", "import numpy, PIL.Image"],
         }
+        models = {}
         for name in arguments.formats.split(","):
-            artifact = str(Path(folder) / name)
-            export(arguments.model, artifact, name)
-            commands[f"{name}, script"] = ["-c", SCRIPT, artifact, PICTURE]
-            commands[f"{name}, `swiftformer classify`"] = [
-                *("-m", "swiftformer", "classify", "--json", "--model", artifact, PICTURE)
-            ]
+            models[name] = str(Path(folder) / name), "auto"
+            export(arguments.model, models[name][0], name)
+        for name in [*(found for found in models if found == "native"), "torch"]:
+            models[f"the checkpoint in {name}"] = arguments.model, name
+        for name, (model, engine) in models.items():
+            commands[f"{name}, script"] = ["-c", SCRIPT, model, PICTURE, engine]
+            options = ("--json", "--model", model, "--engine", engine)
+            commands[f"{name}, `swiftformer classify`"] = ["-m", "swiftformer", "classify", *options, PICTURE]
         environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(Path(folder) / "bytecode")}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         seconds: dict[str, list[float]] = {name: [] for name in commands}

@@ -85,6 +85,7 @@ def test_start_up(script):
     pytest.importorskip("onnxruntime")
     out = script("start_up", "--formats", "onnx", "--processes", 1)
     assert re.search(r"\| onnx, script \| \d+\.\d{3} \|", out) and "| Python with NumPy and Pillow |" in out
+    assert "| the checkpoint in torch, script |" in out and "native" not in out
 
 
 def test_loading_speed(script, ten_classes):

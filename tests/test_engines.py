@@ -243,13 +243,14 @@ def test_a_package_that_is_not_installed(onnx, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["classify", PICTURE, "--model", "/nowhere"], "/nowhere: expected an exported artifact where torch is not"),
-        (["classify", PICTURE], "expected an exported artifact where torch is not installed, found none there; a"),
+        (["classify", PICTURE], "expected an exported artifact where torch is not installed, found none there; this"),
         (["evaluate", "--data", "photos", "--model", "{onnx}"], "this needs torch, which is not installed"),
         (["info", "xs"], "this needs torch, which is not installed"),
     ],
 )
 def test_without_torch_one_line_says_so(onnx, arguments, message):
-    script = "import sys; sys.modules['torch'] = None\nfrom swiftformer.cli import main\nmain()"
+    script = "import sys; sys.modules['torch'] = sys.modules['swiftformer_native'] = None\n"
+    script += "from swiftformer.cli import main\nmain()"
     arguments = [argument.format(onnx=onnx) for argument in arguments]
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

@@ -104,7 +104,7 @@ def test_resumed_run_equals_an_uninterrupted_one(image_folder, tmp_path, monkeyp
         assert all(torch.equal(a[part][key], b[part][key]) for key in a[part])
 
 
-def test_resuming_keeps_the_numeric_form(image_folder, tmp_path):
+def test_resuming_keeps_the_numeric_form(image_folder, tmp_path, caplog):
     config = SwiftFormerConfig(depths=[1, 1, 1, 1], embed_dims=[8, 8, 8, 16], num_labels=5)
     save(SwiftFormerForImageClassification(config), tmp_path / "uniform")
     run(image_folder, tmp_path / "run", model=str(tmp_path / "uniform"))
@@ -114,7 +114,7 @@ def test_resuming_keeps_the_numeric_form(image_folder, tmp_path):
     metrics = run(image_folder, tmp_path / "run", "epochs=3", resume=True)  # without naming the model again
     assert metrics["epoch"] == 3 and load(tmp_path / "run" / "last").config.form == "uniform"
     again = run(image_folder, tmp_path / "run", "epochs=3", resume=True)
-    assert again == metrics  # nothing left to train
+    assert again == metrics and "behind 3 epochs and 0 images: nothing is left to train" in caplog.text
     (image_folder / "train" / "red").rename(image_folder / "train" / "green")
     (image_folder / "val" / "red").rename(image_folder / "val" / "green")
     with pytest.raises(ValueError, match=r"started with, found 1 only in the run \(red\) and 1 only in the data"):

@@ -306,19 +306,6 @@ def _other_widths(located: Located, model: Any) -> str:
     return f"; it has {', '.join(told)}" if differing else ""
 
 
-def stored_task(reference: str | Path) -> str:
-    """What a model does, a `swiftformer.model_kinds.Task`, told without reading the weights; of files `classification`.
-
-    Raises:
-        CheckpointError, ArtifactError: the checkpoint or artifact cannot be found or read.
-    """
-    from swiftformer.artifact import is_artifact, read_artifact
-
-    if is_artifact(reference):
-        return read_artifact(reference).task
-    return locate(reference).task
-
-
 def save(
     model: SwiftFormerPreTrainedModel,
     path: str | Path,

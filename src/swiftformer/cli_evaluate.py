@@ -82,7 +82,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """How good a model is, in percent: top-1 of a classifier, mean IoU of a segmenter, COCO's AP of a detector."""
-    from swiftformer.checkpoints import stored_task
+    from swiftformer.locate import stored_task
     from swiftformer.progress import progress_bar
     from swiftformer.reports import metrics_table
 

@@ -325,7 +325,8 @@ class SwiftFormerBackbone(BackboneMixin, SwiftFormerPreTrainedModel):
 def register() -> None:
     """Make transformers' Auto classes and pipelines return this package's models for `model_type="swiftformer"`.
 
-    Meant to be called once; calling it again changes nothing.
+    Meant to be called once; calling it again changes nothing. transformers' `AutoBackbone.from_pretrained` asks the hub
+    even for a local folder: `SwiftFormerBackbone.from_pretrained` does not.
     """
     from transformers.models.auto import (
         AutoBackbone,

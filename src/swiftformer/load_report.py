@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from swiftformer.convert import Naming
-from swiftformer.model_kinds import Task
+if TYPE_CHECKING:
+    from swiftformer.convert import Naming
+    from swiftformer.model_kinds import Task
 
 
 @dataclass(frozen=True)

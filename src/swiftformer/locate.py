@@ -75,6 +75,19 @@ def locate(reference: str | Path) -> Located:
     return _hub(text)
 
 
+def stored_task(reference: str | Path) -> str:
+    """What a model does, a `swiftformer.model_kinds.Task`, told without reading the weights; of files `classification`.
+
+    Raises:
+        CheckpointError, ArtifactError: the checkpoint or artifact cannot be found or read.
+    """
+    from swiftformer.artifact import is_artifact, read_artifact
+
+    if is_artifact(reference):
+        return read_artifact(reference).task
+    return locate(reference).task
+
+
 def _file(path: Path) -> Located:
     if path.name in WEIGHT_FILES and (path.parent / "config.json").exists():
         return _folder(path.parent, path)

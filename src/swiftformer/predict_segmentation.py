@@ -222,7 +222,7 @@ def open_segmenter(
         return model
     if isinstance(model, (str, Path)):
         if not is_artifact(model):
-            from swiftformer.checkpoints import stored_task
+            from swiftformer.locate import stored_task
 
             task = stored_task(model)
             if task != "segmentation":

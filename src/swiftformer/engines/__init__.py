@@ -7,7 +7,15 @@ from importlib import import_module, util
 from pathlib import Path
 
 from swiftformer.artifact import Artifact, ArtifactError, is_artifact, read_artifact
-from swiftformer.engines.base import Engine, EngineError, checked_threads, one_line, package_of
+from swiftformer.engines.base import (
+    Engine,
+    EngineError,
+    checked_threads,
+    expect_torch,
+    may_have_gpu,
+    one_line,
+    package_of,
+)
 
 __all__ = ["ENGINES", "Engine", "EngineError", "open_engine"]
 
@@ -85,11 +93,6 @@ def _open_checkpoint(
         )
     if isa is not None and engine not in ("auto", "native"):
         raise EngineError(f"isa: expected the engine native, found {engine}")
-    if util.find_spec("torch") is None:
-        raise EngineError(
-            f"{reference}: expected an exported artifact where torch is not installed, found none there; a checkpoint "
-            "needs torch: pip install swiftformer"
-        )
     if engine == "native" or isa is not None:
         _expect_installed("native")
         from swiftformer.engines.native import from_reference
@@ -103,6 +106,7 @@ def _open_checkpoint(
             return from_reference(reference, device, precision, threads, form)
         except (EngineError, ImportError) as error:  # a network or a precision that it does not compute: torch does
             refusal = f"; {one_line(error)}"
+    expect_torch(reference)
     from swiftformer.engines.torch import TorchEngine
 
     mode = "torch" if engine == "auto" else engine
@@ -114,12 +118,18 @@ def _open_checkpoint(
 
 def _native_may_run(reference: str | Path, device: str | None) -> bool:
     """Whether a checkpoint for the CPU is no detector, told without its weights."""
+    from swiftformer.locate import stored_task
+
+    on_cpu = device == "cpu" or (device is None and not _has_gpu())
+    return on_cpu and _installed("native") and stored_task(reference) in ("classification", "backbone", "segmentation")
+
+
+def _has_gpu() -> bool:
+    if not may_have_gpu() or util.find_spec("torch") is None:
+        return False
     import torch
 
-    from swiftformer.checkpoints import stored_task
-
-    on_cpu = device == "cpu" or (device is None and not torch.cuda.is_available())
-    return on_cpu and _installed("native") and stored_task(reference) in ("classification", "backbone", "segmentation")
+    return torch.cuda.is_available()
 
 
 def _open_artifact(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
+from importlib import util
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,6 +57,22 @@ def expect_stored(engine: str, artifact: Artifact, precision: str | None) -> Non
         raise EngineError(
             f"{engine} computes as the artifact is stored: expected {artifact.precision}, found {precision}"
         )
+
+
+def expect_torch(reference: str | Path) -> None:
+    """Of what runs in torch or is fused there: an EngineError where it is not installed."""
+    if util.find_spec("torch") is None:
+        raise EngineError(
+            f"{reference}: expected an exported artifact where torch is not installed, found none there; this "
+            "checkpoint needs torch: pip install swiftformer"
+        )
+
+
+def may_have_gpu() -> bool:
+    """Whether torch may find a GPU that it calls CUDA, told by the system's drivers: importing torch takes seconds."""
+    if sys.platform == "linux":
+        return any(Path("/dev", name).exists() for name in ("nvidiactl", "nvidia0", "dxg", "kfd"))
+    return sys.platform != "darwin"
 
 
 def expect_cpu(engine: str, device: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Fused networks in `swiftformer_native`, this project's own engine for CPUs. For artifacts nothing here needs torch.
+"""Fused networks in `swiftformer_native`, this project's own engine for CPUs, mostly without torch.
 
 It uses the best instruction set that the processor has, unless another one of those that
 `swiftformer_native.supported()` names is asked for.
@@ -7,15 +7,16 @@ It uses the best instruction set that the processor has, unless another one of t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from swiftformer.artifact import Artifact
-from swiftformer.engines.base import Engine, EngineError, expect_cpu
+from swiftformer.engines.base import Engine, EngineError, expect_cpu, expect_torch
 from swiftformer.image_processing import HUB, Preprocessing
+from swiftformer.locate import locate
 
 NETWORK, WEIGHTS = "network.json", "weights.safetensors"
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -41,6 +42,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
 }
 OUTPUTS = ("output", "head", "scores_output")  # kinds that give one
 
+# Kind and name of a layer, and the arguments that `LAYERS` lists for the kind.
+Member = tuple[str, str, dict[str, Any]]
 Layers = Sequence[Mapping[str, Any]]
 Tensors = Mapping[str, np.ndarray]
 
@@ -145,6 +148,21 @@ def build(layers: Layers, tensors: Tensors, isa: str, precision: str, threads: i
     return network
 
 
+def named(members: Iterable[Member]) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """Layers in order, and their tensors by name, C-contiguous float32.
+
+    A layer is `{"kind", "name", "tensors": {argument: name of the tensor}}`, with its other arguments beside them.
+    """
+    layers: list[dict[str, Any]] = []
+    tensors: dict[str, np.ndarray] = {}
+    for kind, name, arguments in members:
+        arrays = {argument: value for argument, value in arguments.items() if isinstance(value, np.ndarray)}
+        tensors |= {f"{name}.{argument}": np.ascontiguousarray(array, np.float32) for argument, array in arrays.items()}
+        others = {argument: value for argument, value in arguments.items() if argument not in arrays}
+        layers.append({"kind": kind, "name": name, "tensors": {a: f"{name}.{a}" for a in arrays}, **others})
+    return layers, tensors
+
+
 def _is_layer(layer: Any) -> bool:
     tensors = layer.get("tensors") if isinstance(layer, dict) else None
     return (
@@ -196,12 +214,28 @@ def from_reference(
     form: str | None,
     isa: str | None = None,
 ) -> Engine:
-    """A checkpoint of a classifier or a segmentation model, fused in torch. See `swiftformer.engines.open_engine`."""
+    """A checkpoint of a classifier or a segmentation model, fused without torch where that is known to be right. See
+    `swiftformer.engines.open_engine`."""
+    from swiftformer.engines.checkpoint import read_fused
+
+    expect_cpu("native", device)
+    if fused := read_fused(locate(reference), form):
+        layers, tensors = named(fused.members)
+        return NativeEngine(
+            layers,
+            tensors,
+            preprocessing=fused.preprocessing,
+            labels=fused.labels,
+            outputs=("logits",),
+            precision=precision or "fp32",
+            threads=threads,
+            isa=isa,
+        )
+    expect_torch(reference)
     from swiftformer.engines.torch import labels_of, load_fused
     from swiftformer.export.formats import ExportError
     from swiftformer.export.native import network_of
 
-    expect_cpu("native", device)
     net = load_fused(reference, form)
     try:
         layers, tensors = network_of(net)

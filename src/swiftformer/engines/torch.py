@@ -105,8 +105,9 @@ class TorchEngine(Engine):
 
 def load_fused(reference: str | Path, form: str | None = None) -> DeployModel:
     """A checkpoint in the form in which it is run; a backbone's as a classifier."""
-    from swiftformer.checkpoints import load, stored_task
+    from swiftformer.checkpoints import load
     from swiftformer.deploy import fuse
+    from swiftformer.locate import stored_task
 
     task: Any = stored_task(reference)
     model: Any = load(reference, form=form, task="classification" if task == "backbone" else task)

@@ -12,16 +12,13 @@ import torch
 from torch import Tensor
 
 from swiftformer.deploy import DeployBranch, DeployEncoder, DeployModel, DeploySemanticFPN
-from swiftformer.engines.native import NETWORK, OUTPUTS, WEIGHTS
+from swiftformer.engines.native import NETWORK, OUTPUTS, WEIGHTS, Member, named
 from swiftformer.export.formats import ExportError
 from swiftformer.export.graph import DeployGraph
 from swiftformer.normalization import NormalizingConv2d
 
 if TYPE_CHECKING:
     from swiftformer.export.formats import Options
-
-# Kind and name of a layer, and the arguments that `swiftformer.engines.native.LAYERS` lists for the kind.
-Member = tuple[str, str, dict[str, Any]]
 
 
 def write(graph: DeployGraph, options: Options, folder: Path) -> str:
@@ -37,10 +34,8 @@ def write(graph: DeployGraph, options: Options, folder: Path) -> str:
 
 
 def network_of(net: DeployModel) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """The layers of a fused network in order, and their tensors by name, C-contiguous float32.
-
-    A layer is `{"kind", "name", "tensors": {argument: name of the tensor}}`, with its other arguments beside them. What
-    lies behind the last map of a backbone is left out.
+    """The layers of a fused network and their tensors, see `swiftformer.engines.native.named`. What lies behind the
+    last map of a backbone is left out.
 
     Raises:
         ExportError: a network that the engine does not compute.
@@ -49,14 +44,8 @@ def network_of(net: DeployModel) -> tuple[list[dict[str, Any]], dict[str, np.nda
     members = list(_members(net))
     while members[-1][0] not in OUTPUTS:
         members.pop()
-    layers: list[dict[str, Any]] = []
-    tensors: dict[str, np.ndarray] = {}
-    for kind, name, arguments in members:
-        named = {argument: f"{name}.{argument}" for argument, value in arguments.items() if isinstance(value, Tensor)}
-        tensors |= {place: _array(arguments[argument]) for argument, place in named.items()}
-        others = {argument: value for argument, value in arguments.items() if argument not in named}
-        layers.append({"kind": kind, "name": name, "tensors": named, **others})
-    return layers, tensors
+    plain = ({key: _plain(value) for key, value in arguments.items()} for _, _, arguments in members)
+    return named((kind, name, arguments) for (kind, name, _), arguments in zip(members, plain, strict=True))
 
 
 def _check(net: DeployModel) -> None:
@@ -176,5 +165,5 @@ def _output(net: DeployModel, name: str) -> Iterator[Member]:
     yield "output", f"norms.{name}", arguments
 
 
-def _array(tensor: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(tensor.detach().cpu().float().numpy())
+def _plain(value: Any) -> Any:
+    return value.detach().cpu().float().numpy() if isinstance(value, Tensor) else value

@@ -223,7 +223,8 @@ class _Run:
             )
             if self.epoch or self.batch:
                 images = self.batch * self.images_per_batch
-                logger.info("resuming %s behind %d epochs and %d images", output, self.epoch, images)
+                left = "" if self.epoch < recipe.epochs else ": nothing is left to train"
+                logger.info("resuming %s behind %d epochs and %d images%s", output, self.epoch, images, left)
             pictures = RunPictures(output, measures[0], self.train_source.classes)
             while self.epoch < recipe.epochs:
                 if recipe.image_size_at(self.epoch) != recipe.image_size_at(max(self.epoch - 1, 0)):
