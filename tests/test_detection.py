@@ -12,7 +12,7 @@ from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.ops import MultiScaleRoIAlign, box_convert
 
 import swiftformer
-from swiftformer.checkpoints import load, save, stored_task
+from swiftformer.checkpoints import load, save
 from swiftformer.deploy import fuse
 from swiftformer.detection import (
     SwiftFormerDetectionOutput,
@@ -27,6 +27,7 @@ from swiftformer.export import ExportError, export
 from swiftformer.export.compare import found_again
 from swiftformer.heads import rcnn
 from swiftformer.heads.rcnn import RegionPooling, fitting_levels
+from swiftformer.locate import stored_task
 
 SMALL = {
     "depths": [1, 1, 1, 1],

@@ -98,7 +98,39 @@ def transpose(tensors):
     tensors[name] = tensors[name].T.contiguous()
 
 
+def counter(tensors):
+    tensors["swiftformer.encoder.network.0.blocks.7.norm.num_batches_tracked"] = torch.tensor(0)
+
+
+def wide(tensors):
+    tensors["head.weight"] = tensors["head.weight"].double()
+
+
+def headless(tensors):
+    for name in ("head.weight", "head.bias", "dist_head.weight", "dist_head.bias"):
+        tensors[name] = tensors[name][:0].clone()
+
+
+def average(path, mean):
+    file = path / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"image_mean": mean}))
+
+
 CHANGES = {
+    "an unknown form": lambda path: edit(path, global_query_weighting="L2"),
+    "an unknown switch": lambda path: edit(path, normalize_query_key="no"),
+    "a word for a number": lambda path: edit(path, batch_norm_eps="1e-5"),
+    "a truth for a number": lambda path: edit(path, batch_norm_eps=True),
+    "a word for a truth": lambda path: edit(path, use_layer_scale="false"),
+    "a number for a truth": lambda path: edit(path, distillation=1),
+    "a word for a list": lambda path: edit(path, downsamples="none"),
+    "widths that are not whole": lambda path: edit(path, embed_dims=[16.0, 24.0, 32.0, 48.0]),
+    "an endless width": lambda path: edit(path, mlp_ratio=float("inf")),
+    "no classes": lambda path: (edit(path, id2label={}), change(path, headless)),
+    "a stray counter": lambda path: change(path, counter),
+    "float64": lambda path: change(path, wide),
+    "no mean": lambda path: average(path, [None] * 3),
+    "words for a mean": lambda path: average(path, ["0.5"] * 3),
     "activation": lambda path: edit(path, hidden_act="relu"),
     "channels": lambda path: edit(path, num_channels=1),
     "stride": lambda path: edit(path, down_stride=1),
@@ -131,6 +163,27 @@ def test_backbones_and_files_are_left_to_torch(tmp_path):
     assert read_fused(locate(save(SwiftFormerBackbone(SwiftFormerConfig(**TINY)), tmp_path / "a")), None) is None
     assert read_fused(locate(save(tiny(), tmp_path / "a.pth", format="authors")), None) is None
     assert read_fused(locate(save(tiny(), tmp_path / "b.safetensors", format="authors")), None) is None
+
+
+def test_segmentation_models_have_two_classes(tmp_path):
+    path = save(
+        SwiftFormerForSemanticSegmentation(tiny(num_labels=2, id2label={0: "a", 1: "b"}).config), tmp_path / "model"
+    )
+    assert read_fused(locate(path), None) is not None
+
+    def narrow(tensors):
+        for name in ("decode_head.classifier.weight", "decode_head.classifier.bias"):
+            tensors[name] = tensors[name][:1].clone()
+
+    change(path, narrow)
+    edit(path, id2label={"0": "a"})
+    assert read_fused(locate(path), None) is None
+
+
+def test_a_hub_id_without_the_hubs_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(CheckpointError, match="^someone/model: no such file or folder, and huggingface_hub is not"):
+        locate("someone/model")
 
 
 def test_one_head_of_a_model_with_two_is_an_error(tmp_path):

@@ -14,7 +14,7 @@ from transformers.models.d_fine.modeling_d_fine import DFineForObjectDetection
 
 import swiftformer
 from swiftformer import SwiftFormerConfig, SwiftFormerForRealTimeDetection
-from swiftformer.checkpoints import load, save, stored_task
+from swiftformer.checkpoints import load, save
 from swiftformer.deploy import fuse
 from swiftformer.detection import SwiftFormerForObjectDetection
 from swiftformer.engines import open_engine
@@ -22,7 +22,7 @@ from swiftformer.evaluate.detection import evaluate_reference
 from swiftformer.export import export
 from swiftformer.heads import d_fine
 from swiftformer.image_processing import Preprocessing
-from swiftformer.locate import CheckpointError
+from swiftformer.locate import CheckpointError, stored_task
 from swiftformer.train.recipes import RECIPES, get_recipe
 from test_cli import cli  # noqa: F401
 from test_detection import assert_same_objects, detector, labels, pictures

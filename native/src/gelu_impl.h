@@ -17,7 +17,7 @@ constexpr float eighth_root[] = {1.0905083618020017f,     0.10875201062420235f, 
                                  0.009315868652357949f,   0.0011255467021433346f,  8.753830163183221e-05f,
                                  0.00011807356842073041f, -2.037775937510644e-05f, 3.3541968854494675e-06f};
 
-// x * Phi(x) = max(x, 0) - |x| * Phi(-|x|) to 2e-7.
+// x * Phi(x) = max(x, 0) - |x| * Phi(-|x|), with an error of at most 3e-7.
 inline Vec gelu(Vec x) {
   const Vec size = min(all(14.0f), abs(x));  // the eighth power stays finite, and NaN NaN
   const Vec root = polynomial(eighth_root, size), square = root * root, fourth = square * square;

@@ -149,7 +149,10 @@ def _timm_folder(path: Path, weights: Path, config: dict[str, Any]) -> Located:
 
 
 def _hub(text: str) -> Located:
-    from huggingface_hub import snapshot_download
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise CheckpointError(f"{text}: no such file or folder, and huggingface_hub is not installed") from None
 
     repo = re.sub(r"^hf[-_]hub:", "", text)
     repo = next((v.timm_id for v in VARIANTS.values() if repo in (f"swiftformer_{v.name}", v.timm_id[5:])), repo)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from abc import ABC, abstractmethod
 from importlib import util
@@ -15,6 +16,8 @@ from swiftformer.artifact import Artifact
 from swiftformer.image_processing import Preprocessing
 
 ROUNDING = 0.05  # of probabilities in low precision
+# Of NVIDIA (whose devices may appear with the first call), Tegra, AMD, and Windows below WSL.
+GPU_DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
 MOST_THREADS = 1024  # more crash some runtimes
 
 
@@ -71,7 +74,7 @@ def expect_torch(reference: str | Path) -> None:
 def may_have_gpu() -> bool:
     """Whether torch may find a GPU that it calls CUDA, told by the system's drivers: importing torch takes seconds."""
     if sys.platform == "linux":
-        return any(Path("/dev", name).exists() for name in ("nvidiactl", "nvidia0", "dxg", "kfd"))
+        return any(map(os.path.exists, GPU_DRIVERS))
     return sys.platform != "darwin"
 
 

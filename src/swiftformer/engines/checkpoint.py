@@ -19,6 +19,7 @@ from swiftformer.load_report import LoadReport
 from swiftformer.locate import Located
 
 logger = logging.getLogger(__name__)
+FORMS = ("uniform", "l2", "uniform-unnormalized", "l2-unnormalized")
 # What `native` computes, by fields of `SwiftFormerConfig`.
 COMPUTED = {"hidden_act": "gelu", "num_channels": 3, "down_patch_size": 3, "down_stride": 2, "down_pad": 1}
 
@@ -34,10 +35,12 @@ class Fused:
 
 def read_fused(located: Located, form: str | None) -> Fused | None:
     """The fused layers of a model that transformers or `swiftformer.save` wrote; None for every other checkpoint, and
-    for those that `swiftformer.load` has something to say about."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
+    for those that `swiftformer.load` has something to say about, unless it is of a field that changes no answer."""
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+    except ImportError:
+        return None
     try:
         if (
             located.task not in ("classification", "segmentation")
@@ -47,8 +50,9 @@ def read_fused(located: Located, form: str | None) -> Fused | None:
             return None
         if located.preprocessing is None or form not in (None, located.form):
             return None
-        return _fused(located, _Weights(load_file(located.weights)))
-    except (KeyError, TypeError, ValueError, AttributeError, OSError, SafetensorError):
+        with np.errstate(all="ignore"):
+            return _fused(located, _Weights(load_file(located.weights)))
+    except (ArithmeticError, AttributeError, KeyError, OSError, SafetensorError, TypeError, ValueError):
         return None
 
 
@@ -56,15 +60,15 @@ def _fused(located: Located, weights: _Weights) -> Fused | None:
     config, preprocessing = located.config, located.preprocessing
     assert preprocessing is not None
     depths = config["stage_depths"] if isinstance(config["depths"], str) else config["depths"]
-    dims = config["embed_dims"]
-    known = all(config[name] == value for name, value in COMPUTED.items())
-    segments = located.task == "segmentation"
-    known &= segments or config.get("distillation", True) == weights.has("dist_head.weight")
-    steps = [moves or dim != after for moves, dim, after in zip(config["downsamples"], dims, dims[1:], strict=False)]
-    if not known or not len(dims) == len(depths) == len(steps) + 1 or not all(steps):
+    dims, segments = config["embed_dims"], located.task == "segmentation"
+    if not _is_computed(config, depths, segments) or located.form not in FORMS:
+        return None
+    if not segments and config.get("distillation", True) is not weights.has("dist_head.weight"):
         return None
     names: dict[int, str] = {int(i): str(name) for i, name in config["id2label"].items()}
     labels = tuple(names[i] for i in range(len(names)))
+    if len(labels) < (2 if segments else 1):
+        return None
     network = _Network(config, weights, located.form or "")
     members = [("stem", "stem", network.stem(dims[0], preprocessing))]
     for stage, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
@@ -85,6 +89,22 @@ def _fused(located: Located, weights: _Weights) -> Fused | None:
     return Fused(members, preprocessing, labels)
 
 
+def _is_computed(config: Mapping[str, Any], depths: Any, segments: bool) -> bool:
+    """Whether the fields that change an answer are of their types, and such that `native` computes it."""
+    dims, moves = config["embed_dims"], config["downsamples"]
+    widths = [config["fpn_channels"], config["segmentation_channels"]] if segments else []
+    lists = all(type(each) is list for each in (dims, depths, moves))
+    if not lists or any(type(number) is not int or number < 1 for number in (*dims, *depths, *widths)):
+        return False
+    flags = (*moves, config["use_layer_scale"], config.get("normalize_query_key", True))
+    known = all(type(config[name]) is type(value) and config[name] == value for name, value in COMPUTED.items())
+    typed = type(config["batch_norm_eps"]) is float and type(config["mlp_ratio"]) in (int, float)
+    if not (known and typed) or any(type(flag) is not bool for flag in flags):
+        return False
+    steps = [moved or dim != after for moved, dim, after in zip(moves, dims, dims[1:], strict=False)]
+    return len(dims) == len(depths) == len(steps) + 1 and all(steps)
+
+
 class _Weights:
     """The tensors of a file, each of which is taken once."""
 
@@ -94,32 +114,39 @@ class _Weights:
     def take(self, name: str, *shape: int) -> np.ndarray:
         """In float64; KeyError and ValueError where there is none, or one of another shape."""
         array = self._left.pop(name)
-        if array.shape != shape:
-            raise ValueError(f"{name}: expected {shape}, found {array.shape}")
+        if array.shape != shape or array.dtype not in (np.float16, np.float32):
+            raise ValueError(f"{name}: expected {shape}, found {array.dtype} {array.shape}")
         return array.astype(np.float64)
 
     def has(self, name: str) -> bool:
         return name in self._left
 
+    def drop_counter(self, norm: str) -> None:
+        """A BatchNorm's, which changes nothing; older files have none."""
+        if np.ndim(self._left.pop(f"{norm}.num_batches_tracked", 0)) > 0:
+            raise ValueError(f"{norm}: expected a single counter")
+
     def left(self) -> list[str]:
-        return [name for name in self._left if not name.endswith("num_batches_tracked")]
+        return list(self._left)
 
 
 class _Network:
     """The arguments of each layer, see `swiftformer.engines.native.LAYERS`."""
 
     def __init__(self, config: Mapping[str, Any], weights: _Weights, form: str) -> None:
-        self.take, self.has = weights.take, weights.has
+        self.take, self.has, self.drop_counter = weights.take, weights.has, weights.drop_counter
         self.eps, self.ratio = float(config["batch_norm_eps"]), config["mlp_ratio"]
         self.config = config
         self.scales: bool = config["use_layer_scale"]
-        self.pools_by_score, self.normalize = form.startswith("l2"), not form.endswith("unnormalized")
+        self.pools_by_score, self.normalize = form.startswith("l2"), not form.endswith("-unnormalized")
 
     def stem(self, dim: int, preprocessing: Preprocessing) -> dict[str, Any]:
         name = "swiftformer.patch_embed.patch_embedding"
         weight1, bias1 = self._norm_behind(f"{name}.0", f"{name}.1", dim // 2, 3, 3, 3)
         weight2, bias2 = self._norm_behind(f"{name}.3", f"{name}.4", dim, dim // 2, 3, 3)
-        mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
+        if any(type(value) not in (int, float) for value in (*preprocessing.mean, *preprocessing.std)):
+            raise ValueError("expected numbers to normalise by")
+        mean, std = (np.array(values, np.float64).reshape(3) for values in (preprocessing.mean, preprocessing.std))
         return {"weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2, "mean": mean, "std": std}
 
     def downsampling(self, place: int, in_dim: int, out_dim: int) -> dict[str, Any]:
@@ -219,6 +246,7 @@ class _Network:
         return self.take(f"{name}.weight", *shape), self.take(f"{name}.bias", shape[0])
 
     def _affine(self, name: str, dim: int) -> tuple[np.ndarray, np.ndarray]:
+        self.drop_counter(name)
         weight, bias = self._layer(name, dim)
         factor = weight / np.sqrt(self.take(f"{name}.running_var", dim) + self.eps)
         return factor, bias - self.take(f"{name}.running_mean", dim) * factor
