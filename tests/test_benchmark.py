@@ -102,6 +102,7 @@ def compiled_candidate(dtype, graphs):
     return dataclasses.replace(CANDIDATES[0], engine="torch-compile", precision=names[dtype], build=build)
 
 
+@pytest.mark.exhaustive
 def test_compiled_candidates_are_compiled_in_every_cell(monkeypatch):
     """Dynamo runs a function eagerly beyond a limit of compilations, and only logs that."""
     graphs = []

@@ -53,6 +53,7 @@ def test_quality(script, ten_classes, tmp_path):
     assert [line for line in again.splitlines() if line] == ["".join(line) for line in out.splitlines()[-9:]]
 
 
+@pytest.mark.exhaustive
 def test_export_accuracy(script, ten_classes, tmp_path):
     pytest.importorskip("openvino")
     options = ["--data", ten_classes, "--formats", "openvino", "--precisions", "fp32", "--output", tmp_path / "a.jsonl"]

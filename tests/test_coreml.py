@@ -58,9 +58,9 @@ def folders(tmp_path_factory):
 @pytest.mark.parametrize(
     ("form", "precision", "difference", "compressed"),
     [
-        ("l2", "fp32", 1e-5, None),
+        pytest.param("l2", "fp32", 1e-5, None, marks=pytest.mark.exhaustive),
         ("l2", "fp16", 0.005, None),
-        ("uniform", "fp16", 0.01, None),
+        pytest.param("uniform", "fp16", 0.01, None, marks=pytest.mark.exhaustive),
         ("l2", "int8", 0.05, "constexpr_affine_dequantize"),
         ("l2", "palettized", 0.2, "constexpr_lut_to_dense"),
     ],
@@ -168,7 +168,7 @@ def test_backbones_and_other_channels_take_tensors(tmp_path):
     assert artifact.outputs == ("probabilities",) and artifact.value_range == "normalized"
 
 
-@pytest.mark.parametrize("form", ["uniform", "l2"])
+@pytest.mark.parametrize("form", [pytest.param("uniform", marks=pytest.mark.exhaustive), "l2"])
 def test_vectors_of_zeros(tmp_path, form):
     model = prepared(global_query_weighting=form)
     with torch.no_grad():

@@ -140,7 +140,7 @@ def test_segmenters_run_in_native_and_answer_as_in_torch(native, tmp_path):
         list(segment(PICTURE, save(tiny(), tmp_path / "classifier")))
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino", "native", "litert"])
+@pytest.mark.parametrize("format", ["onnx", "openvino", "native", pytest.param("litert", marks=pytest.mark.exhaustive)])
 def test_several_threads_may_call_an_engine(format, tmp_path):
     """Each gets its own answers."""
     if format == "native":

@@ -335,7 +335,7 @@ def test_torch_compile_in_one_graph(weighting):
     compiled(x, labels=torch.tensor([1, 2])).loss.backward()
 
 
-@pytest.mark.parametrize("weighting", ["uniform", "l2"])
+@pytest.mark.parametrize("weighting", [pytest.param("uniform", marks=pytest.mark.exhaustive), "l2"])
 def test_torch_export_with_dynamic_batch_height_and_width(weighting):
     model = tiny(global_query_weighting=weighting)
     # From 33 pixels: torch.export assumes of every convolution that its output is larger than 1x1.

@@ -25,6 +25,7 @@ def masks(tmp_path):
     return tmp_path / "data"
 
 
+@pytest.mark.exhaustive
 def test_two_processes_train_and_count_every_picture_once(masks, tmp_path):
     save(tiny(global_query_weighting="l2"), tmp_path / "tiny")
     common = ["--data", masks, "--device", "cpu", "--workers", 0, "--json"]
