@@ -341,7 +341,9 @@ def test_engine_takes_several_pictures(tmp_path):
         TorchEngine.fused(fuse(model), precision="bf16")
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino", pytest.param("torch-export", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(
+    "format", ["onnx", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("openvino", "torch-export"))]
+)
 def test_exports(format, tmp_path):
     pytest.importorskip({"onnx": "onnxruntime"}.get(format, format.partition("-")[0]))
     model = detector()

@@ -226,6 +226,7 @@ def test_other_checkpoints_run_in_torch(native, checkpoint, tmp_path, monkeypatc
     assert open_engine(detector).name == "torch fp32 cpu"
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: True)  # a GPU is faster
+        patch.setattr(engines, "may_have_gpu", lambda: True)
         patch.setattr("swiftformer.engines.torch.select_device", lambda _: torch.device("cpu"))
         assert open_engine(checkpoint).name == "torch fp32 cpu"
     monkeypatch.setitem(sys.modules, "swiftformer_native", None)

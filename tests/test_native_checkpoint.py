@@ -17,7 +17,6 @@ from swiftformer import SwiftFormerBackbone, SwiftFormerConfig, SwiftFormerForSe
 from swiftformer.deploy import fuse
 from swiftformer.engines import EngineError, base, open_engine
 from swiftformer.engines.checkpoint import read_fused
-from swiftformer.engines.native import named
 from swiftformer.export.native import network_of
 from swiftformer.image_processing import Preprocessing
 from swiftformer.locate import CheckpointError, locate
@@ -47,7 +46,7 @@ def test_layers_are_those_that_torch_fuses(tmp_path, data):
     found = read_fused(locate(path), data.draw(st.sampled_from([None, model.config.form])))
     assert found is not None and found.labels == tuple(f"kind {i}" for i in range(fields["num_labels"]))
     assert found.preprocessing == model.preprocessing
-    layers, tensors = named(found.members)
+    layers, tensors = found.layers, found.tensors
     expected_layers, expected = network_of(fuse(load(path)))
     assert [layer | {"pooled_scale": 0} for layer in layers] == [x | {"pooled_scale": 0} for x in expected_layers]
     assert tensors.keys() == expected.keys()
@@ -66,7 +65,7 @@ def test_what_transformers_wrote(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(Preprocessing().to_dict()))
     found = read_fused(locate(tmp_path), "uniform")
     assert found is not None and len(found.labels) == 7
-    layers, tensors = named(found.members)
+    layers, tensors = found.layers, found.tensors
     expected_layers, expected = network_of(fuse(load(tmp_path)))
     assert layers == expected_layers
     assert all(np.allclose(tensors[name], expected[name], rtol=1e-6, atol=1e-12) for name in expected)

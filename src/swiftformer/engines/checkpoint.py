@@ -9,14 +9,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from swiftformer.engines.native import Member
+from swiftformer.engines.native import Member, named
 from swiftformer.image_processing import Preprocessing
 from swiftformer.load_report import LoadReport
 from swiftformer.locate import Located
+
+if TYPE_CHECKING:
+    from swiftformer.model_kinds import Task
 
 logger = logging.getLogger(__name__)
 FORMS = ("uniform", "l2", "uniform-unnormalized", "l2-unnormalized")
@@ -26,9 +29,10 @@ COMPUTED = {"hidden_act": "gelu", "num_channels": 3, "down_patch_size": 3, "down
 
 @dataclass(frozen=True)
 class Fused:
-    """The layers of a network, as `swiftformer.engines.native.named` takes them."""
+    """A network: layers and tensors as `swiftformer.engines.native.named` gives them."""
 
-    members: list[Member]
+    layers: list[dict[str, Any]]
+    tensors: dict[str, np.ndarray]
     preprocessing: Preprocessing
     labels: tuple[str, ...]
 
@@ -84,9 +88,11 @@ def _fused(located: Located, weights: _Weights) -> Fused | None:
         members.append(("head", "head", network.head(dims[-1], len(labels))))
     if weights.left():
         return None
-    report = LoadReport(located.path, "transformers", located.form or "", located.task, len(labels))
+    task: Task = "segmentation" if segments else "classification"
+    report = LoadReport(located.path, "transformers", located.form or "", task, len(labels))
     logger.info("%s", report)
-    return Fused(members, preprocessing, labels)
+    layers, tensors = named(members)
+    return Fused(layers, tensors, preprocessing, labels)
 
 
 def _is_computed(config: Mapping[str, Any], depths: Any, segments: bool) -> bool:

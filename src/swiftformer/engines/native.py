@@ -220,10 +220,9 @@ def from_reference(
 
     expect_cpu("native", device)
     if fused := read_fused(locate(reference), form):
-        layers, tensors = named(fused.members)
         return NativeEngine(
-            layers,
-            tensors,
+            fused.layers,
+            fused.tensors,
             preprocessing=fused.preprocessing,
             labels=fused.labels,
             outputs=("logits",),
