@@ -53,14 +53,14 @@ def ours(arguments: argparse.Namespace, pixels: Tensor, targets: Tensor, compile
 
 
 def without_kernels(step: Step) -> Step:
-    kernels = training_operators.KERNELS
+    kernels = training_operators.KERNELS, training_operators.FLOAT_KERNELS
 
     def run() -> None:
-        training_operators.KERNELS = None
+        training_operators.KERNELS = training_operators.FLOAT_KERNELS = None
         try:
             step()
         finally:
-            training_operators.KERNELS = kernels
+            training_operators.KERNELS, training_operators.FLOAT_KERNELS = kernels
 
     return run
 
@@ -130,7 +130,7 @@ def main() -> None:
         "timm, channels_last": theirs(arguments, pixels, targets, True, False),
         "swiftformer": ours(arguments, pixels, targets, compiled=False),
     }
-    if training_operators.KERNELS is not None:
+    if training_operators.KERNELS is not None or training_operators.FLOAT_KERNELS is not None:
         steps["swiftformer, without swiftformer-native"] = without_kernels(steps["swiftformer"])
     if not arguments.no_compile:
         steps["timm, channels_last, compile"] = theirs(arguments, pixels, targets, True, True)

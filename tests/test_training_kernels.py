@@ -289,7 +289,6 @@ def test_a_branch_that_is_dropped(drop):
         None,
         SimpleNamespace(),
         SimpleNamespace(training=SimpleNamespace(has_openmp=lambda: False, supported=lambda: ["avx512_bf16"])),
-        SimpleNamespace(training=SimpleNamespace(has_openmp=lambda: True, supported=lambda: ["plain"])),
     ],
 )
 def test_broken_and_older_packages_are_told_and_other_processors_have_no_kernels(module, monkeypatch, caplog):
@@ -297,6 +296,62 @@ def test_broken_and_older_packages_are_told_and_other_processors_have_no_kernels
     assert training_operators.find() is None
     broken = module is None or not hasattr(module, "training")
     assert ("swiftformer_native is older or broken" in caplog.text) == broken
+
+
+@pytest.mark.parametrize(("names", "sets"), [(["gelu_float32"], ["plain"]), ([], ["plain", "avx2"])])
+def test_float32_needs_a_newer_package_and_processor(names, sets, monkeypatch):
+    training = SimpleNamespace(has_openmp=lambda: True, **dict.fromkeys(names, print))
+    monkeypatch.setitem(sys.modules, "swiftformer_native", SimpleNamespace(training=training, supported=lambda: sets))
+    assert training_operators.find() is training and not training_operators.knows_float32(training)
+
+
+needs_float_kernels = pytest.mark.skipif(
+    training_operators.FLOAT_KERNELS is None, reason="needs swiftformer_native, and AVX2 or NEON"
+)
+
+
+@needs_float_kernels
+@pytest.mark.parametrize("layout", ["channels last", "contiguous", "with gaps", "broadcast gradient"])
+def test_gelu_of_float32_in_any_layout(layout):
+    x, gradient = maps(2, 5, 3, 4, dtype=torch.float32), maps(2, 5, 3, 4, dtype=torch.float32, seed=1)
+    if layout == "contiguous":
+        x = x.contiguous()
+    if layout == "with gaps":
+        x = maps(2, 5, 3, 8, dtype=torch.float32)[..., ::2]
+    if layout == "broadcast gradient":
+        gradient = torch.ones(1, 1, 1, 1).expand(2, 5, 3, 4)
+    x = (4 * x).requires_grad_()
+    y, exact = GELU()(x), F.gelu(x.double())
+    assert y.grad_fn.name() == "geluBackward" and y.dtype == torch.float32
+    (found,) = torch.autograd.grad(y, x, gradient)
+    (wanted,) = torch.autograd.grad(exact, x, gradient.double())
+    torch.testing.assert_close(y.double(), exact, rtol=1e-6, atol=5e-7)
+    torch.testing.assert_close(found.double(), wanted.double(), rtol=1e-6, atol=2.5e-6)
+    assert GELU().eval()(x).grad_fn.name() != "geluBackward"
+
+
+@needs_float_kernels
+def test_a_network_in_float32_learns_as_with_torchs_gelu(monkeypatch):
+    net, x = tiny().to(memory_format=torch.channels_last).train(), maps(4, 3, 64, 96, dtype=torch.float32)
+    found = []
+    for kernels in (training_operators.FLOAT_KERNELS, None):
+        monkeypatch.setattr(training_operators, "FLOAT_KERNELS", kernels)
+        copied = copy.deepcopy(net)
+        copied(x).logits.square().sum().backward()
+        found.append([parameter.grad for parameter in copied.parameters()])
+    assert all(relative(ours, torchs) < 1e-4 for ours, torchs in zip(*found, strict=True) if torchs.norm() > 1e-3)
+
+
+@needs_float_kernels
+def test_compiled_networks_keep_torchs_gelu_in_float32():
+    seen = []
+
+    def look(graph, inputs):
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    torch.compile(GELU(), backend=look)(torch.randn(4, requires_grad=True))
+    assert any("gelu" in name for name in seen) and not any("swiftformer" in name for name in seen)
 
 
 def test_without_the_package_there_are_no_kernels(monkeypatch, caplog):

@@ -91,8 +91,11 @@ struct Kernels {
   void (*modulate)(const float* key_query, int rows, int channels, int dim, const float* global, uint32_t* operand,
                    int operand_stride);
 
-  // GELU alone, of `count` values, a multiple of `lanes`: for tests. Null with levels.
+  // GELU alone, of `count` values, a multiple of `lanes`. Null with levels.
   void (*gelu)(const float* values, int count, uint32_t* row);
+
+  // The gradient of `values` from that of GELU, likewise: for training in float32. Null in other precisions.
+  void (*gelu_gradient)(const float* gradient, const float* values, int count, float* to);
 };
 
 extern const Kernels plain_fp32, plain_bf16, plain_int8;

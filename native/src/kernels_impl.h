@@ -332,6 +332,10 @@ void gelu_of_values(const float* values, int count, uint32_t* row) {
   }
 }
 
+void gelu_gradient_of_values(const float* gradient, const float* values, int count, float* to) {
+  for (int c = 0; c < count; c += lanes) store(to + c, load(gradient + c) * gelu_slope(load(values + c)));
+}
+
 // Null with levels.
 template <class Op, int widest>
 constexpr decltype(Kernels::first_convolution) first_convolution_of() {
@@ -361,7 +365,8 @@ constexpr Kernels table(const char* name) {
           depth_wise<Op>,
           pool,
           modulate<Op>,
-          Op::levels ? nullptr : gelu_of_values<Op>};
+          Op::levels ? nullptr : gelu_of_values<Op>,
+          Op::values_per_word == 1 ? gelu_gradient_of_values : nullptr};
 }
 
 }  // namespace

@@ -86,6 +86,20 @@ void add_training(nb::module_ m) {
       "gradient"_a, "x"_a, "count"_a, "to"_a, "threads"_a, "isa"_a, Release(),
       "The gradient of x from that of GELU(x), all bfloat16.");
   m.def(
+      "gelu_float32",
+      [](uintptr_t x, int64_t count, uintptr_t y, int threads, const std::string& isa) {
+        gelu(kernels_for(isa, "fp32"), at<const float>(x), count, at<float>(y), threads);
+      },
+      "x"_a, "count"_a, "y"_a, "threads"_a, "isa"_a, Release(), "GELU of float32; any instruction set, or `auto`.");
+  m.def(
+      "gelu_gradient_float32",
+      [](uintptr_t gradient, uintptr_t x, int64_t count, uintptr_t to, int threads, const std::string& isa) {
+        gelu_gradient(kernels_for(isa, "fp32"), at<const float>(gradient), at<const float>(x), count, at<float>(to),
+                      threads);
+      },
+      "gradient"_a, "x"_a, "count"_a, "to"_a, "threads"_a, "isa"_a, Release(),
+      "The gradient of x from that of GELU(x), all float32.");
+  m.def(
       "add_scaled",
       [](uintptr_t x, bool x_is_bf16, uintptr_t scale, uintptr_t branch, int64_t rows, int channels, uintptr_t to,
          int threads, const std::string& isa) {

@@ -101,6 +101,45 @@ void gelu_gradient(const TrainingKernels& kernels, const Bf16* gradient, const B
   });
 }
 
+namespace {
+
+// Calls `some(from, count)` for values at `from` on, multiples of `lanes`, and `rest(from, count)` for what is left.
+template <class Some, class Rest>
+void in_lanes(int64_t first, int64_t size, const Some& some, const Rest& rest) {
+  constexpr int64_t most = 1 << 20;
+  int64_t whole = size / lanes * lanes;
+  for (int64_t done = 0; done < whole; done += most) some(first + done, static_cast<int>(std::min(most, whole - done)));
+  if (whole < size) rest(first + whole, static_cast<int>(size - whole));
+}
+
+}  // namespace
+
+void gelu(const Kernels& kernels, const float* x, int64_t count, float* y, int threads) {
+  const auto some = [&](int64_t from, int size) {
+    kernels.gelu(x + from, size, reinterpret_cast<uint32_t*>(y + from));
+  };
+  const auto rest = [&](int64_t from, int size) {
+    float in[lanes] = {}, out[lanes];
+    std::copy_n(x + from, size, in);
+    kernels.gelu(in, lanes, reinterpret_cast<uint32_t*>(out));
+    std::copy_n(out, size, y + from);
+  };
+  split(count, 1, threads, [&](int, int64_t first, int64_t size) { in_lanes(first, size, some, rest); });
+}
+
+void gelu_gradient(const Kernels& kernels, const float* gradient, const float* x, int64_t count, float* to,
+                   int threads) {
+  const auto some = [&](int64_t from, int size) { kernels.gelu_gradient(gradient + from, x + from, size, to + from); };
+  const auto rest = [&](int64_t from, int size) {
+    float of_y[lanes] = {}, in[lanes] = {}, out[lanes];
+    std::copy_n(gradient + from, size, of_y);
+    std::copy_n(x + from, size, in);
+    kernels.gelu_gradient(of_y, in, lanes, out);
+    std::copy_n(out, size, to + from);
+  };
+  split(count, 1, threads, [&](int, int64_t first, int64_t size) { in_lanes(first, size, some, rest); });
+}
+
 void add_scaled(const TrainingKernels& kernels, const void* x, bool x_is_bf16, const float* scale, const Bf16* branch,
                 int64_t rows, int channels, float* to, int threads) {
   split(rows, channels, threads, [&](int, int64_t first, int64_t size) {

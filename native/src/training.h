@@ -67,6 +67,12 @@ bool has_openmp();
 void gelu(const TrainingKernels& kernels, const Bf16* x, int64_t count, Bf16* y, int threads);
 void gelu_gradient(const TrainingKernels& kernels, const Bf16* gradient, const Bf16* x, int64_t count, Bf16* to,
                    int threads);
+
+// The same in float32, with kernels of that precision.
+void gelu(const Kernels& kernels, const float* x, int64_t count, float* y, int threads);
+void gelu_gradient(const Kernels& kernels, const float* gradient, const float* x, int64_t count, float* to,
+                   int threads);
+
 void add_scaled(const TrainingKernels& kernels, const void* x, bool x_is_bf16, const float* scale, const Bf16* branch,
                 int64_t rows, int channels, float* to, int threads);
 // Overwrites `scale_gradient`.

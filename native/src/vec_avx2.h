@@ -30,6 +30,11 @@ inline Vec abs(Vec a) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   return {_mm256_andnot_ps(sign, a.low), _mm256_andnot_ps(sign, a.high)};
 }
+// The size of `a`, which is not negative, with the sign of `b`.
+inline Vec with_sign(Vec a, Vec b) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_or_ps(a.low, _mm256_and_ps(b.low, sign)), _mm256_or_ps(a.high, _mm256_and_ps(b.high, sign))};
+}
 inline Vec nearest(Vec a) {
   constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   return {_mm256_round_ps(a.low, mode), _mm256_round_ps(a.high, mode)};

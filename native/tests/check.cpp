@@ -351,6 +351,32 @@ struct Suite {
     const bool right = found[0] == odd[0] && std::fabs(found[1]) < 1e-6 && found[2] == odd[2] &&
                        std::fabs(found[3]) < 1e-6 && std::isnan(found[4]);
     report("GELU of infinite and huge values " + mode.name(), right ? 0 : 1, 0, "");
+    gelu_in_training(mode);
+  }
+
+  // float32 in parts of several threads, on arrays that end where their values do.
+  void gelu_in_training(const Mode& mode) const {
+    Worst values, slopes;
+    std::mt19937 random(9);
+    for (int count : {1, 15, 16, 17, 1000, 100003}) {
+      std::vector<float> x(count), gradient(count), y(count), to(count);
+      for (int i = 0; i < count; ++i) {
+        x[i] = (random() / 4294967296.0f - 0.5f) * 28.0f;
+        gradient[i] = random() / 4294967296.0f - 0.5f;
+      }
+      for (int threads : {1, 3}) {
+        swiftformer::gelu(*mode.kernels, x.data(), count, y.data(), threads);
+        swiftformer::gelu_gradient(*mode.kernels, gradient.data(), x.data(), count, to.data(), threads);
+        for (int i = 0; i < count; ++i) {
+          const double a = x[i], below = 0.5 * std::erfc(-a / std::sqrt(2.0));
+          const double slope = below + a * 0.3989422804014327 * std::exp(-a * a / 2);
+          values.see(std::fabs(y[i] - a * below), std::to_string(a));
+          slopes.see(std::fabs(to[i] - gradient[i] * slope), std::to_string(a));
+        }
+      }
+    }
+    report("GELU in training " + mode.name(), values.found, 1e-6, values.where);
+    report("gradient of GELU in training " + mode.name(), slopes.found, 2e-6, slopes.where);
   }
 
   // What training uses, on arrays that end where their values do.

@@ -1,7 +1,9 @@
-"""GELU, BatchNorm and the sum with a scaled branch, for training on a CPU with autocast to bfloat16.
+"""GELU, BatchNorm and the sum with a scaled branch, for training on a CPU with autocast to bfloat16; GELU in float32
+as well.
 
-Where `swiftformer_native` is installed and the processor has AVX-512 BF16, its kernels are called, in PyTorch's own
-threads; everywhere else nothing changes. What they gain: `benchmarks/training_kernels.py`.
+Where `swiftformer_native` is installed its kernels are called, in PyTorch's own threads: those of bfloat16 where the
+processor has AVX-512 BF16, that of float32 on every one with AVX2 or NEON. Everywhere else nothing changes. What they
+gain: `benchmarks/training_kernels.py` and `benchmarks/training_speed.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ class GELU(nn.GELU):
     """The exact GELU, `x Phi(x)`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return gelu(input) if self.training and _serves(input) else F.gelu(input)
+        served = self.training and (_serves(input) or _serves_float32(input))
+        return gelu(input) if served else F.gelu(input)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -76,5 +79,14 @@ def _is_idle(drop: nn.Module) -> bool:
 
 def _serves(x: Tensor) -> bool:
     """Whether a kernel takes this tensor: one that is learned from."""
-    learned = x.requires_grad and torch.is_grad_enabled() and not torch.jit.is_tracing()
-    return learned and x.dtype == torch.bfloat16 and x.device.type == "cpu" and training_operators.KERNELS is not None
+    return training_operators.KERNELS is not None and x.dtype == torch.bfloat16 and _is_learned_from(x)
+
+
+def _serves_float32(x: Tensor) -> bool:
+    """Not where torch compiles, which computes it with what stands beside it."""
+    known = training_operators.FLOAT_KERNELS is not None and x.dtype == torch.float32
+    return known and _is_learned_from(x) and not torch.compiler.is_compiling()
+
+
+def _is_learned_from(x: Tensor) -> bool:
+    return x.requires_grad and torch.is_grad_enabled() and not torch.jit.is_tracing() and x.device.type == "cpu"

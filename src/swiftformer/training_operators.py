@@ -1,5 +1,5 @@
-"""What `swiftformer_native` computes for training in bfloat16 on a CPU, as functions that autograd and torch.compile
-know. They can be called where `KERNELS` is not None."""
+"""What `swiftformer_native` computes for training on a CPU, as functions that autograd and torch.compile know. In
+bfloat16 they can be called where `KERNELS` is not None, and GELU in float32 where `FLOAT_KERNELS` is not None."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INSTRUCTIONS = "avx512_bf16"
 
 
 def find() -> Any:
-    """`swiftformer_native.training`, or None where it has nothing faster than PyTorch; a broken package is told."""
+    """`swiftformer_native.training`, or None where it cannot be used; a broken package is told."""
     if "swiftformer_native" not in sys.modules and util.find_spec("swiftformer_native") is None:
         return None
     try:
@@ -27,16 +27,31 @@ def find() -> Any:
     except (ImportError, OSError) as error:
         logger.warning("swiftformer_native is older or broken (%s): training goes on without its kernels", error)
         return None
-    return found if found.has_openmp() and INSTRUCTIONS in found.supported() else None
+    return found if found.has_openmp() else None
 
 
-KERNELS = find()
+def knows_float32(found: Any) -> bool:
+    """Whether a version of it has GELU in float32, in more than the reference."""
+    from swiftformer_native import supported
+
+    return hasattr(found, "gelu_float32") and len(supported()) > 1
+
+
+_FOUND = find()
+KERNELS = _FOUND if _FOUND is not None and INSTRUCTIONS in _FOUND.supported() else None
+FLOAT_KERNELS = _FOUND if _FOUND is not None and knows_float32(_FOUND) else None
 
 
 def _call(kernel: str, *arguments: Any) -> None:
     """Tensors are given by their addresses."""
     values = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
     getattr(KERNELS, kernel)(*values, torch.get_num_threads(), INSTRUCTIONS)
+
+
+def _call_float(kernel: str, *arguments: Any) -> None:
+    """In float32, with the best instruction set."""
+    values = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
+    getattr(FLOAT_KERNELS, kernel)(*values, torch.get_num_threads(), "auto")
 
 
 def _in_layout_of(like: Tensor, x: Tensor) -> Tensor:
@@ -84,12 +99,15 @@ def _is_run(x: Tensor) -> bool:
     return type(x) is Tensor and not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None
 
 
-# --- GELU of bfloat16, in any layout
+# --- GELU of bfloat16 or float32, in any layout
 
 
 def _gelu(x: Tensor) -> Tensor:
     y = torch.empty_like(x)
-    _call("gelu", _in_layout_of(y, x), x.numel(), y)
+    if x.dtype == torch.float32:
+        _call_float("gelu_float32", _in_layout_of(y, x), x.numel(), y)
+    else:
+        _call("gelu", _in_layout_of(y, x), x.numel(), y)
     return y
 
 
@@ -97,7 +115,11 @@ def _gelu_gradient(gradient: Tensor, x: Tensor) -> Tensor:
     if gradient.shape != x.shape:
         raise ValueError(f"expected a gradient of shape {tuple(x.shape)}, found {tuple(gradient.shape)}")
     to = torch.empty_like(x)
-    _call("gelu_gradient", _in_layout_of(to, gradient), _in_layout_of(to, x), x.numel(), to)
+    arguments = _in_layout_of(to, gradient), _in_layout_of(to, x), x.numel(), to
+    if x.dtype == torch.float32:
+        _call_float("gelu_gradient_float32", *arguments)
+    else:
+        _call("gelu_gradient", *arguments)
     return to
 
 
