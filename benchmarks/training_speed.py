@@ -130,7 +130,8 @@ def main() -> None:
         "timm, channels_last": theirs(arguments, pixels, targets, True, False),
         "swiftformer": ours(arguments, pixels, targets, compiled=False),
     }
-    if training_operators.KERNELS is not None or training_operators.FLOAT_KERNELS is not None:
+    single = arguments.precision == "fp32"
+    if (training_operators.FLOAT_KERNELS if single else training_operators.KERNELS) is not None:
         steps["swiftformer, without swiftformer-native"] = without_kernels(steps["swiftformer"])
     if not arguments.no_compile:
         steps["timm, channels_last, compile"] = theirs(arguments, pixels, targets, True, True)

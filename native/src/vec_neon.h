@@ -51,12 +51,12 @@ inline Vec nearest(Vec a) {
   EACH_PART a.part[i] = vrndnq_f32(a.part[i]);
   return a;
 }
-// Below 2^-126 the result is zero instead of a subnormal number.
 // The size of `a`, which is not negative, with the sign of `b`.
 inline Vec with_sign(Vec a, Vec b) {
   EACH_PART a.part[i] = vbslq_f32(vdupq_n_u32(0x80000000u), b.part[i], a.part[i]);
   return a;
 }
+// Below 2^-126 the result is zero instead of a subnormal number.
 inline Vec times_power_of_2(Vec a, Vec power) {
   EACH_PART {
     const int32x4_t exponent = vcvtnq_s32_f32(vmaxq_f32(power.part[i], vdupq_n_f32(-127.0f)));

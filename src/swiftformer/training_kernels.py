@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swiftformer import training_operators
-from swiftformer.training_operators import batch_norm, gelu, sum_with_scaled
+from swiftformer.training_operators import batch_norm, gelu, gelu_float32, is_plain, sum_with_scaled
 
 LARGE = 2**18  # values of a map, from which BatchNorm gains more than another call costs
 
@@ -24,8 +24,9 @@ class GELU(nn.GELU):
     """The exact GELU, `x Phi(x)`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        served = self.training and (_serves(input) or _serves_float32(input))
-        return gelu(input) if served else F.gelu(input)
+        if self.training and _serves(input):
+            return gelu(input)
+        return gelu_float32(input) if self.training and _serves_float32(input) else F.gelu(input)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -84,8 +85,7 @@ def _serves(x: Tensor) -> bool:
 
 def _serves_float32(x: Tensor) -> bool:
     """Not where torch compiles, which computes it with what stands beside it."""
-    known = training_operators.FLOAT_KERNELS is not None and x.dtype == torch.float32
-    return known and _is_learned_from(x) and not torch.compiler.is_compiling()
+    return training_operators.FLOAT_KERNELS is not None and is_plain(x) and _is_learned_from(x)
 
 
 def _is_learned_from(x: Tensor) -> bool:

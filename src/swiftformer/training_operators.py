@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
@@ -46,12 +47,6 @@ def _call(kernel: str, *arguments: Any) -> None:
     """Tensors are given by their addresses."""
     values = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
     getattr(KERNELS, kernel)(*values, torch.get_num_threads(), INSTRUCTIONS)
-
-
-def _call_float(kernel: str, *arguments: Any) -> None:
-    """In float32, with the best instruction set."""
-    values = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
-    getattr(FLOAT_KERNELS, kernel)(*values, torch.get_num_threads(), "auto")
 
 
 def _in_layout_of(like: Tensor, x: Tensor) -> Tensor:
@@ -99,15 +94,12 @@ def _is_run(x: Tensor) -> bool:
     return type(x) is Tensor and not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None
 
 
-# --- GELU of bfloat16 or float32, in any layout
+# --- GELU of bfloat16, in any layout
 
 
 def _gelu(x: Tensor) -> Tensor:
     y = torch.empty_like(x)
-    if x.dtype == torch.float32:
-        _call_float("gelu_float32", _in_layout_of(y, x), x.numel(), y)
-    else:
-        _call("gelu", _in_layout_of(y, x), x.numel(), y)
+    _call("gelu", _in_layout_of(y, x), x.numel(), y)
     return y
 
 
@@ -115,11 +107,7 @@ def _gelu_gradient(gradient: Tensor, x: Tensor) -> Tensor:
     if gradient.shape != x.shape:
         raise ValueError(f"expected a gradient of shape {tuple(x.shape)}, found {tuple(gradient.shape)}")
     to = torch.empty_like(x)
-    arguments = _in_layout_of(to, gradient), _in_layout_of(to, x), x.numel(), to
-    if x.dtype == torch.float32:
-        _call_float("gelu_gradient_float32", *arguments)
-    else:
-        _call("gelu_gradient", *arguments)
+    _call("gelu_gradient", _in_layout_of(to, gradient), _in_layout_of(to, x), x.numel(), to)
     return to
 
 
@@ -131,6 +119,45 @@ gelu_gradient = _operator("gelu_gradient", _gelu_gradient, lambda gradient, x: t
 gelu = _learned(
     "gelu", _gelu, torch.empty_like, _keep_gelu, lambda ctx, gradient: gelu_gradient(gradient, *ctx.saved_tensors)
 )
+
+
+# --- GELU of float32, in any layout
+
+
+class _FloatGELU(torch.autograd.Function):
+    """With second derivatives, and gradients of any kind, which are torch's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        assert FLOAT_KERNELS is not None
+        ctx.save_for_backward(x)
+        y = torch.empty_like(x)
+        source = _in_layout_of(y, x)
+        FLOAT_KERNELS.gelu_float32(source.data_ptr(), x.numel(), y.data_ptr(), torch.get_num_threads(), "auto")
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        if torch.is_grad_enabled() or not is_plain(gradient) or FLOAT_KERNELS is None:
+            return torch.ops.aten.gelu_backward(gradient, x)
+        to = torch.empty_like(x)
+        of_y, source = _in_layout_of(to, gradient), _in_layout_of(to, x)
+        places = of_y.data_ptr(), source.data_ptr(), x.numel(), to.data_ptr()
+        FLOAT_KERNELS.gelu_gradient_float32(*places, torch.get_num_threads(), "auto")
+        return to
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether a tensor of float32 has values of its own, which no transformation of functions looks at."""
+    if x.dtype != torch.float32 or not _is_run(x) or forward_ad._current_level >= 0:
+        return False
+    return not (torch._C._are_functorch_transforms_active() or torch._C._functorch.is_legacy_batchedtensor(x))
+
+
+def gelu_float32(x: Tensor) -> Tensor:
+    """Of a tensor that is `is_plain`."""
+    return _FloatGELU.apply(x)
 
 
 # --- `x + scale * branch`: maps of float32 or bfloat16, `(C, 1, 1)` of float32, maps of bfloat16; gives float32

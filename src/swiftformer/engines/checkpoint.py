@@ -102,6 +102,8 @@ def _is_computed(config: Mapping[str, Any], depths: Any, segments: bool) -> bool
     lists = all(type(each) is list for each in (dims, depths, moves))
     if not lists or any(type(number) is not int or number < 1 for number in (*dims, *depths, *widths)):
         return False
+    if not dims or dims[0] < 2:
+        return False
     flags = (*moves, config["use_layer_scale"], config.get("normalize_query_key", True))
     known = all(type(config[name]) is type(value) and config[name] == value for name, value in COMPUTED.items())
     typed = type(config["batch_norm_eps"]) is float and type(config["mlp_ratio"]) in (int, float)
