@@ -102,6 +102,7 @@ def test_the_package(folders):
     assert check_kept(spec, fuse(prepared(global_query_weighting="l2"))) == []
 
 
+@pytest.mark.exhaustive
 def test_compressed_packages_are_smaller(folders):
     weights = "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
     sizes = [(folders("l2", p) / weights).stat().st_size for p in ("palettized", "int8", "fp16", "fp32")]
