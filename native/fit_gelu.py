@@ -1,4 +1,4 @@
-"""Fits the polynomials of GELU in `src/gelu_impl.h` and `src/training_impl.h`, for C++. Needs numpy and scipy.
+"""Fits the polynomials of GELU in `src/gelu_impl.h` and prints them as C++. Needs numpy and scipy.
 
 python fit_gelu.py
 """

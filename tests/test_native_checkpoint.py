@@ -153,7 +153,7 @@ CHANGES = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_others_are_left_to_torch(tmp_path, name):
     path = save(tiny(), tmp_path / "model")
-    assert read_fused(locate(path), None) is not None and read_fused(locate(path), "l2") is None
+    assert read_fused(locate(path), None) is not None
     CHANGES[name](path)
     assert read_fused(locate(path), None) is None
 
@@ -183,6 +183,25 @@ def test_a_hub_id_without_the_hubs_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(CheckpointError, match="^someone/model: no such file or folder, and huggingface_hub is not"):
         locate("someone/model")
+
+
+def test_another_form_than_asked_for_is_told_as_by_load(tmp_path):
+    path, message = save(tiny(), tmp_path / "model"), "model: its form is 'uniform', but form='l2' was asked for$"
+    for read in (lambda: read_fused(locate(path), "l2"), lambda: load(path, form="l2")):
+        with pytest.raises(CheckpointError, match=message):
+            read()
+    assert read_fused(locate(path), "L2") is None
+
+
+def test_without_torch_the_refusal_is_told(tmp_path, monkeypatch):
+    pytest.importorskip("swiftformer_native")
+    path = save(tiny(), tmp_path / "model")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(EngineError, match="^precision: expected one of fp32, bf16, int8 for native, found 'fp16'$"):
+        open_engine(path, precision="fp16")
+    edit(path, hidden_act="relu")
+    with pytest.raises(EngineError, match="this checkpoint needs torch: pip install swiftformer$"):
+        open_engine(path)
 
 
 def test_one_head_of_a_model_with_two_is_an_error(tmp_path):

@@ -105,6 +105,8 @@ def _open_checkpoint(
         try:
             return from_reference(reference, device, precision, threads, form)
         except (EngineError, ImportError) as error:  # a network or a precision that it does not compute: torch does
+            if isinstance(error, EngineError) and util.find_spec("torch") is None:
+                raise
             refusal = f"; {one_line(error)}"
     expect_torch(reference)
     from swiftformer.engines.torch import TorchEngine

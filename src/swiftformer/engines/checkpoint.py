@@ -16,7 +16,7 @@ import numpy as np
 from swiftformer.engines.native import Member, named
 from swiftformer.image_processing import Preprocessing
 from swiftformer.load_report import LoadReport
-from swiftformer.locate import Located
+from swiftformer.locate import CheckpointError, Located
 
 if TYPE_CHECKING:
     from swiftformer.model_kinds import Task
@@ -39,12 +39,18 @@ class Fused:
 
 def read_fused(located: Located, form: str | None) -> Fused | None:
     """The fused layers of a model that transformers or `swiftformer.save` wrote; None for every other checkpoint, and
-    for those that `swiftformer.load` has something to say about, unless it is of a field that changes no answer."""
+    for those that `swiftformer.load` has something to say about, unless it is of a field that changes no answer.
+
+    Raises:
+        CheckpointError: a numeric form that is asked for, and is not the checkpoint's.
+    """
     try:
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
     except ImportError:
         return None
+    if form in FORMS and located.form in FORMS and form != located.form:
+        raise CheckpointError(f"{located.path}: its form is {located.form!r}, but form={form!r} was asked for")
     try:
         if (
             located.task not in ("classification", "segmentation")
@@ -56,7 +62,8 @@ def read_fused(located: Located, form: str | None) -> Fused | None:
             return None
         with np.errstate(all="ignore"):
             return _fused(located, _Weights(load_file(located.weights)))
-    except (ArithmeticError, AttributeError, KeyError, OSError, SafetensorError, TypeError, ValueError):
+    except (ArithmeticError, AttributeError, KeyError, OSError, SafetensorError, TypeError, ValueError) as error:
+        logger.debug("%s: left to torch (%r)", located.path, error)
         return None
 
 
