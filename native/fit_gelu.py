@@ -5,8 +5,10 @@ python fit_gelu.py
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
-from scipy.special import erfcx, ndtr
+from scipy.special import erfcx, log_ndtr, ndtr
 
 TOP = 14.0  # behind it GELU is zero, or the number itself, in float32
 
@@ -26,9 +28,9 @@ def fit(basis: np.ndarray, target: np.ndarray, rounds: int = 200) -> tuple[np.nd
     return coefficients, float(difference.max())
 
 
-def power_of_2(degree: int) -> tuple[np.ndarray, float]:
-    """2^x on [-0.5, 0.5], in the relative error."""
-    x = np.linspace(-0.5, 0.5, 2001)
+def power_of_2(degree: int, first: float = -0.5) -> tuple[np.ndarray, float]:
+    """2^x on [first, first + 1], in the relative error."""
+    x = np.linspace(first, first + 1, 2001)
     return fit(np.vander(x, degree + 1, increasing=True) / 2.0 ** x[:, None], np.ones_like(x))
 
 
@@ -48,6 +50,13 @@ def eighth_root(degree: int) -> tuple[np.ndarray, float]:
     return fit(np.vander(a, degree + 1, increasing=True) * slope[:, None], root * slope)
 
 
+def logarithms() -> Iterator[tuple[np.ndarray, float]]:
+    """log2 Phi(-a) in a, for a within 0.25 of 0, 0.5, 1 and so on up to 15.5."""
+    for middle in np.arange(32) / 2:
+        a = np.linspace(max(middle - 0.25, 0.0), middle + 0.25, 201)
+        yield fit(np.vander(a, 3, increasing=True), log_ndtr(-a) / np.log(2))
+
+
 def show(name: str, fitted: tuple[np.ndarray, float]) -> None:
     coefficients, error = fitted
     print(f"// {error:.1e}\nstatic constexpr float {name}[] = {{{', '.join(f'{float(c)!r}f' for c in coefficients)}}};")
@@ -60,3 +69,9 @@ for struct, degree, tail_degree, p in (("Exact", 5, 6, 0.3), ("Rough", 3, 3, 0.3
 
 print("\n// float32")
 show("eighth_root", eighth_root(8))
+
+print("\n// bfloat16, with look-ups")
+show("power_of_2", power_of_2(3, first=0.0))
+coefficients, errors = zip(*logarithms(), strict=True)
+for power in range(3):
+    show(f"logarithm{power}", (np.array([each[power] for each in coefficients]), max(errors)))

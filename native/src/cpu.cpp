@@ -150,6 +150,7 @@ bool multiplies_like(const Kernels& kernels, const Kernels& other) {
     std::vector<float>& out = found[which];
     out.resize(rows * columns);
     each.product(matrix, operand.data(), stride, rows, Then::store, out.data(), columns, out.data(), columns);
+    if (each.finish) each.finish();
   }
   for (int i = 0; i < rows * columns; ++i) {
     if (!(std::fabs(found[0][i] - found[1][i]) <= 1e-3f * (1.0f + std::fabs(found[1][i])))) return false;

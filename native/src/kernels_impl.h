@@ -351,10 +351,12 @@ constexpr Kernels table(const char* name) {
   return {name,
           Op::values_per_word,
           widest,
+          48,
           Op::words_at_once,
           Op::levels,
           Op::signed_levels,
           Op::levels && Op::words_at_once == 2,
+          false,
           product<Op>,
           first_convolution_of<Op, widest>(),
           Op::quantize,
@@ -366,7 +368,8 @@ constexpr Kernels table(const char* name) {
           pool,
           modulate<Op>,
           Op::levels ? nullptr : gelu_of_values<Op>,
-          Op::values_per_word == 1 ? gelu_gradient_of_values : nullptr};
+          Op::values_per_word == 1 ? gelu_gradient_of_values : nullptr,
+          nullptr};
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Matrix products in tiles of AMX: up to 16 rows by 16 columns, two by two of them at once. Behind kernels_impl.h,
-// whose other kernels go with them.
+// Matrix products in tiles of AMX: sixteen columns of up to 64 rows at once. Behind kernels_impl.h, whose other kernels
+// go with them.
 
 #pragma once
 
@@ -12,9 +12,9 @@ struct Bf16InTiles : Bf16 {
   static constexpr bool cleared = true;  // a NaN that is left in the filling would stay one
   static const float* start_of(const Matrix& matrix) { return matrix.bias; }
   static Vec sum_of(const uint32_t* words) { return load(reinterpret_cast<const float*>(words)); }
-  template <int sums, int operand, int matrix>
+  template <int sums, int operand>
   static void dot_tiles() {
-    dot_bf16_tiles<sums, operand, matrix>();
+    dot_bf16_tiles<sums, operand, matrix_tile>();
   }
 };
 
@@ -22,124 +22,160 @@ struct Int8InTiles : Int8 {
   static constexpr bool cleared = false;
   static const int32_t* start_of(const Matrix& matrix) { return matrix.start; }
   static Levels sum_of(const uint32_t* words) { return load(reinterpret_cast<const int32_t*>(words)); }
-  template <int sums, int operand, int matrix>
+  template <int sums, int operand>
   static void dot_tiles() {
-    dot_int8_tiles<sums, operand, matrix>();
+    dot_int8_tiles<sums, operand, matrix_tile>();
   }
 };
 
-// A product, of which tiles of `rows` rows are computed. The last one overlaps the one before rather than reaching
-// behind the operand; rows that were computed already are not written again.
-struct Tiling {
-  const Matrix& matrix;
+constexpr int most_row_tiles = 4;
+
+// Words of a matrix that are fetched into the second-level cache before they are needed.
+constexpr int ahead = 8 * tile_words * lanes;
+
+// Where rows of a product come from and go to.
+struct Rows {
   const uint32_t* operand;
-  int operand_stride, rows, count;
-
-  int first_row(int tile) const { return tile * rows < count - rows ? tile * rows : count - rows; }
-  const uint32_t* rows_of(int tile) const { return operand + first_row(tile) * operand_stride; }
-};
-
-// Where sums go, and what becomes of them.
-struct Target {
   const float* residual;
   void* out;
-  int out_stride, residual_stride;
-  Then then;
+  int operand_stride, residual_stride, out_stride, count;
+
+  // Tiles of `rows` rows; the last one overlaps the one before rather than reaching behind the operand.
+  int tiles, rows;
+  int first_of(int tile) const { return tile < tiles - 1 ? tile * rows : count - rows; }
 };
 
-// Sums of `row_tiles` tiles from `tile` on and `vectors` tiles of columns, to `sums`.
-template <class Op, int row_tiles, int vectors>
-void sums_of_tiles(const Tiling& tiling, int tile, const uint32_t* words, int column, uint32_t* sums) {
-  const auto* start = Op::start_of(tiling.matrix) + column;
+// The sums of sixteen columns, rows `stride` words apart.
+template <class Op, int tiles>
+void sums_of_column(const Matrix& matrix, const Rows& rows, int column, uint32_t* sums, int stride) {
+  const auto* start = Op::start_of(matrix) + column;
   load_tile<0>(start, 0);
-  if constexpr (vectors > 1) load_tile<1>(start + lanes, 0);
-  if constexpr (row_tiles > 1) load_tile<2>(start, 0);
-  if constexpr (row_tiles > 1 && vectors > 1) load_tile<3>(start + lanes, 0);
-  const uint32_t* first = tiling.rows_of(tile);
-  const uint32_t* second = tiling.rows_of(row_tiles > 1 ? tile + 1 : tile);
-  for (int k = 0; k < tiling.matrix.depth; k += tile_words, words += tile_words * vectors * lanes) {
-    load_tile<4>(first + k, tiling.operand_stride);
-    load_tile<6>(words, vectors * lanes);
-    Op::template dot_tiles<0, 4, 6>();
-    if constexpr (vectors > 1) {
-      load_tile<7>(words + lanes, vectors * lanes);
-      Op::template dot_tiles<1, 4, 7>();
-    }
-    if constexpr (row_tiles > 1) {
-      load_tile<5>(second + k, tiling.operand_stride);
-      Op::template dot_tiles<2, 5, 6>();
-      if constexpr (vectors > 1) Op::template dot_tiles<3, 5, 7>();
+  if constexpr (tiles > 1) load_tile<1>(start, 0);
+  if constexpr (tiles > 2) load_tile<2>(start, 0);
+  if constexpr (tiles > 3) load_tile<3>(start, 0);
+  const uint32_t* operands[tiles];
+  for (int tile = 0; tile < tiles; ++tile) operands[tile] = rows.operand + rows.first_of(tile) * rows.operand_stride;
+  const uint32_t* words = matrix.words + static_cast<size_t>(column) * matrix.depth;
+  for (int k = 0; k < matrix.depth; k += tile_words, words += tile_words * lanes) {
+#pragma GCC unroll 16
+    for (int line = 0; line < tile_words; ++line) __builtin_prefetch(words + ahead + line * lanes, 0, 2);
+    load_tile<matrix_tile>(words, lanes);
+    load_tile<4>(operands[0] + k, rows.operand_stride);
+    if constexpr (tiles > 1) load_tile<5>(operands[1] + k, rows.operand_stride);
+    if constexpr (tiles > 2) load_tile<6>(operands[2] + k, rows.operand_stride);
+    Op::template dot_tiles<0, 4>();
+    if constexpr (tiles > 1) Op::template dot_tiles<1, 5>();
+    if constexpr (tiles > 2) Op::template dot_tiles<2, 6>();
+    if constexpr (tiles > 3) {
+      load_tile<4>(operands[3] + k, rows.operand_stride);
+      Op::template dot_tiles<3, 4>();
     }
   }
-  constexpr int size = tile_words * lanes;
-  store_tile<0>(sums);
-  if constexpr (vectors > 1) store_tile<1>(sums + size);
-  if constexpr (row_tiles > 1) store_tile<2>(sums + 2 * size);
-  if constexpr (row_tiles > 1 && vectors > 1) store_tile<3>(sums + 3 * size);
+  store_tile<0>(sums, stride);
+  if constexpr (tiles > 1) store_tile<1>(sums + rows.first_of(1) * stride, stride);
+  if constexpr (tiles > 2) store_tile<2>(sums + rows.first_of(2) * stride, stride);
+  if constexpr (tiles > 3) store_tile<3>(sums + rows.first_of(3) * stride, stride);
 }
 
-template <class Op>
-void finish_tile(const Tiling& tiling, int tile, const Target& target, const uint32_t* sums, int column) {
-  const int first = tiling.first_row(tile);
-  for (int row = tile * tiling.rows; row < first + tiling.rows; ++row) {
-    const uint32_t* operand = tiling.operand + row * tiling.operand_stride;
-    Vec value =
-        Op::finish(Op::sum_of(sums + (row - first) * lanes), operand, tiling.operand_stride, tiling.matrix, column);
-    if constexpr (!Op::levels) {
-      if (target.then == Then::gelu) {
-        Op::put(static_cast<uint16_t*>(target.out) + row * target.out_stride, column, Op::activated(value));
-        continue;
-      }
-    }
-    if (target.then == Then::relu) value = max(all(0.0f), value);  // in this order NaN stays NaN
-    if (target.then == Then::add) value = value + load(target.residual + row * target.residual_stride + column);
-    store(static_cast<float*>(target.out) + row * target.out_stride + column, value);
-  }
-}
-
-template <class Op, int vectors>
-void panel_in_tiles(const Tiling& tiling, const Target& target, const uint32_t* words, int column) {
-  alignas(64) uint32_t sums[4 * tile_words * lanes];
-  const int tiles = (tiling.count + tiling.rows - 1) / tiling.rows;
-  for (int tile = 0; tile < tiles; tile += 2) {
-    const int row_tiles = tiles - tile < 2 ? 1 : 2;
-    if (row_tiles == 2) {
-      sums_of_tiles<Op, 2, vectors>(tiling, tile, words, column, sums);
+template <class Op, Then then>
+void finish_column(const Matrix& matrix, const Rows& rows, int column, const uint32_t* sums) {
+  const uint32_t* operand = rows.operand;
+  const float* residual = rows.residual + column;
+  for (int row = 0; row < rows.count; ++row, sums += lanes, operand += rows.operand_stride) {
+    Vec value = Op::finish(Op::sum_of(sums), operand, rows.operand_stride, matrix, column);
+    if constexpr (then == Then::gelu) {
+      Op::put(static_cast<uint16_t*>(rows.out) + row * rows.out_stride, column, Op::activated(value));
     } else {
-      sums_of_tiles<Op, 1, vectors>(tiling, tile, words, column, sums);
+      if (then == Then::relu) value = max(all(0.0f), value);  // in this order NaN stays NaN
+      if (then == Then::add) value = value + load(residual + row * rows.residual_stride);
+      store(static_cast<float*>(rows.out) + row * rows.out_stride + column, value);
     }
-    for (int t = 0; t < row_tiles; ++t) {
-      for (int v = 0; v < vectors; ++v) {
-        finish_tile<Op>(tiling, tile + t, target, sums + (2 * t + v) * tile_words * lanes, column + v * lanes);
-      }
+  }
+}
+
+// Sixteen columns are multiplied while those before are finished.
+template <class Op, int tiles, Then then>
+void columns_in_tiles(const Matrix& matrix, const Rows& rows) {
+  if constexpr (then == Then::store && !Op::levels) {
+    for (int column = 0; column < matrix.columns; column += lanes) {
+      sums_of_column<Op, tiles>(matrix, rows, column, static_cast<uint32_t*>(rows.out) + column, rows.out_stride);
     }
+    return;
+  }
+  alignas(64) uint32_t sums[2][most_row_tiles * tile_words * lanes];
+  for (int column = 0, place = 0; column < matrix.columns + lanes; column += lanes, place ^= 1) {
+    if (column < matrix.columns) sums_of_column<Op, tiles>(matrix, rows, column, sums[place], lanes);
+    if (column > 0) finish_column<Op, then>(matrix, rows, column - lanes, sums[place ^ 1]);
+  }
+}
+
+template <class Op, int tiles>
+void rows_in_tiles(const Matrix& matrix, const Rows& rows, Then then) {
+  if (then == Then::store) columns_in_tiles<Op, tiles, Then::store>(matrix, rows);
+  if (then == Then::relu) columns_in_tiles<Op, tiles, Then::relu>(matrix, rows);
+  if (then == Then::add) columns_in_tiles<Op, tiles, Then::add>(matrix, rows);
+  if constexpr (!Op::levels) {
+    if (then == Then::gelu) columns_in_tiles<Op, tiles, Then::gelu>(matrix, rows);
   }
 }
 
 template <class Op>
 void product_in_tiles(const Matrix& matrix, uint32_t* operand, int operand_stride, int rows, Then then, void* out,
                       int out_stride, const float* residual, int residual_stride) {
-  for (int r = 0; Op::cleared && r < rows && matrix.used < matrix.depth; ++r) {
-    std::memset(operand + r * operand_stride + matrix.used, 0, sizeof(uint32_t) * (matrix.depth - matrix.used));
+  if (Op::cleared && matrix.used < matrix.depth) {
+    float* filling = reinterpret_cast<float*>(operand) + matrix.used;
+    for (int r = 0; r < rows; ++r) store_some(filling + r * operand_stride, all(0.0f), matrix.depth - matrix.used);
   }
-  const int tiles = (rows + tile_words - 1) / tile_words, rows_of_a_tile = (rows + tiles - 1) / tiles;
-  const Tiling tiling{matrix, operand, operand_stride, rows_of_a_tile, rows};
-  const Target target{residual, out, out_stride, residual_stride, then};
-  begin_tiles(rows_of_a_tile);
-  const uint32_t* words = matrix.words;
-  int column = 0;
-  for (; column + 2 * lanes <= matrix.columns; column += 2 * lanes, words += matrix.depth * 2 * lanes) {
-    panel_in_tiles<Op, 2>(tiling, target, words, column);
+  constexpr int most = most_row_tiles * tile_words;
+  const int out_bytes = then == Then::gelu ? sizeof(uint16_t) : sizeof(float);
+  for (int done = 0; done < rows; done += most) {
+    const int count = rows - done < most ? rows - done : most, tiles = (count + tile_words - 1) / tile_words;
+    const Rows some{operand + done * operand_stride,
+                    residual + done * residual_stride,
+                    static_cast<char*>(out) + out_bytes * done * out_stride,
+                    operand_stride,
+                    residual_stride,
+                    out_stride,
+                    count,
+                    tiles,
+                    (count + tiles - 1) / tiles};
+    begin_tiles(some.rows);
+    if (tiles == 1) rows_in_tiles<Op, 1>(matrix, some, then);
+    if (tiles == 2) rows_in_tiles<Op, 2>(matrix, some, then);
+    if (tiles == 3) rows_in_tiles<Op, 3>(matrix, some, then);
+    if (tiles == 4) rows_in_tiles<Op, 4>(matrix, some, then);
   }
-  if (column < matrix.columns) panel_in_tiles<Op, 1>(tiling, target, words, column);
-  end_tiles();
+}
+
+// Of bfloat16: taps of a pixel are gathered to a row of an operand.
+template <class Op>
+void first_convolution_in_tiles(const Matrix& matrix, const uint32_t* lines, int line_stride, int count, float* out,
+                                int out_stride) {
+  constexpr int most_words = (9 * swiftformer::most_channels + 1) / 2 + tile_words;
+  alignas(64) uint32_t rows[most_row_tiles * tile_words * most_words];
+  constexpr int of_line = 3 * sizeof(uint16_t);
+  const int lines_of_pixel = 2 * matrix.used / 9 * 3;
+  // Four values each time, of which the next three overwrite the last.
+  for (int line = 0; line < lines_of_pixel; ++line, lines += line_stride) {
+    char* row = reinterpret_cast<char*>(rows) + line * of_line;
+    for (int pixel = 0; pixel < count; ++pixel, row += sizeof(uint32_t) * matrix.depth) {
+      std::memcpy(row, lines + pixel, 2 * sizeof(uint32_t));
+    }
+  }
+  product_in_tiles<Op>(matrix, rows, matrix.depth, count, Then::relu, out, out_stride, out, out_stride);
 }
 
 template <class Op>
 constexpr Kernels table_of_tiles(const char* name) {
-  Kernels kernels = table<Op, 2>(name);
+  Kernels kernels = table<Op, 1>(name);
   kernels.depth_step = tile_words;
+  kernels.tile_rows = most_row_tiles * tile_words;
   kernels.product = product_in_tiles<Op>;
+  kernels.finish = end_tiles;
+  if constexpr (!Op::levels) {
+    kernels.close_taps = true;
+    kernels.first_convolution = first_convolution_in_tiles<Op>;
+  }
   return kernels;
 }
 

@@ -67,12 +67,12 @@ std::vector<int> taps_first(int channels) {
   return places;
 }
 
-// The same of the first convolution: three lines of taps for each channel, each filled up to whole words.
+// The same of the first convolution: three lines of taps for each channel, each filled up to whole words if need be.
 std::vector<int> lines_of_taps(int channels, const Kernels& kernels) {
   std::vector<int> places;
   for (int line = 0; line < 3 * channels; ++line) {
     for (int tap = 0; tap < 3; ++tap) places.push_back(3 * line + tap);
-    if (kernels.values_per_word == 2) places.push_back(nowhere);
+    if (kernels.values_per_word == 2 && !kernels.close_taps) places.push_back(nowhere);
   }
   return places;
 }

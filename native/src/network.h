@@ -107,8 +107,7 @@ struct Pixels {
 
 class Network {
  public:
-  static constexpr int most_channels = 64;       // of pictures
-  static constexpr int most_pyramid_levels = 8;  // of a pyramid
+  static constexpr int most_pyramid_levels = 8;
 
   Network(const std::string& isa, const std::string& precision, int threads, bool pin);
 

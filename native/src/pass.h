@@ -12,14 +12,14 @@ namespace swiftformer {
 
 namespace {
 
-// Pixels of a tile. What a tile needs stays in a core's second-level cache between the products.
-constexpr int tile_rows = 48;
+// The most pixels of a tile that any kernels ask for.
+constexpr int most_tile_rows = 64;
 
 // Pictures that a thread takes through a layer together: more use of a weight, less of the caches for maps.
 constexpr int pictures_together = 2;
 
 // Pixels of a tile in one line see twice as many, and one more. A multiple of a cache line.
-constexpr int tap_stride = 2 * tile_rows + lanes;
+constexpr int tap_stride = 2 * most_tile_rows + lanes;
 
 int strided(int size, int stride) { return (size + stride - 1) / stride; }
 int halved(int size) { return strided(size, 2); }
@@ -82,7 +82,7 @@ struct Network::Pass {
   }
 
   int tiles_of(int count) const {
-    int tiles = (count + tile_rows - 1) / tile_rows;
+    int tiles = (count + kernels.tile_rows - 1) / kernels.tile_rows;
     while (tiles < count && images() * tiles % threads() != 0 && images() * tiles < 4 * threads()) ++tiles;
     return tiles;
   }
@@ -250,8 +250,8 @@ struct Network::Pass {
 
   void operator()(const Head& layer) {
     float* output = outputs[next_output++] + static_cast<size_t>(place) * layer.product.outputs;
-    for (int first = 0; first < images(); first += tile_rows) {
-      head_of_images(layer.product, first, std::min(tile_rows, images() - first),
+    for (int first = 0; first < images(); first += kernels.tile_rows) {
+      head_of_images(layer.product, first, std::min(kernels.tile_rows, images() - first),
                      output + static_cast<size_t>(first) * layer.product.outputs);
     }
   }

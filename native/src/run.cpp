@@ -75,14 +75,14 @@ Network::Room Network::room_for(int images, int height, int width) const {
   for (const Layer& layer : layers_) {
     extent.pass(layer);
     const size_t tokens = static_cast<size_t>(extent.height) * extent.width;
-    const size_t most_tiles = 4 * threads_.count() + (tokens + tile_rows - 1) / tile_rows;
+    const size_t most_tiles = 4 * threads_.count() + (tokens + kernels_.tile_rows - 1) / kernels_.tile_rows;
     const auto convolve = [&](const Product& product) {
       channels = product.outputs;
       widen(room.map, pixels() * filled(channels));
     };
     if (auto* first = std::get_if<FirstConvolution>(&layer)) {
       convolve(first->product);
-      widen(room.operand, (3 * first->inputs * tap_stride + tile_rows - 1) / tile_rows);
+      widen(room.operand, (3 * first->inputs * tap_stride + kernels_.tile_rows - 1) / kernels_.tile_rows);
     } else if (auto* convolution = std::get_if<Convolution>(&layer)) {
       convolve(convolution->product);
       make_room(convolution->product, Pass::convolution_width(*convolution));
@@ -98,8 +98,8 @@ Network::Room Network::room_for(int images, int height, int width) const {
       widen(room.sums, images * most_tiles * (filled(channels) + lanes));
     } else if (auto* head = std::get_if<Head>(&layer)) {
       make_room(head->product, channels);
-      widen(room.sums, tile_rows * filled(channels));
-      widen(room.key_query, tile_rows * head->product.matrix.columns);
+      widen(room.sums, kernels_.tile_rows * filled(channels));
+      widen(room.key_query, kernels_.tile_rows * head->product.matrix.columns);
     } else if (auto* lateral = std::get_if<Lateral>(&layer)) {
       make_room(lateral->product, channels);
       pyramid_channels = lateral->product.outputs;
@@ -125,7 +125,7 @@ void Network::reserve(const Room& of_thread, const Room& of_all) {
     memory.grow(std::max(threads * of_thread.*size, of_all.*size));
   };
   const auto grow_of_threads = [&](std::vector<Memory<uint32_t>>& memories, size_t Room::* size) {
-    for (Memory<uint32_t>& memory : memories) memory.grow(tile_rows * std::max(of_thread.*size, of_all.*size));
+    for (Memory<uint32_t>& memory : memories) memory.grow(kernels_.tile_rows * std::max(of_thread.*size, of_all.*size));
   };
   for (Memory<float>& memory : maps_) grow(memory, &Room::map);
   grow(kept_, &Room::kept);
@@ -175,6 +175,7 @@ void Network::run(const Pixels& pixels, const std::vector<float*>& outputs) {
          static_cast<int>(static_cast<int64_t>(even) * (group + 1) / groups), thread);
   });
   if (left > 0) pass(even, pixels.images, -1);
+  if (kernels_.finish) kernels_.finish();
 }
 
 std::vector<double> Network::layer_seconds() {
@@ -186,9 +187,8 @@ std::vector<double> Network::layer_seconds() {
 }
 
 double product_limit(const Kernels& kernels) {
-  constexpr int rows = 48, depth = 64, repeats = 100;
-  const int columns = kernels.widest * lanes;
-  Memory<uint32_t> words(depth * columns), operand(rows * (depth + 4));
+  constexpr int rows = 48, depth = 64, columns = 3 * lanes, stride = depth + lanes, repeats = 100;
+  Memory<uint32_t> words(depth * columns), operand(rows * stride);
   Memory<float> bias(columns), step(columns), out(rows * columns);
   Memory<int32_t> start(columns);
   const Matrix matrix{words.get(), bias.get(), step.get(), start.get(), depth, columns, depth};
@@ -196,10 +196,11 @@ double product_limit(const Kernels& kernels) {
   for (int attempt = 0; attempt < 50; ++attempt) {
     const auto begin = std::chrono::steady_clock::now();
     for (int i = 0; i < repeats; ++i) {
-      kernels.product(matrix, operand.get(), depth + 4, rows, Then::store, out.get(), columns, out.get(), columns);
+      kernels.product(matrix, operand.get(), stride, rows, Then::store, out.get(), columns, out.get(), columns);
     }
     best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
   }
+  if (kernels.finish) kernels.finish();
   return static_cast<double>(rows) * depth * kernels.values_per_word * columns * repeats / best;
 }
 

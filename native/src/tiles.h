@@ -1,5 +1,5 @@
-// The eight tiles of AMX: sums in 0 to 3, rows of the operand in 4 and 5, words of the matrix in 6 and 7. A row of a
-// tile is sixteen words. Emulated where SWIFTFORMER_EMULATED_TILES is defined.
+// The eight tiles of AMX: sums in 0 to 3, rows of the operand in 4 to 6, words of the matrix in 7. A row of a tile is
+// sixteen words. Emulated where SWIFTFORMER_EMULATED_TILES is defined.
 
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr int tile_words = 16;
+constexpr int tile_words = 16, matrix_tile = 7;
 
 #if !defined(SWIFTFORMER_EMULATED_TILES)
 
@@ -18,20 +18,20 @@ struct alignas(64) TileShapes {
   uint8_t rows[16] = {};
 };
 
-inline void begin_tiles(int rows) {
+inline void configure_tiles(int rows) {
   TileShapes shapes;
-  for (int tile = 0; tile < 8; ++tile) shapes.rows[tile] = static_cast<uint8_t>(tile < 6 ? rows : tile_words);
+  for (int tile = 0; tile < 8; ++tile) shapes.rows[tile] = static_cast<uint8_t>(tile < matrix_tile ? rows : tile_words);
   asm volatile("ldtilecfg %0" : : "m"(shapes));
 }
-inline void end_tiles() { asm volatile("tilerelease"); }
+inline void release_tiles() { asm volatile("tilerelease"); }
 
 template <int tile>
 inline void load_tile(const void* from, int stride_in_words) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(4l * stride_in_words), "i"(tile) : "memory");
 }
 template <int tile>
-inline void store_tile(void* to) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(64l), "i"(tile) : "memory");
+inline void store_tile(void* to, int stride_in_words) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(4l * stride_in_words), "i"(tile) : "memory");
 }
 template <int sums, int operand, int matrix>
 inline void dot_bf16_tiles() {
@@ -51,11 +51,11 @@ struct Tiles {
 };
 thread_local Tiles tiles;
 
-inline void begin_tiles(int rows) {
-  for (int tile = 0; tile < 8; ++tile) tiles.rows[tile] = tile < 6 ? rows : tile_words;
+inline void configure_tiles(int rows) {
+  for (int tile = 0; tile < 8; ++tile) tiles.rows[tile] = tile < matrix_tile ? rows : tile_words;
   std::memset(tiles.words, 0, sizeof tiles.words);
 }
-inline void end_tiles() { std::memset(tiles.rows, 0, sizeof tiles.rows); }
+inline void release_tiles() { std::memset(tiles.rows, 0, sizeof tiles.rows); }
 
 template <int tile>
 void load_tile(const void* from, int stride_in_words) {
@@ -64,9 +64,9 @@ void load_tile(const void* from, int stride_in_words) {
   }
 }
 template <int tile>
-void store_tile(void* to) {
+void store_tile(void* to, int stride_in_words) {
   for (int row = 0; row < tiles.rows[tile]; ++row) {
-    std::memcpy(static_cast<uint32_t*>(to) + row * tile_words, tiles.words[tile][row], 64);
+    std::memcpy(static_cast<uint32_t*>(to) + row * stride_in_words, tiles.words[tile][row], 64);
   }
 }
 template <int sums, int operand, int matrix, class Sum, class Dot>
@@ -100,5 +100,18 @@ void dot_int8_tiles() {
 }
 
 #endif
+
+// Configuring takes as long as some ten products of tiles: what a thread has configured stays until it is released.
+thread_local int configured_rows = 0;
+
+inline void begin_tiles(int rows) {
+  if (configured_rows == rows) return;
+  configure_tiles(rows);
+  configured_rows = rows;
+}
+inline void end_tiles() {
+  if (configured_rows > 0) release_tiles();
+  configured_rows = 0;
+}
 
 }  // namespace

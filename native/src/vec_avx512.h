@@ -28,7 +28,18 @@ inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.all, b.all)}; }
 inline Vec abs(Vec a) { return {_mm512_abs_ps(a.all)}; }
 inline Vec with_sign(Vec a, Vec b) { return {_mm512_or_ps(a.all, _mm512_and_ps(b.all, _mm512_set1_ps(-0.0f)))}; }
 inline Vec nearest(Vec a) { return {_mm512_roundscale_ps(a.all, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+// Of a power that is not whole, by the whole one below.
 inline Vec times_power_of_2(Vec a, Vec power) { return {_mm512_scalef_ps(a.all, power.all)}; }
+inline Vec fraction(Vec a) { return {_mm512_reduce_ps(a.all, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)}; }
+inline Vec minus_product(Vec a, Vec b, Vec c) { return {_mm512_fnmadd_ps(b.all, c.all, a.all)}; }
+// The smaller magnitude, which is never NaN.
+inline Vec smaller_size(Vec a, Vec b) { return {_mm512_range_ps(a.all, b.all, 0b1010)}; }
+
+#define LOOKS_UP_32
+// Of 32 numbers, that in the place that the last five bits of each lane say.
+inline Vec look_up(const float (&table)[32], Vec place) {
+  return {_mm512_permutex2var_ps(_mm512_loadu_ps(table), _mm512_castps_si512(place.all), _mm512_loadu_ps(table + 16))};
+}
 // To 2^-14.
 inline Vec rough_reciprocal(Vec a) { return {_mm512_rcp14_ps(a.all)}; }
 // One step of Newton's method behind it.
