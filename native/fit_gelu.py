@@ -57,6 +57,17 @@ def logarithms() -> Iterator[tuple[np.ndarray, float]]:
         yield fit(np.vander(a, 3, increasing=True), log_ndtr(-a) / np.log(2))
 
 
+STEP = 5.6  # places in a unit, of which the last is 31 / STEP: behind it, a Phi(-a) is at most 2e-7
+
+
+def tails() -> Iterator[tuple[np.ndarray, float]]:
+    """Phi(-a) in a around each multiple of 1 / STEP, in the error of a Phi(-a)."""
+    for middle in np.arange(32) / STEP:
+        a = np.linspace(max(middle - 0.5 / STEP, 0.0), middle + 0.5 / STEP, 201)
+        weight = np.maximum(a, 0.05)
+        yield fit(np.vander(a, 4, increasing=True) * weight[:, None], ndtr(-a) * weight)
+
+
 def show(name: str, fitted: tuple[np.ndarray, float]) -> None:
     coefficients, error = fitted
     print(f"// {error:.1e}\nstatic constexpr float {name}[] = {{{', '.join(f'{float(c)!r}f' for c in coefficients)}}};")
@@ -75,3 +86,8 @@ show("power_of_2", power_of_2(3, first=0.0))
 coefficients, errors = zip(*logarithms(), strict=True)
 for power in range(3):
     show(f"logarithm{power}", (np.array([each[power] for each in coefficients]), max(errors)))
+
+print("\n// float32, with look-ups")
+coefficients, errors = zip(*tails(), strict=True)
+for power in range(4):
+    show(f"tail{power}", (np.array([each[power] for each in coefficients]), max(errors)))

@@ -12,6 +12,45 @@ inline Vec polynomial(const float (&coefficients)[count], Vec x) {
   return result;
 }
 
+#if defined(LOOKS_UP_32)
+// Phi(-a) as a polynomial in a, around each multiple of 1 / 5.6.
+struct Tails {
+  static constexpr float tail0[32] = {
+      0.5f,          0.5000067f,     0.5002105f,     0.5014652f,    0.50540733f,  0.5138402f,   0.5276111f,
+      0.54554874f,   0.56405306f,    0.5776416f,     0.5803192f,    0.56726706f,  0.53624f,     0.4881735f,
+      0.42688695f,   0.3580584f,     0.2878818f,     0.221835f,     0.1638602f,   0.11606373f,  0.07886693f,
+      0.051438116f,  0.032217313f,   0.019387746f,   0.011215297f,  0.006239369f, 0.003339688f, 0.001720612f,
+      0.0008535636f, 0.00040786542f, 0.00018778765f, 8.3332954e-05f};
+  static constexpr float tail1[32] = {
+      -0.3989427f,     -0.3990976f,     -0.40121976f,    -0.40943688f,   -0.42814878f,  -0.4594798f,    -0.5014878f,
+      -0.5479008f,     -0.5894927f,     -0.6165489f,     -0.62149835f,   -0.60080624f,  -0.55562264f,   -0.49110422f,
+      -0.41486198f,    -0.33509552f,    -0.25898308f,    -0.19167125f,   -0.13594975f,  -0.09248641f,   -0.060391802f,
+      -0.037877142f,   -0.02283229f,    -0.013235627f,   -0.0073822616f, -0.003963605f, -0.0020494366f, -0.0010209201f,
+      -0.00049013615f, -0.00022685596f, -0.00010125593f, -4.3595817e-05f};
+  static constexpr float tail2[32] = {
+      1.9204805e-05f, 0.0012236078f,  0.008683586f,   0.02672913f,   0.056431364f,  0.09531157f,    0.13808498f,
+      0.17815469f,    0.20933902f,    0.22730573f,    0.23035103f,   0.21941325f,   0.19747351f,    0.16859882f,
+      0.13697581f,    0.10615554f,    0.078633994f,   0.055763494f,  0.037909158f,  0.024733229f,   0.015501472f,
+      0.009340563f,   0.005414824f,   0.003021828f,   0.0016242708f, 0.0008413016f, 0.00042007517f, 0.0002022748f,
+      9.395854e-05f,  4.2114916e-05f, 1.8220215e-05f, 7.6101037e-06f};
+  static constexpr float tail3[32] = {
+      0.066246994f,    0.06303367f,    0.054160304f,    0.040867694f,    0.025099704f,    0.008984267f,
+      -0.005553126f,   -0.017095456f,  -0.024894737f,   -0.0288737f,     -0.029497469f,   -0.02756968f,
+      -0.024017522f,   -0.019708842f,  -0.015335754f,   -0.011365514f,   -0.008047765f,   -0.00545714f,
+      -0.003549916f,   -0.0022183268f, -0.001333085f,   -0.00077107357f, -0.00042958854f, -0.00023066913f,
+      -0.00011943352f, -5.965548e-05f, -2.8755629e-05f, -1.3380838e-05f, -6.0124776e-06f, -2.6093971e-06f,
+      -1.0940519e-06f, -4.432314e-07f};
+};
+
+// x * Phi(x) = max(x, 0) - |x| * Phi(-|x|), with an error of at most 5e-7.
+inline Vec gelu(Vec x) {
+  const Vec size = smaller_size(x, all(5.625f));
+  const Vec place = nearest_place(size, 5.6f);
+  Vec tail = multiply_add(look_up(Tails::tail3, place), size, look_up(Tails::tail2, place));
+  tail = multiply_add(tail, size, look_up(Tails::tail1, place));
+  return minus_product(max(all(0.0f), x), size, multiply_add(tail, size, look_up(Tails::tail0, place)));
+}
+#else
 // Of 1 / Phi(-a), 0 <= a <= 6; above, it grows on.
 constexpr float eighth_root[] = {1.0905083618020017f,     0.10875201062420235f,    0.04887037010459575f,
                                  0.009315868652357949f,   0.0011255467021433346f,  8.753830163183221e-05f,
@@ -23,6 +62,7 @@ inline Vec gelu(Vec x) {
   const Vec root = polynomial(eighth_root, size), square = root * root, fourth = square * square;
   return max(x, all(0.0f)) - size * reciprocal(fourth * fourth);
 }
+#endif
 
 #if defined(LOOKS_UP_32)
 // log2(Phi(-a)) as a polynomial in a, around each multiple of a half, to 1.5e-4; and 2^x on [0, 1], to 8e-5.
@@ -48,7 +88,7 @@ struct Looked {
 // GELU as exact as bfloat16, however small the result is.
 inline Vec rough_gelu(Vec x) {
   const Vec size = smaller_size(x, all(15.75f));
-  const Vec place = multiply_add(size, all(2.0f), all(8388608.0f));  // 2^23: its last bits are the nearest half
+  const Vec place = nearest_place(size, 2.0f);
   const Vec slope = multiply_add(look_up(Looked::logarithm2, place), size, look_up(Looked::logarithm1, place));
   const Vec power = multiply_add(slope, size, look_up(Looked::logarithm0, place));
   const Vec tail = times_power_of_2(polynomial(Looked::power_of_2, fraction(power)), power);

@@ -36,7 +36,9 @@ inline Vec minus_product(Vec a, Vec b, Vec c) { return {_mm512_fnmadd_ps(b.all, 
 inline Vec smaller_size(Vec a, Vec b) { return {_mm512_range_ps(a.all, b.all, 0b1010)}; }
 
 #define LOOKS_UP_32
-// Of 32 numbers, that in the place that the last five bits of each lane say.
+// The whole number nearest to a multiple of `a`, in the last bits of each lane.
+inline Vec nearest_place(Vec a, float factor) { return multiply_add(a, all(factor), all(8388608.0f)); }  // 2^23
+// Of 32 numbers, that at this place.
 inline Vec look_up(const float (&table)[32], Vec place) {
   return {_mm512_permutex2var_ps(_mm512_loadu_ps(table), _mm512_castps_si512(place.all), _mm512_loadu_ps(table + 16))};
 }
