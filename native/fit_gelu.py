@@ -57,7 +57,7 @@ def logarithms() -> Iterator[tuple[np.ndarray, float]]:
         yield fit(np.vander(a, 3, increasing=True), log_ndtr(-a) / np.log(2))
 
 
-STEP = 5.6  # places in a unit, of which the last is 31 / STEP: behind it, a Phi(-a) is at most 2e-7
+STEP = 5.6  # places in a unit, of which the last is 31 / STEP: behind it, a Phi(-a) is at most 9e-8
 
 
 def tails() -> Iterator[tuple[np.ndarray, float]]:
@@ -73,6 +73,14 @@ def show(name: str, fitted: tuple[np.ndarray, float]) -> None:
     print(f"// {error:.1e}\nstatic constexpr float {name}[] = {{{', '.join(f'{float(c)!r}f' for c in coefficients)}}};")
 
 
+def show_places(name: str, fits: list[tuple[np.ndarray, float]]) -> None:
+    """The fits' coefficients of each power, one behind the other."""
+    print(f"// {max(error for _, error in fits):.1e}")
+    for power, values in enumerate(np.stack([coefficients for coefficients, _ in fits], axis=1).astype(np.float32)):
+        numbers = ", ".join(f"{value!s}f" for value in values)
+        print(f"static constexpr float {name}{power}[{len(values)}] = {{{numbers}}};")
+
+
 for struct, degree, tail_degree, p in (("Exact", 5, 6, 0.3), ("Rough", 3, 3, 0.36)):
     print(f"\n// {struct}, p = {p}")
     show("power_of_2", power_of_2(degree))
@@ -83,11 +91,7 @@ show("eighth_root", eighth_root(8))
 
 print("\n// bfloat16, with look-ups")
 show("power_of_2", power_of_2(3, first=0.0))
-coefficients, errors = zip(*logarithms(), strict=True)
-for power in range(3):
-    show(f"logarithm{power}", (np.array([each[power] for each in coefficients]), max(errors)))
+show_places("logarithm", list(logarithms()))
 
 print("\n// float32, with look-ups")
-coefficients, errors = zip(*tails(), strict=True)
-for power in range(4):
-    show(f"tail{power}", (np.array([each[power] for each in coefficients]), max(errors)))
+show_places("tail", list(tails()))

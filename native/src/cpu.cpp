@@ -67,7 +67,7 @@ std::vector<Entry> entries() {
     found.push_back({"avx2", "bf16", &avx2_fp32});  // without instructions for it, bfloat16 gains nothing
     found.push_back({"avx2", "int8", &avx2_int8});
 #if defined(SWIFTFORMER_HAS_AVX_VNNI)
-    // No such processor was at hand when these were written: one that disagrees must not be trusted silently.
+    // Few such processors were at hand: one that disagrees must not be trusted silently.
     static const bool avx_vnni = __builtin_cpu_supports("avxvnni") && multiplies_like(avx_vnni_int8, plain_int8);
     if (avx_vnni) {
       found.push_back({"avx2", "int8", &avx_vnni_int8});
@@ -92,7 +92,7 @@ std::vector<Entry> entries() {
       }
     }
 #if defined(SWIFTFORMER_AMX)
-    static const bool amx =  // as for AVX-VNNI, none was at hand
+    static const bool amx =  // as for AVX-VNNI
         has_amx() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
         __builtin_cpu_supports("avx512vbmi") && multiplies_like(amx_bf16, avx512_bf16) &&
         multiplies_like(amx_int8, avx512_int8);
@@ -121,7 +121,7 @@ uint32_t small_weights(uint32_t bits) {
 }
 
 bool multiplies_like(const Kernels& kernels, const Kernels& other) {
-  constexpr int rows = 19, depth = 32, columns = 3 * lanes, stride = 3 * lanes;
+  constexpr int rows = 83, depth = 32, columns = 3 * lanes, stride = 3 * lanes;
   std::vector<uint32_t> operand(rows * stride);
   std::vector<float> bias(columns, 0.5f), step(columns, 0.01f), found[2];
   std::vector<int32_t> start(columns, -77);
@@ -149,8 +149,8 @@ bool multiplies_like(const Kernels& kernels, const Kernels& other) {
     const Matrix matrix{words.data(), bias.data(), step.data(), start.data(), depth, columns, depth};
     std::vector<float>& out = found[which];
     out.resize(rows * columns);
-    each.product(matrix, operand.data(), stride, rows, Then::store, out.data(), columns, out.data(), columns);
-    if (each.finish) each.finish();
+    each.product(matrix, operand.data(), stride, rows, Then::relu, out.data(), columns, out.data(), columns);
+    if (each.release) each.release();
   }
   for (int i = 0; i < rows * columns; ++i) {
     if (!(std::fabs(found[0][i] - found[1][i]) <= 1e-3f * (1.0f + std::fabs(found[1][i])))) return false;

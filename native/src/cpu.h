@@ -21,7 +21,8 @@ const Kernels& kernels_for(const std::string& isa, const std::string& precision)
 // Four int8 from -32 to 31: weights of which all kernels can multiply any.
 uint32_t small_weights(uint32_t bits);
 
-// Whether products are those of other kernels of the same precision, of rows and columns that leave tiles half empty.
+// Whether products are those of other kernels of the same precision, of more rows than a tile has and some that leave
+// one half empty.
 bool multiplies_like(const Kernels& kernels, const Kernels& other);
 
 }  // namespace swiftformer

@@ -87,7 +87,7 @@ struct Looked {
 
 // GELU as exact as bfloat16, however small the result is.
 inline Vec rough_gelu(Vec x) {
-  const Vec size = smaller_size(x, all(15.75f));
+  const Vec size = smaller_size(x, all(15.7f));  // the last place is 31
   const Vec place = nearest_place(size, 2.0f);
   const Vec slope = multiply_add(look_up(Looked::logarithm2, place), size, look_up(Looked::logarithm1, place));
   const Vec power = multiply_add(slope, size, look_up(Looked::logarithm0, place));
@@ -107,8 +107,8 @@ struct Rough {
 
 // GELU as exact as bfloat16, however small the result is.
 inline Vec rough_gelu(Vec x) {
-  const Vec size = abs(x);
-  const Vec power = max(x * x * all(-0.72134752f), all(-1000.0f));  // -x^2 / 2 / ln 2; squares may be infinite
+  const Vec size = min(all(1e18f), abs(x));  // times zero it is zero, and NaN stays
+  const Vec power = max(size * size * all(-0.72134752f), all(-1000.0f));  // -x^2 / 2 / ln 2
   const Vec whole = nearest(power);
   const Vec fraction = polynomial(Rough::power_of_2, power - whole);
   const Vec t = rough_reciprocal(multiply_add(all(Rough::p), size, all(1.0f)));

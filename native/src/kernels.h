@@ -16,7 +16,8 @@
 namespace swiftformer {
 
 constexpr int lanes = 16;
-constexpr int most_channels = 64;  // of pictures
+constexpr int most_channels = 64;   // of pictures
+constexpr int most_tile_rows = 64;  // of any kernels' tiles
 
 static constexpr int filled(int channels) { return (channels + lanes - 1) / lanes * lanes; }
 
@@ -48,21 +49,22 @@ struct Kernels {
   int values_per_word;
   int widest;          // vectors of `lanes` columns in a panel
   int tile_rows;       // pixels that are best taken through a block together
+  int pictures;        // whole pictures that a thread best takes through a layer together
   int depth_step;      // words that are multiplied at once; what fills a row of an operand up to it may be overwritten
   bool levels;         // operands are levels: rows are made as float32, and `quantize` makes an operand of them
   bool signed_levels;  // they are stored less 128, as int8
   bool short_sums;  // of levels: where two words are multiplied at once, the products of both lower halves have to sum
                     // up to an int16, and so those of both upper halves
 
-  bool close_taps;
+  bool close_taps;  // of the first convolution: see there
 
   // `rows` rows of an operand, `operand_stride` words apart, times a matrix. `out` has a stride in values.
   void (*product)(const Matrix& matrix, uint32_t* operand, int operand_stride, int rows, Then then, void* out,
                   int out_stride, const float* residual, int residual_stride);
 
-  // 3x3 convolution of stride 2 with ReLU, over up to 64 neighbouring pixels of a row of its output. `lines` are three
-  // lines of taps for each channel, `line_stride` words apart, that begin left of the first pixel; their taps of a
-  // pixel are three words of the matrix, or two where a word has two values, or three halves if these are `close_taps`.
+  // 3x3 convolution of stride 2 with ReLU, over up to `tile_rows` neighbouring pixels of a row of its output. `lines`
+  // are three lines of taps for each channel, `line_stride` words apart, that begin left of the first pixel; their taps
+  // of a pixel are three words of the matrix, or two where a word has two values, or one and a half with `close_taps`.
   // Null with levels.
   void (*first_convolution)(const Matrix& matrix, const uint32_t* lines, int line_stride, int count, float* out,
                             int out_stride);
@@ -102,8 +104,9 @@ struct Kernels {
   // The gradient of `values` from that of GELU, likewise: for training in float32. Null in other precisions.
   void (*gelu_gradient)(const float* gradient, const float* values, int count, float* to);
 
-  // Gives back what products have left set in the thread that calls it. Null where there is nothing.
-  void (*finish)();
+  // Gives back what products have left set in the thread that calls it, for others who compute there: threads of this
+  // engine's own keep it. Null where there is nothing.
+  void (*release)();
 };
 
 extern const Kernels plain_fp32, plain_bf16, plain_int8;

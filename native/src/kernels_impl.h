@@ -352,6 +352,7 @@ constexpr Kernels table(const char* name) {
           Op::values_per_word,
           widest,
           48,
+          2,
           Op::words_at_once,
           Op::levels,
           Op::signed_levels,

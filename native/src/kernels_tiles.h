@@ -28,13 +28,14 @@ struct Int8InTiles : Int8 {
   }
 };
 
-constexpr int most_row_tiles = 4;
+constexpr int most_row_tiles = swiftformer::most_tile_rows / tile_words;
+static_assert(most_row_tiles == 4);
 
 // Words of a matrix that are fetched into the second-level cache before they are needed.
 constexpr int ahead = 8 * tile_words * lanes;
 
 // Where rows of a product come from and go to.
-struct Rows {
+struct RowsInTiles {
   const uint32_t* operand;
   const float* residual;
   void* out;
@@ -47,7 +48,7 @@ struct Rows {
 
 // The sums of sixteen columns, rows `stride` words apart.
 template <class Op, int tiles>
-void sums_of_column(const Matrix& matrix, const Rows& rows, int column, uint32_t* sums, int stride) {
+void sums_of_column(const Matrix& matrix, const RowsInTiles& rows, int column, uint32_t* sums, int stride) {
   const auto* start = Op::start_of(matrix) + column;
   load_tile<0>(start, 0);
   if constexpr (tiles > 1) load_tile<1>(start, 0);
@@ -78,7 +79,7 @@ void sums_of_column(const Matrix& matrix, const Rows& rows, int column, uint32_t
 }
 
 template <class Op, Then then>
-void finish_column(const Matrix& matrix, const Rows& rows, int column, const uint32_t* sums) {
+void finish_column(const Matrix& matrix, const RowsInTiles& rows, int column, const uint32_t* sums) {
   const uint32_t* operand = rows.operand;
   const float* residual = rows.residual + column;
   for (int row = 0; row < rows.count; ++row, sums += lanes, operand += rows.operand_stride) {
@@ -93,24 +94,24 @@ void finish_column(const Matrix& matrix, const Rows& rows, int column, const uin
   }
 }
 
-// Sixteen columns are multiplied while those before are finished.
+// Sixteen columns are multiplied while those before are finished; sums alone are finished where they are stored.
 template <class Op, int tiles, Then then>
-void columns_in_tiles(const Matrix& matrix, const Rows& rows) {
+void columns_in_tiles(const Matrix& matrix, const RowsInTiles& rows) {
   if constexpr (then == Then::store && !Op::levels) {
     for (int column = 0; column < matrix.columns; column += lanes) {
       sums_of_column<Op, tiles>(matrix, rows, column, static_cast<uint32_t*>(rows.out) + column, rows.out_stride);
     }
-    return;
-  }
-  alignas(64) uint32_t sums[2][most_row_tiles * tile_words * lanes];
-  for (int column = 0, place = 0; column < matrix.columns + lanes; column += lanes, place ^= 1) {
-    if (column < matrix.columns) sums_of_column<Op, tiles>(matrix, rows, column, sums[place], lanes);
-    if (column > 0) finish_column<Op, then>(matrix, rows, column - lanes, sums[place ^ 1]);
+  } else {
+    alignas(64) uint32_t sums[2][most_row_tiles * tile_words * lanes];
+    for (int column = 0, place = 0; column < matrix.columns + lanes; column += lanes, place ^= 1) {
+      if (column < matrix.columns) sums_of_column<Op, tiles>(matrix, rows, column, sums[place], lanes);
+      if (column > 0) finish_column<Op, then>(matrix, rows, column - lanes, sums[place ^ 1]);
+    }
   }
 }
 
 template <class Op, int tiles>
-void rows_in_tiles(const Matrix& matrix, const Rows& rows, Then then) {
+void rows_in_tiles(const Matrix& matrix, const RowsInTiles& rows, Then then) {
   if (then == Then::store) columns_in_tiles<Op, tiles, Then::store>(matrix, rows);
   if (then == Then::relu) columns_in_tiles<Op, tiles, Then::relu>(matrix, rows);
   if (then == Then::add) columns_in_tiles<Op, tiles, Then::add>(matrix, rows);
@@ -130,15 +131,15 @@ void product_in_tiles(const Matrix& matrix, uint32_t* operand, int operand_strid
   const int out_bytes = then == Then::gelu ? sizeof(uint16_t) : sizeof(float);
   for (int done = 0; done < rows; done += most) {
     const int count = rows - done < most ? rows - done : most, tiles = (count + tile_words - 1) / tile_words;
-    const Rows some{operand + done * operand_stride,
-                    residual + done * residual_stride,
-                    static_cast<char*>(out) + out_bytes * done * out_stride,
-                    operand_stride,
-                    residual_stride,
-                    out_stride,
-                    count,
-                    tiles,
-                    (count + tiles - 1) / tiles};
+    const RowsInTiles some{operand + done * operand_stride,
+                           residual + done * residual_stride,
+                           static_cast<char*>(out) + out_bytes * done * out_stride,
+                           operand_stride,
+                           residual_stride,
+                           out_stride,
+                           count,
+                           tiles,
+                           (count + tiles - 1) / tiles};
     begin_tiles(some.rows);
     if (tiles == 1) rows_in_tiles<Op, 1>(matrix, some, then);
     if (tiles == 2) rows_in_tiles<Op, 2>(matrix, some, then);
@@ -151,27 +152,31 @@ void product_in_tiles(const Matrix& matrix, uint32_t* operand, int operand_strid
 template <class Op>
 void first_convolution_in_tiles(const Matrix& matrix, const uint32_t* lines, int line_stride, int count, float* out,
                                 int out_stride) {
-  constexpr int most_words = (9 * swiftformer::most_channels + 1) / 2 + tile_words;
-  alignas(64) uint32_t rows[most_row_tiles * tile_words * most_words];
-  constexpr int of_line = 3 * sizeof(uint16_t);
-  const int lines_of_pixel = 2 * matrix.used / 9 * 3;
-  // Four values each time, of which the next three overwrite the last.
-  for (int line = 0; line < lines_of_pixel; ++line, lines += line_stride) {
-    char* row = reinterpret_cast<char*>(rows) + line * of_line;
-    for (int pixel = 0; pixel < count; ++pixel, row += sizeof(uint32_t) * matrix.depth) {
-      std::memcpy(row, lines + pixel, 2 * sizeof(uint32_t));
+  constexpr int room = 4096, bytes_of_line = 3 * sizeof(uint16_t);
+  static_assert(room >= 9 * swiftformer::most_channels / 2 + 2 * tile_words);  // words of a pixel
+  alignas(64) uint32_t operand[room];
+  const int stride = matrix.depth + tile_words, lines_of_pixel = 2 * matrix.used / 9 * 3, most = room / stride;
+  for (int done = 0; done < count; done += most) {
+    const int some = count - done < most ? count - done : most;
+    for (int line = 0; line < lines_of_pixel; ++line) {
+      const uint32_t* taps = lines + line * line_stride + done;
+      char* to = reinterpret_cast<char*>(operand) + line * bytes_of_line;
+      for (int pixel = 0; pixel < some; ++pixel, to += sizeof(uint32_t) * stride) {
+        std::memcpy(to, taps + pixel, 2 * sizeof(uint32_t));  // four values, the last of which the next line overwrites
+      }
     }
+    product_in_tiles<Op>(matrix, operand, stride, some, Then::relu, out + done * out_stride, out_stride, out, 0);
   }
-  product_in_tiles<Op>(matrix, rows, matrix.depth, count, Then::relu, out, out_stride, out, out_stride);
 }
 
 template <class Op>
 constexpr Kernels table_of_tiles(const char* name) {
   Kernels kernels = table<Op, 1>(name);
   kernels.depth_step = tile_words;
-  kernels.tile_rows = most_row_tiles * tile_words;
+  kernels.tile_rows = swiftformer::most_tile_rows;
+  if (Op::levels) kernels.pictures = 1;  // their levels and float32 fill the caches
   kernels.product = product_in_tiles<Op>;
-  kernels.finish = end_tiles;
+  kernels.release = end_tiles;
   if constexpr (!Op::levels) {
     kernels.close_taps = true;
     kernels.first_convolution = first_convolution_in_tiles<Op>;

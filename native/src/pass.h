@@ -12,12 +12,6 @@ namespace swiftformer {
 
 namespace {
 
-// The most pixels of a tile that any kernels ask for.
-constexpr int most_tile_rows = 64;
-
-// Pictures that a thread takes through a layer together: more use of a weight, less of the caches for maps.
-constexpr int pictures_together = 2;
-
 // Pixels of a tile in one line see twice as many, and one more. A multiple of a cache line.
 constexpr int tap_stride = 2 * most_tile_rows + lanes;
 
@@ -257,7 +251,8 @@ struct Network::Pass {
   }
 
   void head_of_images(const Product& product, int first, int count, float* output) {
-    const int stride = filled(channels), columns = product.matrix.columns;
+    const Matrix& matrix = product.matrix;
+    const int stride = filled(channels), columns = matrix.columns;
     const Rows operand{network.operand_[std::max(alone, 0)].get(), operand_stride(*product.kernels, channels)};
     each(count, [&](int image, int) {
       float* mean = sums + image * stride;
@@ -267,7 +262,10 @@ struct Network::Pass {
         for (int c = 0; c < stride; ++c) mean[c] += in[pixel * stride + c];
       }
       for (int c = 0; c < stride; ++c) mean[c] /= static_cast<float>(tokens());
-      product.kernels->convert(mean, stride, operand.at + image * operand.stride, 0);
+      uint32_t* row = operand.at + image * operand.stride;
+      product.kernels->convert(mean, stride, row, 0);
+      // Not by products, as these are several at once.
+      if (matrix.used < matrix.depth) std::fill_n(row + matrix.used, matrix.depth - matrix.used, 0u);
     });
     // Every thread multiplies with some of the columns, in whole panels: the last four vectors may be two panels of
     // two.
@@ -280,7 +278,8 @@ struct Network::Pass {
         return place > 0 && columns - place == lanes && product.kernels->widest > 2 ? place - lanes : place;
       };
       const int begin = edge(part), end = edge(part + 1);
-      Matrix some = product.matrix;
+      Matrix some = matrix;
+      some.used = some.depth;
       some.words += static_cast<size_t>(begin) * some.depth;
       some.bias += begin;
       some.columns = end - begin;

@@ -143,9 +143,9 @@ void Network::run(const Pixels& pixels, const std::vector<float*>& outputs) {
   std::lock_guard<std::mutex> lock(mutex_);
   const int threads = threads_.count();
   const int of_thread = pixels.images / threads, left = pixels.images % threads;
-  const int groups = threads * ((of_thread + pictures_together - 1) / pictures_together);
+  const int groups = threads * ((of_thread + kernels_.pictures - 1) / kernels_.pictures);
   Room room, room_of_all;
-  if (of_thread > 0) room = room_for(std::min(of_thread, pictures_together), pixels.height, pixels.width);
+  if (of_thread > 0) room = room_for(std::min(of_thread, kernels_.pictures), pixels.height, pixels.width);
   if (left > 0) room_of_all = room_for(left, pixels.height, pixels.width);
   reserve(room, room_of_all);
   layer_seconds_.assign(threads * layers_.size(), 0.0);
@@ -175,7 +175,7 @@ void Network::run(const Pixels& pixels, const std::vector<float*>& outputs) {
          static_cast<int>(static_cast<int64_t>(even) * (group + 1) / groups), thread);
   });
   if (left > 0) pass(even, pixels.images, -1);
-  if (kernels_.finish) kernels_.finish();
+  if (kernels_.release) kernels_.release();
 }
 
 std::vector<double> Network::layer_seconds() {
@@ -187,7 +187,8 @@ std::vector<double> Network::layer_seconds() {
 }
 
 double product_limit(const Kernels& kernels) {
-  constexpr int rows = 48, depth = 64, columns = 3 * lanes, stride = depth + lanes, repeats = 100;
+  constexpr int depth = 64, columns = 3 * lanes, stride = depth + lanes, repeats = 100;
+  const int rows = kernels.tile_rows;
   Memory<uint32_t> words(depth * columns), operand(rows * stride);
   Memory<float> bias(columns), step(columns), out(rows * columns);
   Memory<int32_t> start(columns);
@@ -200,7 +201,7 @@ double product_limit(const Kernels& kernels) {
     }
     best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
   }
-  if (kernels.finish) kernels.finish();
+  if (kernels.release) kernels.release();
   return static_cast<double>(rows) * depth * kernels.values_per_word * columns * repeats / best;
 }
 

@@ -101,7 +101,8 @@ void dot_int8_tiles() {
 
 #endif
 
-// Configuring takes as long as some ten products of tiles: what a thread has configured stays until it is released.
+// Configuring takes as long as some ten products of tiles: what a thread has configured stays until it releases the
+// tiles, if ever.
 thread_local int configured_rows = 0;
 
 inline void begin_tiles(int rows) {

@@ -32,11 +32,11 @@ inline Vec nearest(Vec a) { return {_mm512_roundscale_ps(a.all, _MM_FROUND_TO_NE
 inline Vec times_power_of_2(Vec a, Vec power) { return {_mm512_scalef_ps(a.all, power.all)}; }
 inline Vec fraction(Vec a) { return {_mm512_reduce_ps(a.all, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)}; }
 inline Vec minus_product(Vec a, Vec b, Vec c) { return {_mm512_fnmadd_ps(b.all, c.all, a.all)}; }
-// The smaller magnitude, which is never NaN.
+// The smaller magnitude; of a number and NaN, the number's.
 inline Vec smaller_size(Vec a, Vec b) { return {_mm512_range_ps(a.all, b.all, 0b1010)}; }
 
 #define LOOKS_UP_32
-// The whole number nearest to a multiple of `a`, in the last bits of each lane.
+// The whole number nearest to `factor` times `a`, in the last bits of each lane.
 inline Vec nearest_place(Vec a, float factor) { return multiply_add(a, all(factor), all(8388608.0f)); }  // 2^23
 // Of 32 numbers, that at this place.
 inline Vec look_up(const float (&table)[32], Vec place) {
