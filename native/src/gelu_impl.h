@@ -107,7 +107,7 @@ struct Rough {
 
 // GELU as exact as bfloat16, however small the result is.
 inline Vec rough_gelu(Vec x) {
-  const Vec size = min(all(1e18f), abs(x));  // times zero it is zero, and NaN stays
+  const Vec size = min(all(1e18f), abs(x));                               // times zero it is zero, and NaN stays
   const Vec power = max(size * size * all(-0.72134752f), all(-1000.0f));  // -x^2 / 2 / ln 2
   const Vec whole = nearest(power);
   const Vec fraction = polynomial(Rough::power_of_2, power - whole);
