@@ -180,6 +180,11 @@ def test_what_the_processor_cannot():
         ValueError, match=r"fp32: expected an instruction set of this processor that has it .* found 6502"
     ):
         native.Network(isa="6502")
+    for precision in ("bf16", "int8"):
+        with pytest.raises(ValueError, match="processor that has it") as error:
+            native.Network(isa="6502", precision=precision)
+        names = re.search(r"\((.*)\)", str(error.value))[1].split(", ")  # type: ignore[index]
+        assert len(set(names)) == len(names) and set(names) <= set(native.supported())
 
 
 def test_a_forked_process(recwarn):

@@ -179,8 +179,10 @@ const Kernels& kernels_for(const std::string& isa, const std::string& precision)
   if (best) return *best;
   if (isa == "auto" && precision == "bf16") return kernels_for(isa, "fp32");
   std::string names;
-  for (const Entry& entry : entries()) {
-    if (entry.precision == precision) names += (names.empty() ? "" : ", ") + entry.isa;
+  const std::vector<Entry> all = entries();
+  for (const std::string& name : supported()) {
+    const auto has_it = [&](const Entry& entry) { return entry.isa == name && entry.precision == precision; };
+    if (std::any_of(all.begin(), all.end(), has_it)) names += (names.empty() ? "" : ", ") + name;
   }
   throw std::invalid_argument(precision + ": expected an instruction set of this processor that has it (" + names +
                               "), or another precision, found " + isa);
