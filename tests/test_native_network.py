@@ -183,7 +183,7 @@ def test_what_the_processor_cannot():
     for precision in ("bf16", "int8"):
         with pytest.raises(ValueError, match="processor that has it") as error:
             native.Network(isa="6502", precision=precision)
-        names = re.search(r"\((.*)\)", str(error.value))[1].split(", ")  # type: ignore[index]
+        names = re.search(r"\((.*)\)", str(error.value))[1].split(", ")
         assert len(set(names)) == len(names) and set(names) <= set(native.supported())
 
 
