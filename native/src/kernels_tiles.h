@@ -1,5 +1,5 @@
-// Matrix products in tiles of AMX: sixteen columns of up to 64 rows at once. Behind kernels_impl.h, whose other kernels
-// go with them.
+// Matrix products in tiles of AMX: blocks of two tiles of rows by two of columns. Behind kernels_impl.h, whose other
+// kernels go with them.
 
 #pragma once
 
@@ -8,116 +8,188 @@
 
 namespace {
 
+// `Column` makes values of the sums of sixteen columns; a row of levels ends with its step.
 struct Bf16InTiles : Bf16 {
   static constexpr bool cleared = true;  // a NaN that is left in the filling would stay one
-  static const float* start_of(const Matrix& matrix) { return matrix.bias; }
-  static Vec sum_of(const uint32_t* words) { return load(reinterpret_cast<const float*>(words)); }
-  template <int sums, int operand>
+  struct Column {
+    Vec bias;
+    Column(const Matrix& matrix, int column) : bias(load(matrix.bias + column)) {}
+    Vec operator()(const uint32_t* sums, const uint32_t*) const {
+      return load(reinterpret_cast<const float*>(sums)) + bias;
+    }
+  };
+  template <int sums, int operand, int matrix>
   static void dot_tiles() {
-    dot_bf16_tiles<sums, operand, matrix_tile>();
+    dot_bf16_tiles<sums, operand, matrix>();
   }
 };
 
 struct Int8InTiles : Int8 {
   static constexpr bool cleared = false;
-  static const int32_t* start_of(const Matrix& matrix) { return matrix.start; }
-  static Levels sum_of(const uint32_t* words) { return load(reinterpret_cast<const int32_t*>(words)); }
-  template <int sums, int operand>
+  struct Column {
+    Levels start;
+    Vec step, bias;
+    Column(const Matrix& matrix, int column)
+        : start(load(matrix.start + column)), step(load(matrix.step + column)), bias(load(matrix.bias + column)) {}
+    Vec operator()(const uint32_t* sums, const uint32_t* step_of_row) const {
+      const Levels sum = load(reinterpret_cast<const int32_t*>(sums)) + start;
+      return multiply_add(to_float(sum) * Fp32::input(step_of_row), step, bias);
+    }
+  };
+  template <int sums, int operand, int matrix>
   static void dot_tiles() {
-    dot_int8_tiles<sums, operand, matrix_tile>();
+    dot_int8_tiles<sums, operand, matrix>();
   }
 };
 
 constexpr int most_row_tiles = swiftformer::most_tile_rows / tile_words;
-static_assert(most_row_tiles == 4);
+constexpr int sum_stride = 2 * lanes;  // words between rows of a block's sums
 
-// Words of a matrix that are fetched into the second-level cache before they are needed.
-constexpr int ahead = 8 * tile_words * lanes;
+// The sums of one or two tiles of rows, the second from row `second` on, by one or two tiles of columns. In every step
+// `meanwhile` is called, and words are fetched into the second-level cache from `next` on, if it is not null.
+template <class Op, int rows, int columns, class Meanwhile>
+void sums_of_block(const uint32_t* words, int depth, const uint32_t* operand, int operand_stride, int second,
+                   const uint32_t* next, uint32_t* sums, const Meanwhile& meanwhile) {
+  const uint32_t *right = words + depth * lanes, *below = operand + second * operand_stride;
+  zero_tile<0>();
+  if constexpr (columns > 1) zero_tile<1>();
+  if constexpr (rows > 1) zero_tile<2>();
+  if constexpr (rows > 1 && columns > 1) zero_tile<3>();
+  for (int k = 0; k < depth; k += tile_words, words += tile_words * lanes, right += tile_words * lanes) {
+    if (next) {
+#pragma GCC unroll 16
+      for (int line = 0; line < tile_words; ++line, next += lanes) {
+        __builtin_prefetch(next, 0, 2);
+        if constexpr (columns > 1) __builtin_prefetch(next + depth * lanes, 0, 2);
+      }
+    }
+    load_tile<6>(words, lanes);
+    load_tile<4>(operand + k, operand_stride);
+    Op::template dot_tiles<0, 4, 6>();
+    if constexpr (rows > 1) {
+      load_tile<5>(below + k, operand_stride);
+      Op::template dot_tiles<2, 5, 6>();
+    }
+    if constexpr (columns > 1) {
+      load_tile<7>(right, lanes);
+      Op::template dot_tiles<1, 4, 7>();
+      if constexpr (rows > 1) Op::template dot_tiles<3, 5, 7>();
+    }
+    meanwhile();
+  }
+  store_tile<0>(sums, sum_stride);
+  if constexpr (columns > 1) store_tile<1>(sums + lanes, sum_stride);
+  if constexpr (rows > 1) store_tile<2>(sums + second * sum_stride, sum_stride);
+  if constexpr (rows > 1 && columns > 1) store_tile<3>(sums + second * sum_stride + lanes, sum_stride);
+}
 
 // Where rows of a product come from and go to.
 struct RowsInTiles {
   const uint32_t* operand;
   const float* residual;
   void* out;
-  int operand_stride, residual_stride, out_stride, count;
+  int operand_stride, residual_stride, out_stride;
 
-  // Tiles of `rows` rows; the last one overlaps the one before rather than reaching behind the operand.
-  int tiles, rows;
-  int first_of(int tile) const { return tile < tiles - 1 ? tile * rows : count - rows; }
+  RowsInTiles from(int row, int out_bytes) const {
+    return {operand + row * operand_stride,
+            residual + row * residual_stride,
+            static_cast<char*>(out) + out_bytes * row * out_stride,
+            operand_stride,
+            residual_stride,
+            out_stride};
+  }
 };
 
-// The sums of sixteen columns, rows `stride` words apart.
-template <class Op, int tiles>
-void sums_of_column(const Matrix& matrix, const RowsInTiles& rows, int column, uint32_t* sums, int stride) {
-  const auto* start = Op::start_of(matrix) + column;
-  load_tile<0>(start, 0);
-  if constexpr (tiles > 1) load_tile<1>(start, 0);
-  if constexpr (tiles > 2) load_tile<2>(start, 0);
-  if constexpr (tiles > 3) load_tile<3>(start, 0);
-  const uint32_t* operands[tiles];
-  for (int tile = 0; tile < tiles; ++tile) operands[tile] = rows.operand + rows.first_of(tile) * rows.operand_stride;
-  const uint32_t* words = matrix.words + static_cast<size_t>(column) * matrix.depth;
-  for (int k = 0; k < matrix.depth; k += tile_words, words += tile_words * lanes) {
-#pragma GCC unroll 16
-    for (int line = 0; line < tile_words; ++line) __builtin_prefetch(words + ahead + line * lanes, 0, 2);
-    load_tile<matrix_tile>(words, lanes);
-    load_tile<4>(operands[0] + k, rows.operand_stride);
-    if constexpr (tiles > 1) load_tile<5>(operands[1] + k, rows.operand_stride);
-    if constexpr (tiles > 2) load_tile<6>(operands[2] + k, rows.operand_stride);
-    Op::template dot_tiles<0, 4>();
-    if constexpr (tiles > 1) Op::template dot_tiles<1, 5>();
-    if constexpr (tiles > 2) Op::template dot_tiles<2, 6>();
-    if constexpr (tiles > 3) {
-      load_tile<4>(operands[3] + k, rows.operand_stride);
-      Op::template dot_tiles<3, 4>();
-    }
-  }
-  store_tile<0>(sums, stride);
-  if constexpr (tiles > 1) store_tile<1>(sums + rows.first_of(1) * stride, stride);
-  if constexpr (tiles > 2) store_tile<2>(sums + rows.first_of(2) * stride, stride);
-  if constexpr (tiles > 3) store_tile<3>(sums + rows.first_of(3) * stride, stride);
-}
-
-template <class Op, Then then>
-void finish_column(const Matrix& matrix, const RowsInTiles& rows, int column, const uint32_t* sums) {
-  const uint32_t* operand = rows.operand;
+template <class Op, Then then, int columns>
+void finish_rows(const Matrix& matrix, int column, const RowsInTiles& rows, int count, const uint32_t* sums) {
+  const typename Op::Column made[] = {{matrix, column}, {matrix, column + (columns - 1) * lanes}};
+  const int operand_stride = rows.operand_stride, residual_stride = rows.residual_stride, out_stride = rows.out_stride;
+  const uint32_t* step = rows.operand + operand_stride - 1;
   const float* residual = rows.residual + column;
-  for (int row = 0; row < rows.count; ++row, sums += lanes, operand += rows.operand_stride) {
-    Vec value = Op::finish(Op::sum_of(sums), operand, rows.operand_stride, matrix, column);
-    if constexpr (then == Then::gelu) {
-      Op::put(static_cast<uint16_t*>(rows.out) + row * rows.out_stride, column, Op::activated(value));
-    } else {
-      if (then == Then::relu) value = max(all(0.0f), value);  // in this order NaN stays NaN
-      if (then == Then::add) value = value + load(residual + row * rows.residual_stride);
-      store(static_cast<float*>(rows.out) + row * rows.out_stride + column, value);
+  float* out = static_cast<float*>(rows.out) + column;
+  uint16_t* out_of_gelu = static_cast<uint16_t*>(rows.out) + column;
+  for (int row = 0; row < count; ++row) {
+#pragma GCC unroll 2
+    for (int c = 0; c < columns; ++c) {
+      Vec value = made[c](sums + c * lanes, step);
+      if constexpr (then == Then::gelu) {
+        Op::put(out_of_gelu, c * lanes, Op::activated(value));
+      } else {
+        if (then == Then::relu) value = max(all(0.0f), value);  // in this order NaN stays NaN
+        if (then == Then::add) value = value + load(residual + c * lanes);
+        store(out + c * lanes, value);
+      }
     }
+    sums += sum_stride;
+    step += operand_stride;
+    residual += residual_stride;
+    out += out_stride;
+    out_of_gelu += out_stride;
   }
 }
 
-// Sixteen columns are multiplied while those before are finished; sums alone are finished where they are stored.
-template <class Op, int tiles, Then then>
-void columns_in_tiles(const Matrix& matrix, const RowsInTiles& rows) {
-  if constexpr (then == Then::store && !Op::levels) {
-    for (int column = 0; column < matrix.columns; column += lanes) {
-      sums_of_column<Op, tiles>(matrix, rows, column, static_cast<uint32_t*>(rows.out) + column, rows.out_stride);
-    }
-  } else {
-    alignas(64) uint32_t sums[2][most_row_tiles * tile_words * lanes];
-    for (int column = 0, place = 0; column < matrix.columns + lanes; column += lanes, place ^= 1) {
-      if (column < matrix.columns) sums_of_column<Op, tiles>(matrix, rows, column, sums[place], lanes);
-      if (column > 0) finish_column<Op, then>(matrix, rows, column - lanes, sums[place ^ 1]);
-    }
-  }
-}
+// Sums of a block that are yet to be finished, some rows at a time.
+template <class Op, Then then>
+struct Unfinished {
+  static constexpr int out_bytes = then == Then::gelu ? sizeof(uint16_t) : sizeof(float);
+  const Matrix& matrix;
+  const RowsInTiles& rows;
+  const uint32_t* sums = nullptr;
+  int column = 0, columns = 0, first = 0, count = 0;
+  int done = 0;
 
-template <class Op, int tiles>
-void rows_in_tiles(const Matrix& matrix, const RowsInTiles& rows, Then then) {
-  if (then == Then::store) columns_in_tiles<Op, tiles, Then::store>(matrix, rows);
-  if (then == Then::relu) columns_in_tiles<Op, tiles, Then::relu>(matrix, rows);
-  if (then == Then::add) columns_in_tiles<Op, tiles, Then::add>(matrix, rows);
-  if constexpr (!Op::levels) {
-    if (then == Then::gelu) columns_in_tiles<Op, tiles, Then::gelu>(matrix, rows);
+  void begin(const uint32_t* of, int at, int column_tiles, int first_row, int row_count) {
+    sums = of;
+    column = at;
+    columns = column_tiles;
+    first = first_row;
+    count = row_count;
+    done = 0;
   }
+
+  void finish(int most) {
+    const int some = count - done < most ? count - done : most;
+    if (some <= 0) return;
+    const RowsInTiles from = rows.from(first + done, out_bytes);
+    if (columns == 1) finish_rows<Op, then, 1>(matrix, column, from, some, sums + done * sum_stride);
+    if (columns == 2) finish_rows<Op, then, 2>(matrix, column, from, some, sums + done * sum_stride);
+    done += some;
+  }
+};
+
+// Each block is multiplied while that before is finished. `tiles` of `tile_rows` rows each; the last one overlaps the
+// one before rather than reaching behind the operand.
+template <class Op, Then then>
+void rows_in_tiles(const Matrix& matrix, const RowsInTiles& rows, int count, int tiles, int tile_rows) {
+  alignas(64) uint32_t sums[2][2 * tile_words * sum_stride];
+  Unfinished<Op, then> before{matrix, rows};
+  const int steps = matrix.depth / tile_words;
+  // Constants of GELU are loaded anew for every few rows.
+  const int some = then == Then::gelu ? tile_words : (2 * tile_rows + steps - 1) / steps;
+  const auto meanwhile = [&] { before.finish(some); };
+  int place = 0;
+  for (int column = 0; column < matrix.columns; column += 2 * lanes) {
+    const int columns = matrix.columns - column > lanes ? 2 : 1;
+    const uint32_t* words = matrix.words + static_cast<size_t>(column) * matrix.depth;
+    for (int tile = 0; tile < tiles; tile += 2, place ^= 1) {
+      const bool two = tile + 1 < tiles;
+      const int begin = tile * tile_rows, end = tile + 2 < tiles ? begin + 2 * tile_rows : count;
+      const int first = two ? begin : end - tile_rows, second = end - first - tile_rows;
+      const uint32_t* operand = rows.operand + first * rows.operand_stride;
+      const uint32_t* next = tile == 0 ? words + 2 * matrix.depth * lanes : nullptr;
+      const auto sum = [&](auto of_block) {
+        of_block(words, matrix.depth, operand, rows.operand_stride, second, next, sums[place], meanwhile);
+      };
+      if (two && columns == 2) sum(sums_of_block<Op, 2, 2, decltype(meanwhile)>);
+      if (two && columns == 1) sum(sums_of_block<Op, 2, 1, decltype(meanwhile)>);
+      if (!two && columns == 2) sum(sums_of_block<Op, 1, 2, decltype(meanwhile)>);
+      if (!two && columns == 1) sum(sums_of_block<Op, 1, 1, decltype(meanwhile)>);
+      before.finish(count);
+      // Rows that two tiles share are finished once: they may be their own residual.
+      before.begin(sums[place] + (begin - first) * sum_stride, column, columns, begin, end - begin);
+    }
+  }
+  before.finish(count);
 }
 
 template <class Op>
@@ -128,23 +200,18 @@ void product_in_tiles(const Matrix& matrix, uint32_t* operand, int operand_strid
     for (int r = 0; r < rows; ++r) store_some(filling + r * operand_stride, all(0.0f), matrix.depth - matrix.used);
   }
   constexpr int most = most_row_tiles * tile_words;
-  const int out_bytes = then == Then::gelu ? sizeof(uint16_t) : sizeof(float);
+  const RowsInTiles of_all{operand, residual, out, operand_stride, residual_stride, out_stride};
   for (int done = 0; done < rows; done += most) {
     const int count = rows - done < most ? rows - done : most, tiles = (count + tile_words - 1) / tile_words;
-    const RowsInTiles some{operand + done * operand_stride,
-                           residual + done * residual_stride,
-                           static_cast<char*>(out) + out_bytes * done * out_stride,
-                           operand_stride,
-                           residual_stride,
-                           out_stride,
-                           count,
-                           tiles,
-                           (count + tiles - 1) / tiles};
-    begin_tiles(some.rows);
-    if (tiles == 1) rows_in_tiles<Op, 1>(matrix, some, then);
-    if (tiles == 2) rows_in_tiles<Op, 2>(matrix, some, then);
-    if (tiles == 3) rows_in_tiles<Op, 3>(matrix, some, then);
-    if (tiles == 4) rows_in_tiles<Op, 4>(matrix, some, then);
+    const int tile_rows = (count + tiles - 1) / tiles;
+    const RowsInTiles some = of_all.from(done, then == Then::gelu ? sizeof(uint16_t) : sizeof(float));
+    begin_tiles(tile_rows);
+    if (then == Then::store) rows_in_tiles<Op, Then::store>(matrix, some, count, tiles, tile_rows);
+    if (then == Then::relu) rows_in_tiles<Op, Then::relu>(matrix, some, count, tiles, tile_rows);
+    if (then == Then::add) rows_in_tiles<Op, Then::add>(matrix, some, count, tiles, tile_rows);
+    if constexpr (!Op::levels) {
+      if (then == Then::gelu) rows_in_tiles<Op, Then::gelu>(matrix, some, count, tiles, tile_rows);
+    }
   }
 }
 

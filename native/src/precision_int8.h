@@ -32,14 +32,28 @@ inline void quantize(const float* values, int stride, int rows, int count, uint3
   }
 }
 
+// Lane by lane, and with zero. Four of each, as one would wait for the one before.
+inline void extent_of(const float* values, int count, Vec& most, Vec& least) {
+  Vec high[] = {all(0.0f), all(0.0f), all(0.0f), all(0.0f)}, low[] = {high[0], high[0], high[0], high[0]};
+  const auto take = [&](int place, int at) {
+    const Vec value = load(values + at);
+    high[place] = max(high[place], value);
+    low[place] = min(low[place], value);
+  };
+  int c = 0;
+  for (; c + 4 * lanes <= count; c += 4 * lanes) {
+#pragma GCC unroll 4
+    for (int place = 0; place < 4; ++place) take(place, c + place * lanes);
+  }
+  for (; c < count; c += lanes) take(0, c);
+  most = max(max(high[0], high[1]), max(high[2], high[3]));
+  least = min(min(low[0], low[1]), min(low[2], low[3]));
+}
+
 inline void quantize_gelu(const float* values, int stride, int rows, int count, uint32_t* operand, int operand_stride) {
   for (int r = 0; r < rows; ++r, values += stride, operand += operand_stride) {
-    Vec most = all(0.0f), least = all(0.0f);
-    for (int c = 0; c < count; c += lanes) {
-      const Vec value = load(values + c);
-      most = max(most, value);
-      least = min(least, value);
-    }
+    Vec most, least;
+    extent_of(values, count, most, least);
     swiftformer::GeluTable made;
     const auto& table = swiftformer::gelu_table(-largest(all(0.0f) - least), largest(most), made);
     uint8_t* levels = reinterpret_cast<uint8_t*>(operand);

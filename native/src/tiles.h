@@ -1,5 +1,5 @@
-// The eight tiles of AMX: sums in 0 to 3, rows of the operand in 4 to 6, words of the matrix in 7. A row of a tile is
-// sixteen words. Emulated where SWIFTFORMER_EMULATED_TILES is defined.
+// The eight tiles of AMX: sums in 0 to 3, rows of the operand in 4 and 5, words of the matrix in 6 and 7. A row of a
+// tile is sixteen words. Emulated where SWIFTFORMER_EMULATED_TILES is defined.
 
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr int tile_words = 16, matrix_tile = 7;
+constexpr int tile_words = 16, first_matrix_tile = 6;
 
 #if !defined(SWIFTFORMER_EMULATED_TILES)
 
@@ -20,11 +20,16 @@ struct alignas(64) TileShapes {
 
 inline void configure_tiles(int rows) {
   TileShapes shapes;
-  for (int tile = 0; tile < 8; ++tile) shapes.rows[tile] = static_cast<uint8_t>(tile < matrix_tile ? rows : tile_words);
+  for (int tile = 0; tile < 8; ++tile)
+    shapes.rows[tile] = static_cast<uint8_t>(tile < first_matrix_tile ? rows : tile_words);
   asm volatile("ldtilecfg %0" : : "m"(shapes));
 }
 inline void release_tiles() { asm volatile("tilerelease"); }
 
+template <int tile>
+inline void zero_tile() {
+  asm volatile("tilezero %%tmm%c0" : : "i"(tile));
+}
 template <int tile>
 inline void load_tile(const void* from, int stride_in_words) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(4l * stride_in_words), "i"(tile) : "memory");
@@ -52,11 +57,15 @@ struct Tiles {
 thread_local Tiles tiles;
 
 inline void configure_tiles(int rows) {
-  for (int tile = 0; tile < 8; ++tile) tiles.rows[tile] = tile < matrix_tile ? rows : tile_words;
+  for (int tile = 0; tile < 8; ++tile) tiles.rows[tile] = tile < first_matrix_tile ? rows : tile_words;
   std::memset(tiles.words, 0, sizeof tiles.words);
 }
 inline void release_tiles() { std::memset(tiles.rows, 0, sizeof tiles.rows); }
 
+template <int tile>
+void zero_tile() {
+  std::memset(tiles.words[tile], 0, sizeof tiles.words[tile]);
+}
 template <int tile>
 void load_tile(const void* from, int stride_in_words) {
   for (int row = 0; row < tiles.rows[tile]; ++row) {

@@ -57,6 +57,7 @@ struct Levels {
 };
 
 inline Levels load(const int32_t* from) { return {_mm512_loadu_si512(from)}; }
+inline Levels operator+(Levels a, Levels b) { return {_mm512_add_epi32(a.all, b.all)}; }
 inline Vec to_float(Levels v) { return {_mm512_cvtepi32_ps(v.all)}; }
 inline float largest(Vec a) { return _mm512_reduce_max_ps(a.all); }
 inline void store_levels(uint8_t* to, Vec v) {

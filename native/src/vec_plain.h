@@ -130,6 +130,10 @@ inline Levels load(const int32_t* from) {
   std::memcpy(v.lane, from, sizeof v.lane);
   return v;
 }
+inline Levels operator+(Levels a, Levels b) {
+  EACH_LANE a.lane[i] += b.lane[i];
+  return a;
+}
 inline Vec to_float(Levels v) {
   Vec result;
   EACH_LANE result.lane[i] = static_cast<float>(v.lane[i]);
