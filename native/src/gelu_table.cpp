@@ -17,11 +17,12 @@ double gelu(double x) { return 0.5 * x * std::erfc(-x / std::sqrt(2.0)); }
 
 // For values from `left` to `left + range`.
 void make(float left, float range, GeluTable& table) {
-  table.left = left;
-  table.step_before = range / 255.0f;
+  const double step_before = range / 255.0;
+  table.factor_before = static_cast<float>(1.0 / step_before);
+  table.zero_before = static_cast<float>(-left / step_before);
   table.step = static_cast<float>((gelu(left + static_cast<double>(range)) - gelu_floor) / 255.0);
   for (int level = 0; level < 256; ++level) {
-    const double exact = gelu(left + static_cast<double>(table.step_before) * level);
+    const double exact = gelu(left + step_before * level);
     const double found = std::nearbyint((exact - gelu_floor) / table.step);
     table.levels[level] = static_cast<uint8_t>(found < 255.0 ? found : 255.0);
   }

@@ -10,9 +10,9 @@ constexpr float gelu_floor = -0.17f;  // below all that GELU gives
 // What lies below gives what this gives, half as much on average: an error of 0.004, less than a level of most rows.
 constexpr float gelu_left = -2.75f;
 
-// Level u of x = left + step_before * u to level v of GELU(x) = gelu_floor + step * v.
+// Level u = factor_before * x + zero_before to level v of GELU(x) = gelu_floor + step * v.
 struct GeluTable {
-  float left, step_before, step;
+  float factor_before, zero_before, step;
   uint8_t levels[256];
 };
 

@@ -4,63 +4,106 @@
 
 namespace {
 
-inline void quantize_row(const float* values, int count, float step, float offset, uint8_t* levels) {
-  const Vec factor = all(1.0f / step), zero = all(offset);
+// Levels of values times `factor` plus `zero`.
+inline void quantize_row(const float* values, int count, float factor, float zero, uint8_t* levels) {
+  const Vec factors = all(factor), zeros = all(zero);
   int c = 0;
   for (; c + 4 * lanes <= count; c += 4 * lanes) {
-    const auto level = [&](int place) { return multiply_add(load(values + c + place * lanes), factor, zero); };
+    const auto level = [&](int place) { return multiply_add(load(values + c + place * lanes), factors, zeros); };
     store_levels(levels + c, level(0), level(1), level(2), level(3));
   }
-  for (; c < count; c += lanes) store_levels(levels + c, multiply_add(load(values + c), factor, zero));
+  for (; c < count; c += lanes) store_levels(levels + c, multiply_add(load(values + c), factors, zeros));
 }
 
-inline float largest_of(const float* values, int count) {
+inline Vec sizes_of(const float* values, int count) {
   Vec most = all(0.0f);
   for (int c = 0; c < count; c += lanes) most = max(most, abs(load(values + c)));
-  return largest(most);
+  return most;
 }
 
-inline void quantize_pixel(const float* values, int count, float step, uint8_t* levels) {
-  quantize_row(values, count, step, 128.0f, levels);
-}
+inline float largest_of(const float* values, int count) { return largest(sizes_of(values, count)); }
 
-inline void quantize(const float* values, int stride, int rows, int count, uint32_t* operand, int operand_stride) {
-  for (int r = 0; r < rows; ++r, values += stride, operand += operand_stride) {
-    const float range = largest_of(values, count) / 127.0f, step = range > 1e-30f ? range : 1e-30f;
-    quantize_row(values, count, step, 128.0f, reinterpret_cast<uint8_t*>(operand));
-    std::memcpy(operand + operand_stride - 1, &step, sizeof step);
-  }
-}
-
-// Lane by lane, and with zero. Four of each, as one would wait for the one before.
+// Lane by lane, and with zero. Four of each at once, as one would wait for the one before.
 inline void extent_of(const float* values, int count, Vec& most, Vec& least) {
   Vec high[] = {all(0.0f), all(0.0f), all(0.0f), all(0.0f)}, low[] = {high[0], high[0], high[0], high[0]};
-  const auto take = [&](int place, int at) {
-    const Vec value = load(values + at);
-    high[place] = max(high[place], value);
-    low[place] = min(low[place], value);
+  const auto take = [&](int i, int c) {
+    const Vec value = load(values + c);
+    high[i] = max(high[i], value);
+    low[i] = min(low[i], value);
   };
   int c = 0;
   for (; c + 4 * lanes <= count; c += 4 * lanes) {
 #pragma GCC unroll 4
-    for (int place = 0; place < 4; ++place) take(place, c + place * lanes);
+    for (int i = 0; i < 4; ++i) take(i, c + i * lanes);
   }
   for (; c < count; c += lanes) take(0, c);
   most = max(max(high[0], high[1]), max(high[2], high[3]));
   least = min(min(low[0], low[1]), min(low[2], low[3]));
 }
 
+#if !defined(LARGEST_OF_EACH)
+inline Vec largest_of_each(const Vec (&rows)[lanes]) {
+  float most[lanes];
+  for (int r = 0; r < lanes; ++r) most[r] = largest(rows[r]);
+  return load(most);
+}
+#endif
+
+inline void quantize_pixel(const float* values, int count, float step, uint8_t* levels) {
+  quantize_row(values, count, 1.0f / step, 128.0f, levels);
+}
+
+// Calls task(first row, rows) for up to sixteen rows at a time: what holds for a whole row is found for all of them
+// first, as the values of a row would have to wait for it.
+template <class Task>
+inline void sixteen_by_sixteen(int rows, const Task& task) {
+  for (int first = 0; first < rows; first += lanes) task(first, rows - first < lanes ? rows - first : lanes);
+}
+
+inline void put_step(float step, uint32_t* operand, int operand_stride) {
+  std::memcpy(operand + operand_stride - 1, &step, sizeof step);
+}
+
+inline void quantize(const float* values, int stride, int rows, int count, uint32_t* operand, int operand_stride) {
+  sixteen_by_sixteen(rows, [&](int first, int some) {
+    Vec most[lanes] = {};
+    for (int r = 0; r < some; ++r) most[r] = sizes_of(values + (first + r) * stride, count);
+    float steps[lanes], factors[lanes];
+    store(steps, largest_of_each(most));
+    for (int r = 0; r < lanes; ++r) {
+      const float range = steps[r] / 127.0f;
+      steps[r] = range > 1e-30f ? range : 1e-30f;
+      factors[r] = 1.0f / steps[r];
+    }
+    for (int r = 0; r < some; ++r) {
+      uint32_t* row = operand + (first + r) * operand_stride;
+      quantize_row(values + (first + r) * stride, count, factors[r], 128.0f, reinterpret_cast<uint8_t*>(row));
+      put_step(steps[r], row, operand_stride);
+    }
+  });
+}
+
 inline void quantize_gelu(const float* values, int stride, int rows, int count, uint32_t* operand, int operand_stride) {
-  for (int r = 0; r < rows; ++r, values += stride, operand += operand_stride) {
-    Vec most, least;
-    extent_of(values, count, most, least);
-    swiftformer::GeluTable made;
-    const auto& table = swiftformer::gelu_table(-largest(all(0.0f) - least), largest(most), made);
-    uint8_t* levels = reinterpret_cast<uint8_t*>(operand);
-    quantize_row(values, count, table.step_before, -table.left / table.step_before, levels);
-    look_up(table.levels, levels, count);
-    std::memcpy(operand + operand_stride - 1, &table.step, sizeof table.step);
-  }
+  sixteen_by_sixteen(rows, [&](int first, int some) {
+    Vec most[lanes] = {}, minus_least[lanes] = {};
+    for (int r = 0; r < some; ++r) {
+      Vec least;
+      extent_of(values + (first + r) * stride, count, most[r], least);
+      minus_least[r] = all(0.0f) - least;
+    }
+    float mosts[lanes], minus_leasts[lanes];
+    store(mosts, largest_of_each(most));
+    store(minus_leasts, largest_of_each(minus_least));
+    for (int r = 0; r < some; ++r) {
+      swiftformer::GeluTable made;
+      const auto& table = swiftformer::gelu_table(-minus_leasts[r], mosts[r], made);
+      uint32_t* row = operand + (first + r) * operand_stride;
+      uint8_t* levels = reinterpret_cast<uint8_t*>(row);
+      quantize_row(values + (first + r) * stride, count, table.factor_before, table.zero_before, levels);
+      look_up(table.levels, levels, count);
+      put_step(table.step, row, operand_stride);
+    }
+  });
 }
 
 // Which kernels take two words at once, take them from panels of one vector.

@@ -60,6 +60,24 @@ inline Levels load(const int32_t* from) { return {_mm512_loadu_si512(from)}; }
 inline Levels operator+(Levels a, Levels b) { return {_mm512_add_epi32(a.all, b.all)}; }
 inline Vec to_float(Levels v) { return {_mm512_cvtepi32_ps(v.all)}; }
 inline float largest(Vec a) { return _mm512_reduce_max_ps(a.all); }
+#define LARGEST_OF_EACH
+// The largest lane of each.
+inline Vec largest_of_each(const Vec (&rows)[16]) {
+  // Of every four rows' quarters one, of quarters' halves one, of halves' lanes one.
+  __m512 quarters[4], halves[2];
+  for (int i = 0; i < 4; ++i) {
+    const auto of_two = [&](__m512 a, __m512 b) {
+      return _mm512_max_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    };
+    const __m512 a = of_two(rows[i].all, rows[i + 4].all), b = of_two(rows[i + 8].all, rows[i + 12].all);
+    quarters[i] = _mm512_max_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  }
+  const auto of_two = [](__m512 a, __m512 b) {
+    return _mm512_max_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  };
+  for (int i = 0; i < 2; ++i) halves[i] = of_two(quarters[i], quarters[i + 2]);
+  return {of_two(halves[0], halves[1])};
+}
 inline void store_levels(uint8_t* to, Vec v) {
   const __m512i whole = _mm512_max_epi32(_mm512_cvtps_epi32(v.all), _mm512_setzero_si512());
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtusepi32_epi8(whole));
