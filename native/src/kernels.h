@@ -57,6 +57,7 @@ struct Kernels {
                     // up to an int16, and so those of both upper halves
 
   bool close_taps;  // of the first convolution: see there
+  int kept_bytes;   // of a key's or query's value between the two passes of an encoder: a float32, or a bfloat16
 
   // `rows` rows of an operand, `operand_stride` words apart, times a matrix. `out` has a stride in values.
   void (*product)(const Matrix& matrix, uint32_t* operand, int operand_stride, int rows, Then then, void* out,
@@ -90,12 +91,14 @@ struct Kernels {
   void (*depth_wise)(const float* const lines[3], int width, int x, int count, int channels, const float* weights,
                      uint32_t* operand, int operand_stride);
 
-  // Divides keys and queries, rows of `2 * channels`, by their root mean square over `dim` values, in place, and adds
-  // to `sums`: `channels` sums of the queries times their scores, then the sum of the squared scores. No `score`: 1.
-  void (*pool)(float* key_query, int rows, int channels, int dim, bool normalize, const float* score, float* sums);
+  // Divides keys and queries, rows of `2 * channels`, by their root mean square over `dim` values, writes them to
+  // `kept`, and adds to `sums`: `channels` sums of the queries times their scores, then the sum of the squared scores.
+  // No `score`: 1. What is kept as float32 may stay where it is.
+  void (*pool)(const float* key_query, int rows, int channels, int dim, bool normalize, const float* score, float* sums,
+               void* kept);
 
-  // The operand `[global * key, query]`, `2 * dim` values a row.
-  void (*modulate)(const float* key_query, int rows, int channels, int dim, const float* global, uint32_t* operand,
+  // The operand `[global * key, query]`, `2 * dim` values a row, of rows that `pool` kept.
+  void (*modulate)(const void* kept, int rows, int channels, int dim, const float* global, uint32_t* operand,
                    int operand_stride);
 
   // GELU alone, of `count` values, a multiple of `lanes`. Null with levels.

@@ -20,6 +20,7 @@ using swiftformer::Then;
 // A precision says of what type the sums of products are, how they start, and what becomes of them in the end.
 struct Floats {
   using Sum = Vec;
+  using Kept = float;
   static constexpr bool levels = false, signed_levels = false;
   static constexpr int words_at_once = 1;
   static constexpr decltype(Kernels::quantize) quantize = nullptr, quantize_gelu = nullptr;
@@ -45,6 +46,7 @@ struct Fp32 : Floats {
 
 #if defined(SWIFTFORMER_BF16)
 struct Bf16 : Floats {
+  using Kept = uint16_t;
   static constexpr int values_per_word = 2;
 #if defined(__AVX512BF16__)
   using Input = __m512bh;
@@ -284,44 +286,54 @@ void depth_wise(const float* const lines[3], int width, int x, int count, int ch
   }
 }
 
-// Divides by the root mean square; what counts as zero stays zero.
-inline void normalize_row(float* row, int channels, int dim) {
-  Vec squares = all(0.0f);
-  for (int c = 0; c < channels; c += lanes) squares = multiply_add(load(row + c), load(row + c), squares);
-  const float mean = sum(squares) / static_cast<float>(dim);
-  const Vec factor = all(1.0f / __builtin_sqrtf(mean > 1e-24f ? mean : 1e-24f));
-  for (int c = 0; c < channels; c += lanes) store(row + c, load(row + c) * factor);
+inline Vec load_kept(const float* from) { return load(from); }
+inline void store_kept(float* to, Vec v) { store(to, v); }
+#if defined(SWIFTFORMER_BF16)
+inline Vec load_kept(const uint16_t* from) { return load_bf16(from); }
+inline void store_kept(uint16_t* to, Vec v) { store_bf16(to, v); }
+#endif
+
+// By which values are divided by their root mean square; what counts as zero stays zero.
+inline float factor_of(float sum_of_squares, int dim) {
+  const float mean = sum_of_squares / static_cast<float>(dim);
+  return 1.0f / __builtin_sqrtf(mean > 1e-24f ? mean : 1e-24f);
 }
 
-inline void pool(float* key_query, int rows, int channels, int dim, bool normalize, const float* score, float* sums) {
-  for (int r = 0; r < rows; ++r) {
-    float* key = key_query + r * 2 * channels;
-    float* query = key + channels;
-    if (normalize) {
-      normalize_row(key, channels, dim);
-      normalize_row(query, channels, dim);
+template <class Op>
+void pool(const float* key_query, int rows, int channels, int dim, bool normalize, const float* score, float* sums,
+          void* kept) {
+  typename Op::Kept* to = static_cast<typename Op::Kept*>(kept);
+  for (int r = 0; r < rows; ++r, key_query += 2 * channels, to += 2 * channels) {
+    Vec of_key = all(0.0f), of_query = all(0.0f), products = all(0.0f);
+    for (int c = 0; c < channels; c += lanes) {
+      const Vec key = load(key_query + c), query = load(key_query + channels + c);
+      of_key = multiply_add(key, key, of_key);
+      of_query = multiply_add(query, query, of_query);
+      if (score) products = multiply_add(query, load(score + c), products);
     }
-    float s = 1.0f;
-    if (score) {
-      Vec products = all(0.0f);
-      for (int c = 0; c < channels; c += lanes) products = multiply_add(load(query + c), load(score + c), products);
-      s = sum(products);
+    const float key_factor = normalize ? factor_of(sum(of_key), dim) : 1.0f;
+    const float query_factor = normalize ? factor_of(sum(of_query), dim) : 1.0f;
+    const float s = score ? sum(products) * query_factor : 1.0f;
+    for (int c = 0; c < channels; c += lanes) {
+      const Vec query = load(key_query + channels + c) * all(query_factor);
+      store_kept(to + c, load(key_query + c) * all(key_factor));
+      store_kept(to + channels + c, query);
+      store(sums + c, multiply_add(query, all(s), load(sums + c)));
     }
-    const Vec factor = all(s);
-    for (int c = 0; c < channels; c += lanes) store(sums + c, multiply_add(load(query + c), factor, load(sums + c)));
     sums[channels] += s * s;
   }
 }
 
 template <class Op>
-void modulate(const float* key_query, int rows, int channels, int dim, const float* global, uint32_t* operand,
+void modulate(const void* kept, int rows, int channels, int dim, const float* global, uint32_t* operand,
               int operand_stride) {
-  for (int r = 0; r < rows; ++r, key_query += 2 * channels, operand += operand_stride) {
+  const typename Op::Kept* row = static_cast<const typename Op::Kept*>(kept);
+  for (int r = 0; r < rows; ++r, row += 2 * channels, operand += operand_stride) {
     // Not all of the last lanes may be written below: what is left there would widen the range of levels.
     if (Op::levels) Op::put(operand, filled(2 * dim) - lanes, all(0.0f));
-    for (int c = 0; c < channels; c += lanes) Op::put(operand, c, load(key_query + c) * load(global + c));
+    for (int c = 0; c < channels; c += lanes) Op::put(operand, c, load_kept(row + c) * load(global + c));
     // Behind it, over the zeros that fill the keys up: the filling of the queries is zero in turn.
-    for (int c = 0; c < channels; c += lanes) Op::put(operand, dim + c, load(key_query + channels + c));
+    for (int c = 0; c < channels; c += lanes) Op::put(operand, dim + c, load_kept(row + channels + c));
   }
 }
 
@@ -358,6 +370,7 @@ constexpr Kernels table(const char* name) {
           Op::signed_levels,
           Op::levels && Op::words_at_once == 2,
           false,
+          sizeof(typename Op::Kept),
           product<Op>,
           first_convolution_of<Op, widest>(),
           Op::quantize,
@@ -366,7 +379,7 @@ constexpr Kernels table(const char* name) {
           Op::quantize_pixel,
           convert<Op>,
           depth_wise<Op>,
-          pool,
+          pool<Op>,
           modulate<Op>,
           Op::levels ? nullptr : gelu_of_values<Op>,
           Op::values_per_word == 1 ? gelu_gradient_of_values : nullptr,

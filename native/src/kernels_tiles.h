@@ -25,6 +25,7 @@ struct Bf16InTiles : Bf16 {
 };
 
 struct Int8InTiles : Int8 {
+  using Kept = uint16_t;
   static constexpr bool cleared = false;
   struct Column {
     Levels start;

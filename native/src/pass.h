@@ -181,11 +181,14 @@ struct Network::Pass {
     each_tile([&](int image, int first, int rows, int tile, int thread) {
       branch_of_tile(layer.local, image, first, rows, thread);
       const float* out = image_of(other, image, channels) + static_cast<size_t>(first) * stride;
-      float* key_query = key_query_of(image, first);
-      multiply(layer.key_query, operand_of_map(layer.key_query, out, rows, thread), rows, Then::store, key_query,
+      void* kept = key_query_of(image, first);
+      // float32 is changed where it stays.
+      float* of_tile = kernels.kept_bytes == sizeof(float) ? static_cast<float*>(kept)
+                                                           : reinterpret_cast<float*>(network.hidden_[thread].get());
+      multiply(layer.key_query, operand_of_map(layer.key_query, out, rows, thread), rows, Then::store, of_tile,
                2 * stride);
       std::fill_n(sums + tile * sum_size, sum_size, 0.0f);
-      kernels.pool(key_query, rows, stride, channels, layer.normalize, layer.score.get(), sums + tile * sum_size);
+      kernels.pool(of_tile, rows, stride, channels, layer.normalize, layer.score.get(), sums + tile * sum_size, kept);
     });
     each(images(), [&](int image, int) {
       float* global = sums + static_cast<size_t>(image) * tiles * sum_size;
@@ -209,8 +212,9 @@ struct Network::Pass {
     });
   }
 
-  float* key_query_of(int image, int first) const {
-    return key_query + (static_cast<size_t>(image) * tokens() + first) * 2 * filled(channels);
+  void* key_query_of(int image, int first) const {
+    const size_t values = (static_cast<size_t>(image) * tokens() + first) * 2 * filled(channels);
+    return reinterpret_cast<char*>(key_query) + values * kernels.kept_bytes;
   }
 
   void operator()(const MapOutput& layer) { write(map, channels, tokens(), layer.factor.get(), layer.shift.get()); }

@@ -113,6 +113,7 @@ static_assert(WIDEST_PANEL == 1);
 
 struct Int8 {
   using Sum = Levels;
+  using Kept = float;
   static constexpr int values_per_word = 4;
   static constexpr bool levels = true;
 #if defined(__ARM_FEATURE_DOTPROD)

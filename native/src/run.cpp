@@ -94,7 +94,8 @@ Network::Room Network::room_for(int images, int height, int width) const {
       make_room(encoder->output, channels + filled(channels));
       widen(room.hidden, operand_stride(kernels_, encoder->expand.outputs));
       widen(room.rows, filled(encoder->expand.outputs));
-      widen(room.key_query, pixels() * 2 * filled(channels));
+      widen(room.hidden, 2 * filled(channels));  // of keys and queries
+      widen(room.key_query, pixels() * 2 * filled(channels) * kernels_.kept_bytes / sizeof(float));
       widen(room.sums, images * most_tiles * (filled(channels) + lanes));
     } else if (auto* head = std::get_if<Head>(&layer)) {
       make_room(head->product, channels);
