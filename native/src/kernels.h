@@ -16,8 +16,9 @@
 namespace swiftformer {
 
 constexpr int lanes = 16;
-constexpr int most_channels = 64;   // of pictures
-constexpr int most_tile_rows = 64;  // of any kernels' tiles
+constexpr int most_channels = 64;        // of pictures
+constexpr int most_tile_rows = 64;       // of any kernels' tiles
+constexpr int most_bf16_channels = 256;  // of a map that is kept in bfloat16
 
 static constexpr int filled(int channels) { return (channels + lanes - 1) / lanes * lanes; }
 
@@ -69,6 +70,12 @@ struct Kernels {
   // Null with levels.
   void (*first_convolution)(const Matrix& matrix, const uint32_t* lines, int line_stride, int count, float* out,
                             int out_stride);
+
+  // 3x3 convolution of stride 2 with ReLU straight from a map of bfloat16, over up to `tile_rows` neighbouring pixels
+  // of a row of its output. `taps` are the first of the first pixel; lines are `line_stride` values apart, and pixels
+  // have `channels`, a multiple of 32, as many as the matrix has for each tap. Null where there are no tiles.
+  void (*convolution_of_bf16)(const Matrix& matrix, const uint16_t* taps, int line_stride, int channels, int count,
+                              float* out, int out_stride);
 
   // `rows` rows of float32, `stride` apart, of `count` values each, to rows of levels; the second by way of GELU. Null
   // without levels.

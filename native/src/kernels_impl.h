@@ -373,6 +373,7 @@ constexpr Kernels table(const char* name) {
           sizeof(typename Op::Kept),
           product<Op>,
           first_convolution_of<Op, widest>(),
+          nullptr,
           Op::quantize,
           Op::quantize_gelu,
           Op::largest,

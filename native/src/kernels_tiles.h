@@ -46,11 +46,21 @@ struct Int8InTiles : Int8 {
 constexpr int most_row_tiles = swiftformer::most_tile_rows / tile_words;
 constexpr int sum_stride = 2 * lanes;  // words between rows of a block's sums
 
+// Where in a row of the operand the words of a step are, of which the first is word `k` of the matrix: in their order,
+// or at a place for each step.
+struct InOrder {
+  int operator()(int k) const { return k; }
+};
+struct AtPlaces {
+  const int* places;
+  int operator()(int k) const { return places[k / tile_words]; }
+};
+
 // The sums of one or two tiles of rows, the second from row `second` on, by one or two tiles of columns. In every step
 // `meanwhile` is called, and words are fetched into the second-level cache from `next` on, if it is not null.
-template <class Op, int rows, int columns, class Meanwhile>
+template <class Op, int rows, int columns, class Place, class Meanwhile>
 void sums_of_block(const uint32_t* words, int depth, const uint32_t* operand, int operand_stride, int second,
-                   const uint32_t* next, uint32_t* sums, const Meanwhile& meanwhile) {
+                   const uint32_t* next, uint32_t* sums, const Place& place, const Meanwhile& meanwhile) {
   const uint32_t *right = words + depth * lanes, *below = operand + second * operand_stride;
   zero_tile<0>();
   if constexpr (columns > 1) zero_tile<1>();
@@ -65,10 +75,10 @@ void sums_of_block(const uint32_t* words, int depth, const uint32_t* operand, in
       }
     }
     load_tile<6>(words, lanes);
-    load_tile<4>(operand + k, operand_stride);
+    load_tile<4>(operand + place(k), operand_stride);
     Op::template dot_tiles<0, 4, 6>();
     if constexpr (rows > 1) {
-      load_tile<5>(below + k, operand_stride);
+      load_tile<5>(below + place(k), operand_stride);
       Op::template dot_tiles<2, 5, 6>();
     }
     if constexpr (columns > 1) {
@@ -160,8 +170,9 @@ struct Unfinished {
 
 // Each block is multiplied while that before is finished. `tiles` of `tile_rows` rows each; the last one overlaps the
 // one before rather than reaching behind the operand.
-template <class Op, Then then>
-void rows_in_tiles(const Matrix& matrix, const RowsInTiles& rows, int count, int tiles, int tile_rows) {
+template <class Op, Then then, class Place = InOrder>
+void rows_in_tiles(const Matrix& matrix, const RowsInTiles& rows, int count, int tiles, int tile_rows,
+                   const Place& at = {}) {
   alignas(64) uint32_t sums[2][2 * tile_words * sum_stride];
   Unfinished<Op, then> before{matrix, rows};
   const int steps = matrix.depth / tile_words;
@@ -179,12 +190,12 @@ void rows_in_tiles(const Matrix& matrix, const RowsInTiles& rows, int count, int
       const uint32_t* operand = rows.operand + first * rows.operand_stride;
       const uint32_t* next = tile == 0 ? words + 2 * matrix.depth * lanes : nullptr;
       const auto sum = [&](auto of_block) {
-        of_block(words, matrix.depth, operand, rows.operand_stride, second, next, sums[place], meanwhile);
+        of_block(words, matrix.depth, operand, rows.operand_stride, second, next, sums[place], at, meanwhile);
       };
-      if (two && columns == 2) sum(sums_of_block<Op, 2, 2, decltype(meanwhile)>);
-      if (two && columns == 1) sum(sums_of_block<Op, 2, 1, decltype(meanwhile)>);
-      if (!two && columns == 2) sum(sums_of_block<Op, 1, 2, decltype(meanwhile)>);
-      if (!two && columns == 1) sum(sums_of_block<Op, 1, 1, decltype(meanwhile)>);
+      if (two && columns == 2) sum(sums_of_block<Op, 2, 2, Place, decltype(meanwhile)>);
+      if (two && columns == 1) sum(sums_of_block<Op, 2, 1, Place, decltype(meanwhile)>);
+      if (!two && columns == 2) sum(sums_of_block<Op, 1, 2, Place, decltype(meanwhile)>);
+      if (!two && columns == 1) sum(sums_of_block<Op, 1, 1, Place, decltype(meanwhile)>);
       before.finish(count);
       // Rows that two tiles share are finished once: they may be their own residual.
       before.begin(sums[place] + (begin - first) * sum_stride, column, columns, begin, end - begin);
@@ -237,6 +248,23 @@ void first_convolution_in_tiles(const Matrix& matrix, const uint32_t* lines, int
   }
 }
 
+// A row of the operand is two pixels behind the one before; the steps of a product go through its taps.
+template <class Op>
+void convolution_of_bf16(const Matrix& matrix, const uint16_t* taps, int line_stride, int channels, int count,
+                         float* out, int out_stride) {
+  constexpr int most_steps = 9 * swiftformer::most_bf16_channels / (2 * tile_words);
+  const int words_of_pixel = channels / 2, steps = matrix.depth / tile_words;
+  int places[most_steps];
+  for (int step = 0; step < steps; ++step) {
+    const int tap = step * tile_words / words_of_pixel, within = step * tile_words % words_of_pixel;
+    places[step] = tap / 3 * (line_stride / 2) + tap % 3 * words_of_pixel + within;
+  }
+  const int tiles = (count + tile_words - 1) / tile_words, tile_rows = (count + tiles - 1) / tiles;
+  const RowsInTiles rows{reinterpret_cast<const uint32_t*>(taps), out, out, 2 * words_of_pixel, out_stride, out_stride};
+  begin_tiles(tile_rows);
+  rows_in_tiles<Op, Then::relu>(matrix, rows, count, tiles, tile_rows, AtPlaces{places});
+}
+
 template <class Op>
 constexpr Kernels table_of_tiles(const char* name) {
   Kernels kernels = table<Op, 1>(name);
@@ -248,6 +276,7 @@ constexpr Kernels table_of_tiles(const char* name) {
   if constexpr (!Op::levels) {
     kernels.close_taps = true;
     kernels.first_convolution = first_convolution_in_tiles<Op>;
+    kernels.convolution_of_bf16 = convolution_of_bf16<Op>;
   }
   return kernels;
 }

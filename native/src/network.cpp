@@ -59,10 +59,10 @@ std::vector<int> counted(int count) {
 }
 
 // Columns of a 3x3 convolution's weights (channels, 9) tap by tap, each with its channels.
-std::vector<int> taps_first(int channels) {
+std::vector<int> taps_first(int channels, int filled_channels) {
   std::vector<int> places;
   for (int tap = 0; tap < 9; ++tap) {
-    for (int c = 0; c < channels; ++c) places.push_back(c * 9 + tap);
+    for (int c = 0; c < filled_channels; ++c) places.push_back(c < channels ? c * 9 + tap : nowhere);
   }
   return places;
 }
@@ -184,19 +184,22 @@ void Network::stem(const Weight& weight1, const Weight& bias1, const Weight& wei
     pixel_shift_.push_back(-mean[c] / std[c]);
   }
   input_channels_ = inputs;
+  const bool in_bf16 = outer_.convolution_of_bf16 && filled(between) % 32 == 0 && between <= most_bf16_channels;
   layers_.push_back(
-      FirstConvolution{packed(outer_, weight1, bias1, lines_of_taps(inputs, outer_), Operand::map), inputs});
+      FirstConvolution{packed(outer_, weight1, bias1, lines_of_taps(inputs, outer_), Operand::map), inputs, in_bf16});
   channels_ = between;
-  add_convolution(weight2, bias2, true, 2, "stem");
+  add_convolution(weight2, bias2, true, 2, "stem", in_bf16);
 }
 
-void Network::add_convolution(const Weight& weight, const Weight& bias, bool relu, int stride, const char* name) {
+void Network::add_convolution(const Weight& weight, const Weight& bias, bool relu, int stride, const char* name,
+                              bool of_bf16) {
   expect_stem();
   const int outputs = weight.shape.empty() ? 0 : weight.shape[0];
   expect(weight, {outputs, channels_, 3, 3}, name);
   expect(bias, {outputs}, name);
-  Product product = packed(kernels_, weight, bias, taps_first(channels_), Operand::map);
-  layers_.push_back(Convolution{std::move(product), relu, channels_, stride});
+  const std::vector<int> taps = taps_first(channels_, of_bf16 ? filled(channels_) : channels_);
+  Product product = packed(of_bf16 ? outer_ : kernels_, weight, bias, taps, Operand::map);
+  layers_.push_back(Convolution{std::move(product), relu, channels_, stride, of_bf16});
   channels_ = outputs;
 }
 

@@ -34,6 +34,7 @@ struct Product {
 struct FirstConvolution {
   Product product;
   int inputs;
+  bool to_bf16;  // its map is kept in bfloat16, with a pixel of zeros on each side
 };
 
 // or over a map, padding 1.
@@ -41,6 +42,7 @@ struct Convolution {
   Product product;
   bool relu;
   int inputs, stride;
+  bool of_bf16;  // the map it is over
 };
 
 // x + project(gelu(expand(depth_wise(x))))
@@ -155,7 +157,8 @@ class Network {
   void expect(const Weight& weight, const std::vector<int>& shape, const char* name) const;
   void expect_stem() const;
   void expect_level(int index) const;
-  void add_convolution(const Weight& weight, const Weight& bias, bool relu, int stride, const char* name);
+  void add_convolution(const Weight& weight, const Weight& bias, bool relu, int stride, const char* name,
+                       bool of_bf16 = false);
 
   // Values and words that some pictures need; those of the second line for each thread.
   struct Room {

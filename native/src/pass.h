@@ -75,6 +75,16 @@ struct Network::Pass {
     });
   }
 
+  // Calls task(image, y, first x, pixels, thread) for lines of the map, in as few and equal parts as kernels take.
+  template <class Task>
+  void each_part_of_line(Task&& task) {
+    const int parts = (width + kernels.tile_rows - 1) / kernels.tile_rows;
+    each(images() * height * parts, [&](int index, int thread) {
+      const int part = index % parts, line = index / parts, first = width * part / parts;
+      task(line / height, line % height, first, width * (part + 1) / parts - first, thread);
+    });
+  }
+
   int tiles_of(int count) const {
     int tiles = (count + kernels.tile_rows - 1) / kernels.tile_rows;
     while (tiles < count && images() * tiles % threads() != 0 && images() * tiles < 4 * threads()) ++tiles;
@@ -135,6 +145,8 @@ struct Network::Pass {
               int thread) const;
   Rows gather_levels(const Convolution& layer, const float* source, int in_height, int in_width, int first, int rows,
                      int thread) const;
+  // A pixel of a map of bfloat16, which has one more on each side.
+  uint16_t* bf16_pixel(float* maps, int of_channels, int of_height, int of_width, int image, int y, int x) const;
   void gather_pixels(int image, int in_height, int in_width, int y, int x, int count, uint32_t* lines) const;
   void operator()(const FirstConvolution& layer);
   void operator()(const Convolution& layer);

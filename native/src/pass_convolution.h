@@ -123,20 +123,34 @@ inline void Network::Pass::gather_pixels(int image, int in_height, int in_width,
   }
 }
 
+inline uint16_t* Network::Pass::bf16_pixel(float* maps, int of_channels, int of_height, int of_width, int image, int y,
+                                           int x) const {
+  const size_t line = static_cast<size_t>(image) * (of_height + 2) + y + 1;
+  return reinterpret_cast<uint16_t*>(maps) + (line * (of_width + 2) + x + 1) * filled(of_channels);
+}
+
 inline void Network::Pass::operator()(const FirstConvolution& layer) {
-  const int in_height = height, in_width = width, stride = filled(layer.product.outputs);
+  const int in_height = height, in_width = width, values = layer.product.outputs, stride = filled(values);
   height = halved(height);
   width = halved(width);
-  each_tile([&](int image, int first, int rows, int, int thread) {
+  each_part_of_line([&](int image, int y, int x, int count, int thread) {
     uint32_t* lines = network.operand_[thread].get();
-    float* out = image_of(other, image, layer.product.outputs) + static_cast<size_t>(first) * stride;
-    each_line(first, rows, [&](int y, int x, int count, int done) {
-      gather_pixels(image, in_height, in_width, y, x, count, lines);
-      network.outer_.first_convolution(layer.product.matrix, lines, tap_stride, count,
-                                       out + static_cast<size_t>(done) * stride, stride);
-    });
+    float* of_part = reinterpret_cast<float*>(network.hidden_[thread].get());
+    float* out =
+        layer.to_bf16 ? of_part : image_of(other, image, values) + (static_cast<size_t>(y) * width + x) * stride;
+    gather_pixels(image, in_height, in_width, y, x, count, lines);
+    network.outer_.first_convolution(layer.product.matrix, lines, tap_stride, count, out, stride);
+    if (!layer.to_bf16) return;
+    const auto pixel = [&](int at_y, int at_x) { return bf16_pixel(other, values, height, width, image, at_y, at_x); };
+    network.outer_.convert(of_part, count * stride, reinterpret_cast<uint32_t*>(pixel(y, x)), 0);
+    const auto clear = [&](int at_y, int at_x, int pixels) { std::fill_n(pixel(at_y, at_x), pixels * stride, 0); };
+    const int begin = x == 0 ? -1 : x, end = x + count == width ? width + 1 : x + count;
+    if (begin < x) clear(y, begin, 1);
+    if (end > x + count) clear(y, x + count, 1);
+    if (y == 0) clear(-1, begin, end - begin);
+    if (y == height - 1) clear(height, begin, end - begin);
   });
-  channels = layer.product.outputs;
+  channels = values;
   std::swap(map, other);
 }
 
@@ -145,6 +159,18 @@ inline void Network::Pass::operator()(const Convolution& layer) {
   height = strided(height, layer.stride);
   width = strided(width, layer.stride);
   const int outputs_of_layer = filled(layer.product.outputs);
+  if (layer.of_bf16) {
+    each_part_of_line([&](int image, int y, int x, int count, int) {
+      float* out =
+          image_of(other, image, layer.product.outputs) + (static_cast<size_t>(y) * width + x) * outputs_of_layer;
+      layer.product.kernels->convolution_of_bf16(
+          layer.product.matrix, bf16_pixel(map, layer.inputs, in_height, in_width, image, 2 * y - 1, 2 * x - 1),
+          (in_width + 2) * filled(layer.inputs), filled(layer.inputs), count, out, outputs_of_layer);
+    });
+    channels = layer.product.outputs;
+    std::swap(map, other);
+    return;
+  }
   const size_t in_size = static_cast<size_t>(in_height) * in_width * filled(layer.inputs);
   each_tile([&](int image, int first, int rows, int, int thread) {
     const float* in = map + image * in_size;

@@ -82,6 +82,9 @@ Network::Room Network::room_for(int images, int height, int width) const {
     };
     if (auto* first = std::get_if<FirstConvolution>(&layer)) {
       convolve(first->product);
+      widen(room.hidden, filled(channels));
+      const size_t padded = static_cast<size_t>(extent.height + 2) * (extent.width + 2);
+      if (first->to_bf16) widen(room.map, images * padded * filled(channels) / 2);
       widen(room.operand, (3 * first->inputs * tap_stride + kernels_.tile_rows - 1) / kernels_.tile_rows);
     } else if (auto* convolution = std::get_if<Convolution>(&layer)) {
       convolve(convolution->product);

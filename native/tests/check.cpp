@@ -120,7 +120,7 @@ std::vector<Model> models() {
   odd.downsampling(50).encoder(20, 3, true, false).output(true);
   odd.downsampling(13).branch(16).encoder(13, 52, true, true).head(5);
   maps.stem(3, 5).encoder(7, 10, false, false).output(false).downsampling(3).branch(9).output(true);
-  pyramid.stem(8, 18).lateral(20).downsampling(24).branch(30).lateral(20).downsampling(33).output(false).lateral(20);
+  pyramid.stem(60, 18).lateral(20).downsampling(24).branch(30).lateral(20).downsampling(33).output(false).lateral(20);
   pyramid.level(2).convolution(20, false).convolution(17, true).enlarging(1).convolution(19, true).scores(7);
   pyramid.level(1).convolution(35, true).scores(7).convolution(21, true).output(true);
   pyramid.level(0).convolution(16, false).scores(7).encoder(9, 12, true, true).sum().output(false);
