@@ -123,16 +123,23 @@ uint32_t small_weights(uint32_t bits) {
 bool multiplies_like(const Kernels& kernels, const Kernels& other) {
   constexpr int rows = 83, depth = 32, columns = 3 * lanes, stride = 3 * lanes;
   std::vector<uint32_t> operand(rows * stride);
-  std::vector<float> bias(columns, 0.5f), step(columns, 0.01f), found[2];
-  std::vector<int32_t> start(columns, -77);
-  const float step_of_row = 0.02f;
+  std::vector<float> bias(columns), step(columns), found[2];
+  std::vector<int32_t> start(columns);
+  for (int c = 0; c < columns; ++c) {
+    bias[c] = 0.5f - 0.3f * c;
+    step[c] = 0.01f + 0.002f * c;
+    start[c] = 100 * c - 77;
+  }
   uint32_t bits = 1;
   const auto some = [&] {
     bits = bits * 1664525u + 1013904223u;
     return (bits ^ bits >> 16) & (kernels.levels ? 0xffffffffu : 0xbf7fbf7fu);  // pairs of bfloat16 below 1
   };
   for (uint32_t& word : operand) word = some();
-  for (int r = 0; r < rows && kernels.levels; ++r) std::memcpy(&operand[r * stride + stride - 1], &step_of_row, 4);
+  for (int r = 0; r < rows && kernels.levels; ++r) {
+    const float step_of_row = 0.02f + 0.001f * r;
+    std::memcpy(&operand[r * stride + stride - 1], &step_of_row, 4);
+  }
   std::vector<uint32_t> by_column(depth * columns);
   const bool small = kernels.short_sums || other.short_sums;
   for (uint32_t& word : by_column) word = small ? small_weights(some()) : some();
@@ -150,6 +157,8 @@ bool multiplies_like(const Kernels& kernels, const Kernels& other) {
     std::vector<float>& out = found[which];
     out.resize(rows * columns);
     each.product(matrix, operand.data(), stride, rows, Then::relu, out.data(), columns, out.data(), columns);
+    // To that, in place, as blocks do.
+    each.product(matrix, operand.data(), stride, rows, Then::add, out.data(), columns, out.data(), columns);
     if (each.release) each.release();
   }
   for (int i = 0; i < rows * columns; ++i) {

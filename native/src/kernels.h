@@ -1,11 +1,11 @@
 // What the engine computes on one tile of pixels. There is a table of these functions for every instruction set and
 // precision; everything else is written once, on top of them.
 //
-// Maps are float32, pixels one behind the other, each with its channels, filled up with zeros to a multiple of `lanes`.
-// Operands, the left sides of matrix products, are rows of 32-bit words: a float32, two bfloat16, or four levels, which
-// are uint8, or int8 where they are `signed_levels`. A row of levels ends with a word that holds its step, a float32:
-// the level u stands for step * (u - 128), and behind GELU, which is never below -0.17, for step * u - 0.17. GELU
-// itself is looked up there, in a table from level to level.
+// Maps, but for the stem's with tiles, are float32, pixels one behind the other, each with its channels, filled up with
+// zeros to a multiple of `lanes`. Operands, the left sides of matrix products, are rows of 32-bit words: a float32, two
+// bfloat16, or four levels, which are uint8, or int8 where they are `signed_levels`. A row of levels ends with a word
+// that holds its step, a float32: the level u stands for step * (u - 128), and behind GELU, which is never below -0.17,
+// for step * u - 0.17. GELU itself is looked up there, in a table from level to level.
 
 #pragma once
 
@@ -100,7 +100,7 @@ struct Kernels {
 
   // Divides keys and queries, rows of `2 * channels`, by their root mean square over `dim` values, writes them to
   // `kept`, and adds to `sums`: `channels` sums of the queries times their scores, then the sum of the squared scores.
-  // No `score`: 1. What is kept as float32 may stay where it is.
+  // No `score`: 1. Float32 may be kept in place.
   void (*pool)(const float* key_query, int rows, int channels, int dim, bool normalize, const float* score, float* sums,
                void* kept);
 

@@ -264,24 +264,24 @@ void depth_wise(const float* const lines[3], int width, int x, int count, int ch
 #pragma GCC unroll 9
     for (int tap = 0; tap < 9; ++tap) weight[tap] = load(weights + tap * channels + c);
     const Vec bias = load(weights + 9 * channels + c);
-    // Every column of three pixels is loaded once, for the outputs of which it is the right, the middle and the left.
-    struct Column {
+    // Three pixels below each other are loaded once, for the outputs of which it is the right, the middle and the left.
+    struct Three {
       Vec line[3];
     };
-    const auto column = [&](int at) {
+    const auto three_at = [&](int at) {
       const int place = at * channels + c;
-      return Column{{load(lines[0] + place), load(lines[1] + place), load(lines[2] + place)}};
+      return Three{{load(lines[0] + place), load(lines[1] + place), load(lines[2] + place)}};
     };
-    const auto added = [&](const Column& of, int tap, Vec sum) {
+    const auto added = [&](const Three& of, int tap, Vec sum) {
 #pragma GCC unroll 3
       for (int line = 0; line < 3; ++line) sum = multiply_add(of.line[line], weight[3 * line + tap], sum);
       return sum;
     };
-    const Column first = column(x);
-    Vec sum = added(first, 1, x > 0 ? added(column(x - 1), 0, bias) : bias), next = added(first, 0, bias);
+    const Three first = three_at(x);
+    Vec sum = added(first, 1, x > 0 ? added(three_at(x - 1), 0, bias) : bias), next = added(first, 0, bias);
     for (int i = 0; i < count; ++i) {
       if (x + i + 1 < width) {
-        const Column right = column(x + i + 1);
+        const Three right = three_at(x + i + 1);
         Op::put(operand + i * operand_stride, c, added(right, 2, sum));
         sum = added(right, 1, next);
         next = added(right, 0, bias);

@@ -3,6 +3,8 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "kernels_impl.h"
 #include "tiles.h"
 
@@ -46,8 +48,8 @@ struct Int8InTiles : Int8 {
 constexpr int most_row_tiles = swiftformer::most_tile_rows / tile_words;
 constexpr int sum_stride = 2 * lanes;  // words between rows of a block's sums
 
-// Where in a row of the operand the words of a step are, of which the first is word `k` of the matrix: in their order,
-// or at a place for each step.
+// Where in a row of the operand the words of a step begin, of which the first is word `k` of the matrix: at the same
+// place, or at one of its own.
 struct InOrder {
   int operator()(int k) const { return k; }
 };
@@ -61,17 +63,17 @@ struct AtPlaces {
 template <class Op, int rows, int columns, class Place, class Meanwhile>
 void sums_of_block(const uint32_t* words, int depth, const uint32_t* operand, int operand_stride, int second,
                    const uint32_t* next, uint32_t* sums, const Place& place, const Meanwhile& meanwhile) {
-  const uint32_t *right = words + depth * lanes, *below = operand + second * operand_stride;
+  const uint32_t* below = operand + second * operand_stride;
   zero_tile<0>();
   if constexpr (columns > 1) zero_tile<1>();
   if constexpr (rows > 1) zero_tile<2>();
   if constexpr (rows > 1 && columns > 1) zero_tile<3>();
-  for (int k = 0; k < depth; k += tile_words, words += tile_words * lanes, right += tile_words * lanes) {
-    if (next) {
+  for (int k = 0; k < depth; k += tile_words, words += tile_words * lanes) {
+    if (columns > 1 && next) {
 #pragma GCC unroll 16
       for (int line = 0; line < tile_words; ++line, next += lanes) {
         __builtin_prefetch(next, 0, 2);
-        if constexpr (columns > 1) __builtin_prefetch(next + depth * lanes, 0, 2);
+        __builtin_prefetch(next + depth * lanes, 0, 2);
       }
     }
     load_tile<6>(words, lanes);
@@ -82,7 +84,7 @@ void sums_of_block(const uint32_t* words, int depth, const uint32_t* operand, in
       Op::template dot_tiles<2, 5, 6>();
     }
     if constexpr (columns > 1) {
-      load_tile<7>(right, lanes);
+      load_tile<7>(words + depth * lanes, lanes);
       Op::template dot_tiles<1, 4, 7>();
       if constexpr (rows > 1) Op::template dot_tiles<3, 5, 7>();
     }
@@ -114,17 +116,18 @@ struct RowsInTiles {
 template <class Op, Then then, int columns>
 void finish_rows(const Matrix& matrix, int column, const RowsInTiles& rows, int count, const uint32_t* sums) {
   const typename Op::Column made[] = {{matrix, column}, {matrix, column + (columns - 1) * lanes}};
+  // Copies, as what is written might be the rows' own members.
   const int operand_stride = rows.operand_stride, residual_stride = rows.residual_stride, out_stride = rows.out_stride;
   const uint32_t* step = rows.operand + operand_stride - 1;
   const float* residual = rows.residual + column;
-  float* out = static_cast<float*>(rows.out) + column;
-  uint16_t* out_of_gelu = static_cast<uint16_t*>(rows.out) + column;
+  using Out = std::conditional_t<then == Then::gelu, uint16_t, float>;
+  Out* out = static_cast<Out*>(rows.out) + column;
   for (int row = 0; row < count; ++row) {
 #pragma GCC unroll 2
     for (int c = 0; c < columns; ++c) {
       Vec value = made[c](sums + c * lanes, step);
       if constexpr (then == Then::gelu) {
-        Op::put(out_of_gelu, c * lanes, Op::activated(value));
+        Op::put(out, c * lanes, Op::activated(value));
       } else {
         if (then == Then::relu) value = max(all(0.0f), value);  // in this order NaN stays NaN
         if (then == Then::add) value = value + load(residual + c * lanes);
@@ -133,39 +136,15 @@ void finish_rows(const Matrix& matrix, int column, const RowsInTiles& rows, int 
     }
     sums += sum_stride;
     step += operand_stride;
-    residual += residual_stride;
+    if (then == Then::add) residual += residual_stride;
     out += out_stride;
-    out_of_gelu += out_stride;
   }
 }
 
-// Sums of a block that are yet to be finished, some rows at a time.
-template <class Op, Then then>
-struct Unfinished {
-  static constexpr int out_bytes = then == Then::gelu ? sizeof(uint16_t) : sizeof(float);
-  const Matrix& matrix;
-  const RowsInTiles& rows;
-  const uint32_t* sums = nullptr;
-  int column = 0, columns = 0, first = 0, count = 0;
-  int done = 0;
-
-  void begin(const uint32_t* of, int at, int column_tiles, int first_row, int row_count) {
-    sums = of;
-    column = at;
-    columns = column_tiles;
-    first = first_row;
-    count = row_count;
-    done = 0;
-  }
-
-  void finish(int most) {
-    const int some = count - done < most ? count - done : most;
-    if (some <= 0) return;
-    const RowsInTiles from = rows.from(first + done, out_bytes);
-    if (columns == 1) finish_rows<Op, then, 1>(matrix, column, from, some, sums + done * sum_stride);
-    if (columns == 2) finish_rows<Op, then, 2>(matrix, column, from, some, sums + done * sum_stride);
-    done += some;
-  }
+// Sums of rows from `first` on, by one or two vectors of columns, of which `done` rows are finished.
+struct BlockInTiles {
+  const uint32_t* sums;
+  int column, columns, first, rows, done;
 };
 
 // Each block is multiplied while that before is finished. `tiles` of `tile_rows` rows each; the last one overlaps the
@@ -174,21 +153,33 @@ template <class Op, Then then, class Place = InOrder>
 void rows_in_tiles(const Matrix& matrix, const RowsInTiles& rows, int count, int tiles, int tile_rows,
                    const Place& at = {}) {
   alignas(64) uint32_t sums[2][2 * tile_words * sum_stride];
-  Unfinished<Op, then> before{matrix, rows};
+  constexpr int out_bytes = then == Then::gelu ? sizeof(uint16_t) : sizeof(float);
   const int steps = matrix.depth / tile_words;
-  // Constants of GELU are loaded anew for every few rows.
-  const int some = then == Then::gelu ? tile_words : (2 * tile_rows + steps - 1) / steps;
-  const auto meanwhile = [&] { before.finish(some); };
+  BlockInTiles before{};
+  const auto finish = [&](int most) {
+    const int some = before.rows - before.done < most ? before.rows - before.done : most;
+    if (some <= 0) return;
+    const RowsInTiles from = rows.from(before.first + before.done, out_bytes);
+    const uint32_t* of_rows = before.sums + before.done * sum_stride;
+    if (before.columns == 1) finish_rows<Op, then, 1>(matrix, before.column, from, some, of_rows);
+    if (before.columns == 2) finish_rows<Op, then, 2>(matrix, before.column, from, some, of_rows);
+    before.done += some;
+  };
+  // So many that the last step finishes the last; with GELU no fewer than sixteen, as its constants are loaded for
+  // them.
+  const int in_step = (2 * tile_rows + steps - 1) / steps;
+  const auto meanwhile = [&] { finish(then == Then::gelu && in_step < tile_words ? tile_words : in_step); };
   int place = 0;
   for (int column = 0; column < matrix.columns; column += 2 * lanes) {
-    const int columns = matrix.columns - column > lanes ? 2 : 1;
+    const int columns = matrix.columns - column > lanes ? 2 : 1, columns_ahead = matrix.columns - column - 2 * lanes;
     const uint32_t* words = matrix.words + static_cast<size_t>(column) * matrix.depth;
     for (int tile = 0; tile < tiles; tile += 2, place ^= 1) {
       const bool two = tile + 1 < tiles;
       const int begin = tile * tile_rows, end = tile + 2 < tiles ? begin + 2 * tile_rows : count;
       const int first = two ? begin : end - tile_rows, second = end - first - tile_rows;
       const uint32_t* operand = rows.operand + first * rows.operand_stride;
-      const uint32_t* next = tile == 0 ? words + 2 * matrix.depth * lanes : nullptr;
+      // A last vector alone is fetched as it comes.
+      const uint32_t* next = tile == 0 && columns_ahead > lanes ? words + 2 * matrix.depth * lanes : nullptr;
       const auto sum = [&](auto of_block) {
         of_block(words, matrix.depth, operand, rows.operand_stride, second, next, sums[place], at, meanwhile);
       };
@@ -196,12 +187,12 @@ void rows_in_tiles(const Matrix& matrix, const RowsInTiles& rows, int count, int
       if (two && columns == 1) sum(sums_of_block<Op, 2, 1, Place, decltype(meanwhile)>);
       if (!two && columns == 2) sum(sums_of_block<Op, 1, 2, Place, decltype(meanwhile)>);
       if (!two && columns == 1) sum(sums_of_block<Op, 1, 1, Place, decltype(meanwhile)>);
-      before.finish(count);
+      finish(before.rows);
       // Rows that two tiles share are finished once: they may be their own residual.
-      before.begin(sums[place] + (begin - first) * sum_stride, column, columns, begin, end - begin);
+      before = {sums[place] + (begin - first) * sum_stride, column, columns, begin, end - begin, 0};
     }
   }
-  before.finish(count);
+  finish(before.rows);
 }
 
 template <class Op>

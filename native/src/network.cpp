@@ -58,7 +58,7 @@ std::vector<int> counted(int count) {
   return places;
 }
 
-// Columns of a 3x3 convolution's weights (channels, 9) tap by tap, each with its channels.
+// Columns of a 3x3 convolution's weights (channels, 9) tap by tap, each with its channels, filled up.
 std::vector<int> taps_first(int channels, int filled_channels) {
   std::vector<int> places;
   for (int tap = 0; tap < 9; ++tap) {
@@ -187,19 +187,23 @@ void Network::stem(const Weight& weight1, const Weight& bias1, const Weight& wei
   const bool in_bf16 = outer_.convolution_of_bf16 && filled(between) % 32 == 0 && between <= most_bf16_channels;
   layers_.push_back(
       FirstConvolution{packed(outer_, weight1, bias1, lines_of_taps(inputs, outer_), Operand::map), inputs, in_bf16});
-  channels_ = between;
-  add_convolution(weight2, bias2, true, 2, "stem", in_bf16);
+  if (in_bf16) {
+    Product product = packed(outer_, weight2, bias2, taps_first(between, filled(between)), Operand::map);
+    layers_.push_back(StemConvolution{std::move(product), between});
+    channels_ = outputs;
+  } else {
+    channels_ = between;
+    add_convolution(weight2, bias2, true, 2, "stem");
+  }
 }
 
-void Network::add_convolution(const Weight& weight, const Weight& bias, bool relu, int stride, const char* name,
-                              bool of_bf16) {
+void Network::add_convolution(const Weight& weight, const Weight& bias, bool relu, int stride, const char* name) {
   expect_stem();
   const int outputs = weight.shape.empty() ? 0 : weight.shape[0];
   expect(weight, {outputs, channels_, 3, 3}, name);
   expect(bias, {outputs}, name);
-  const std::vector<int> taps = taps_first(channels_, of_bf16 ? filled(channels_) : channels_);
-  Product product = packed(of_bf16 ? outer_ : kernels_, weight, bias, taps, Operand::map);
-  layers_.push_back(Convolution{std::move(product), relu, channels_, stride, of_bf16});
+  Product product = packed(kernels_, weight, bias, taps_first(channels_, channels_), Operand::map);
+  layers_.push_back(Convolution{std::move(product), relu, channels_, stride});
   channels_ = outputs;
 }
 

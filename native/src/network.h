@@ -37,12 +37,17 @@ struct FirstConvolution {
   bool to_bf16;  // its map is kept in bfloat16, with a pixel of zeros on each side
 };
 
-// or over a map, padding 1.
+// over such a map, of stride 2, padding 1, with ReLU,
+struct StemConvolution {
+  Product product;
+  int inputs;
+};
+
+// or over any other, padding 1.
 struct Convolution {
   Product product;
   bool relu;
   int inputs, stride;
-  bool of_bf16;  // the map it is over
 };
 
 // x + project(gelu(expand(depth_wise(x))))
@@ -98,8 +103,8 @@ struct ScoresOutput {
   int classes;
 };
 
-using Layer = std::variant<FirstConvolution, Convolution, Branch, Encoder, MapOutput, Head, Lateral, PyramidLevel,
-                           Enlarging, Scores, ScoresOutput>;
+using Layer = std::variant<FirstConvolution, StemConvolution, Convolution, Branch, Encoder, MapOutput, Head, Lateral,
+                           PyramidLevel, Enlarging, Scores, ScoresOutput>;
 
 struct Pixels {
   const float* planes;    // (images, channels, height, width), or
@@ -157,8 +162,7 @@ class Network {
   void expect(const Weight& weight, const std::vector<int>& shape, const char* name) const;
   void expect_stem() const;
   void expect_level(int index) const;
-  void add_convolution(const Weight& weight, const Weight& bias, bool relu, int stride, const char* name,
-                       bool of_bf16 = false);
+  void add_convolution(const Weight& weight, const Weight& bias, bool relu, int stride, const char* name);
 
   // Values and words that some pictures need; those of the second line for each thread.
   struct Room {
@@ -169,7 +173,7 @@ class Network {
   void reserve(const Room& of_thread, const Room& of_all);
 
   const Kernels& kernels_;
-  const Kernels& outer_;  // of the first layer and the last, which int8 would cost more than it gains
+  const Kernels& outer_;  // of layers that int8 would cost more than it gains: the first and the last
   std::string precision_;
   Threads threads_;
   std::vector<Layer> layers_;

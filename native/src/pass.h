@@ -1,5 +1,5 @@
 // One run of some pictures through the layers of a network, by all threads or by one alone: each layer in one pass over
-// tiles of pixels, an encoder in two. Part of run.cpp.
+// tiles of pixels, or parts of lines, an encoder in two. Part of run.cpp.
 
 #pragma once
 
@@ -149,6 +149,7 @@ struct Network::Pass {
   uint16_t* bf16_pixel(float* maps, int of_channels, int of_height, int of_width, int image, int y, int x) const;
   void gather_pixels(int image, int in_height, int in_width, int y, int x, int count, uint32_t* lines) const;
   void operator()(const FirstConvolution& layer);
+  void operator()(const StemConvolution& layer);
   void operator()(const Convolution& layer);
 
   void branch_of_tile(const Branch& layer, int image, int first, int rows, int thread) {
@@ -194,7 +195,7 @@ struct Network::Pass {
       branch_of_tile(layer.local, image, first, rows, thread);
       const float* out = image_of(other, image, channels) + static_cast<size_t>(first) * stride;
       void* kept = key_query_of(image, first);
-      // float32 is changed where it stays.
+      // float32 may stay where it is.
       float* of_tile = kernels.kept_bytes == sizeof(float) ? static_cast<float*>(kept)
                                                            : reinterpret_cast<float*>(network.hidden_[thread].get());
       multiply(layer.key_query, operand_of_map(layer.key_query, out, rows, thread), rows, Then::store, of_tile,

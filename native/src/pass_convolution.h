@@ -130,27 +130,54 @@ inline uint16_t* Network::Pass::bf16_pixel(float* maps, int of_channels, int of_
 }
 
 inline void Network::Pass::operator()(const FirstConvolution& layer) {
-  const int in_height = height, in_width = width, values = layer.product.outputs, stride = filled(values);
+  const int in_height = height, in_width = width, outputs_of_layer = layer.product.outputs;
+  const int stride = filled(outputs_of_layer);
   height = halved(height);
   width = halved(width);
-  each_part_of_line([&](int image, int y, int x, int count, int thread) {
+  const auto convolve = [&](int image, int y, int x, int count, int thread, float* out) {
     uint32_t* lines = network.operand_[thread].get();
-    float* of_part = reinterpret_cast<float*>(network.hidden_[thread].get());
-    float* out =
-        layer.to_bf16 ? of_part : image_of(other, image, values) + (static_cast<size_t>(y) * width + x) * stride;
     gather_pixels(image, in_height, in_width, y, x, count, lines);
     network.outer_.first_convolution(layer.product.matrix, lines, tap_stride, count, out, stride);
-    if (!layer.to_bf16) return;
-    const auto pixel = [&](int at_y, int at_x) { return bf16_pixel(other, values, height, width, image, at_y, at_x); };
-    network.outer_.convert(of_part, count * stride, reinterpret_cast<uint32_t*>(pixel(y, x)), 0);
-    const auto clear = [&](int at_y, int at_x, int pixels) { std::fill_n(pixel(at_y, at_x), pixels * stride, 0); };
-    const int begin = x == 0 ? -1 : x, end = x + count == width ? width + 1 : x + count;
-    if (begin < x) clear(y, begin, 1);
-    if (end > x + count) clear(y, x + count, 1);
-    if (y == 0) clear(-1, begin, end - begin);
-    if (y == height - 1) clear(height, begin, end - begin);
+  };
+  if (layer.to_bf16) {
+    each_part_of_line([&](int image, int y, int x, int count, int thread) {
+      float* part = reinterpret_cast<float*>(network.hidden_[thread].get());
+      convolve(image, y, x, count, thread, part);
+      const auto pixel = [&](int at_y, int at_x) {
+        return bf16_pixel(other, outputs_of_layer, height, width, image, at_y, at_x);
+      };
+      network.outer_.convert(part, count * stride, reinterpret_cast<uint32_t*>(pixel(y, x)), 0);
+      if (x > 0) return;
+      const auto clear = [&](int at_y, int at_x, int how_many) {
+        std::fill_n(pixel(at_y, at_x), static_cast<size_t>(how_many) * stride, uint16_t{0});
+      };
+      clear(y, -1, 1);
+      clear(y, width, 1);
+      if (y == 0) clear(-1, -1, width + 2);
+      if (y == height - 1) clear(height, -1, width + 2);
+    });
+  } else {
+    each_part_of_line([&](int image, int y, int x, int count, int thread) {
+      float* out = image_of(other, image, outputs_of_layer) + (static_cast<size_t>(y) * width + x) * stride;
+      convolve(image, y, x, count, thread, out);
+    });
+  }
+  channels = outputs_of_layer;
+  std::swap(map, other);
+}
+
+inline void Network::Pass::operator()(const StemConvolution& layer) {
+  const int in_height = height, in_width = width, values = filled(layer.inputs);
+  const int outputs_of_layer = layer.product.outputs, stride = filled(outputs_of_layer);
+  height = halved(height);
+  width = halved(width);
+  each_part_of_line([&](int image, int y, int x, int count, int) {
+    const uint16_t* taps = bf16_pixel(map, layer.inputs, in_height, in_width, image, 2 * y - 1, 2 * x - 1);
+    float* out = image_of(other, image, outputs_of_layer) + (static_cast<size_t>(y) * width + x) * stride;
+    layer.product.kernels->convolution_of_bf16(layer.product.matrix, taps, (in_width + 2) * values, values, count, out,
+                                               stride);
   });
-  channels = values;
+  channels = outputs_of_layer;
   std::swap(map, other);
 }
 
@@ -159,18 +186,6 @@ inline void Network::Pass::operator()(const Convolution& layer) {
   height = strided(height, layer.stride);
   width = strided(width, layer.stride);
   const int outputs_of_layer = filled(layer.product.outputs);
-  if (layer.of_bf16) {
-    each_part_of_line([&](int image, int y, int x, int count, int) {
-      float* out =
-          image_of(other, image, layer.product.outputs) + (static_cast<size_t>(y) * width + x) * outputs_of_layer;
-      layer.product.kernels->convolution_of_bf16(
-          layer.product.matrix, bf16_pixel(map, layer.inputs, in_height, in_width, image, 2 * y - 1, 2 * x - 1),
-          (in_width + 2) * filled(layer.inputs), filled(layer.inputs), count, out, outputs_of_layer);
-    });
-    channels = layer.product.outputs;
-    std::swap(map, other);
-    return;
-  }
   const size_t in_size = static_cast<size_t>(in_height) * in_width * filled(layer.inputs);
   each_tile([&](int image, int first, int rows, int, int thread) {
     const float* in = map + image * in_size;

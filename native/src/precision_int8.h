@@ -23,7 +23,7 @@ inline Vec sizes_of(const float* values, int count) {
 
 inline float largest_of(const float* values, int count) { return largest(sizes_of(values, count)); }
 
-// Lane by lane, and with zero. Four of each at once, as one would wait for the one before.
+// The largest and the smallest value of each lane, or zero. Four of each at once, as one would wait for the one before.
 inline void extent_of(const float* values, int count, Vec& most, Vec& least) {
   Vec high[] = {all(0.0f), all(0.0f), all(0.0f), all(0.0f)}, low[] = {high[0], high[0], high[0], high[0]};
   const auto take = [&](int i, int c) {
@@ -56,7 +56,7 @@ inline void quantize_pixel(const float* values, int count, float step, uint8_t* 
 // Calls task(first row, rows) for up to sixteen rows at a time: what holds for a whole row is found for all of them
 // first, as the values of a row would have to wait for it.
 template <class Task>
-inline void sixteen_by_sixteen(int rows, const Task& task) {
+inline void each_sixteen_rows(int rows, const Task& task) {
   for (int first = 0; first < rows; first += lanes) task(first, rows - first < lanes ? rows - first : lanes);
 }
 
@@ -65,7 +65,7 @@ inline void put_step(float step, uint32_t* operand, int operand_stride) {
 }
 
 inline void quantize(const float* values, int stride, int rows, int count, uint32_t* operand, int operand_stride) {
-  sixteen_by_sixteen(rows, [&](int first, int some) {
+  each_sixteen_rows(rows, [&](int first, int some) {
     Vec most[lanes] = {};
     for (int r = 0; r < some; ++r) most[r] = sizes_of(values + (first + r) * stride, count);
     float steps[lanes], factors[lanes];
@@ -84,7 +84,7 @@ inline void quantize(const float* values, int stride, int rows, int count, uint3
 }
 
 inline void quantize_gelu(const float* values, int stride, int rows, int count, uint32_t* operand, int operand_stride) {
-  sixteen_by_sixteen(rows, [&](int first, int some) {
+  each_sixteen_rows(rows, [&](int first, int some) {
     Vec most[lanes] = {}, minus_least[lanes] = {};
     for (int r = 0; r < some; ++r) {
       Vec least;

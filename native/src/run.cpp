@@ -28,7 +28,9 @@ struct Extent {
       widths[levels++] = width;
     }
     auto* convolution = std::get_if<Convolution>(&layer);
-    const int stride = convolution ? convolution->stride : std::holds_alternative<FirstConvolution>(layer) ? 2 : 1;
+    const bool of_stem =
+        std::holds_alternative<FirstConvolution>(layer) || std::holds_alternative<StemConvolution>(layer);
+    const int stride = convolution ? convolution->stride : of_stem ? 2 : 1;
     height = strided(height, stride);
     width = strided(width, stride);
   }
@@ -82,10 +84,12 @@ Network::Room Network::room_for(int images, int height, int width) const {
     };
     if (auto* first = std::get_if<FirstConvolution>(&layer)) {
       convolve(first->product);
-      widen(room.hidden, filled(channels));
+      widen(room.hidden, filled(channels));  // of a part of a line, before it is bfloat16
       const size_t padded = static_cast<size_t>(extent.height + 2) * (extent.width + 2);
       if (first->to_bf16) widen(room.map, images * padded * filled(channels) / 2);
       widen(room.operand, (3 * first->inputs * tap_stride + kernels_.tile_rows - 1) / kernels_.tile_rows);
+    } else if (auto* of_stem = std::get_if<StemConvolution>(&layer)) {
+      convolve(of_stem->product);
     } else if (auto* convolution = std::get_if<Convolution>(&layer)) {
       convolve(convolution->product);
       make_room(convolution->product, Pass::convolution_width(*convolution));
@@ -97,7 +101,7 @@ Network::Room Network::room_for(int images, int height, int width) const {
       make_room(encoder->output, channels + filled(channels));
       widen(room.hidden, operand_stride(kernels_, encoder->expand.outputs));
       widen(room.rows, filled(encoder->expand.outputs));
-      widen(room.hidden, 2 * filled(channels));  // of keys and queries
+      widen(room.hidden, 2 * filled(channels));  // of keys and queries, before they are bfloat16
       widen(room.key_query, pixels() * 2 * filled(channels) * kernels_.kept_bytes / sizeof(float));
       widen(room.sums, images * most_tiles * (filled(channels) + lanes));
     } else if (auto* head = std::get_if<Head>(&layer)) {
