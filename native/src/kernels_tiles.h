@@ -48,8 +48,8 @@ struct Int8InTiles : Int8 {
 constexpr int most_row_tiles = swiftformer::most_tile_rows / tile_words;
 constexpr int sum_stride = 2 * lanes;  // words between rows of a block's sums
 
-// Where in a row of the operand the words of a step begin, of which the first is word `k` of the matrix: at the same
-// place, or at one of its own.
+// Where the words of a step begin in a row of the operand. `k` is the step's first word in a column of the matrix: the
+// same place, or it has one of its own.
 struct InOrder {
   int operator()(int k) const { return k; }
 };
