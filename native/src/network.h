@@ -37,7 +37,7 @@ struct FirstConvolution {
   bool to_bf16;  // its map is kept in bfloat16, with a pixel of zeros on each side
 };
 
-// over such a map, of stride 2, padding 1, with ReLU,
+// over such a map, 3x3, stride 2, padding 1, with ReLU,
 struct StemConvolution {
   Product product;
   int inputs;
