@@ -54,6 +54,7 @@ std::vector<Entry> entries() {
   std::vector<Entry> found{
       {"plain", "fp32", &plain_fp32}, {"plain", "bf16", &plain_bf16}, {"plain", "int8", &plain_int8}};
 #if defined(SWIFTFORMER_CHECK)
+  found.push_back({"emulated_amx", "fp32", &emulated_amx_fp32});
   found.push_back({"emulated_amx", "bf16", &emulated_amx_bf16});
   found.push_back({"emulated_amx", "int8", &emulated_amx_int8});
 #endif
@@ -97,6 +98,7 @@ std::vector<Entry> entries() {
         __builtin_cpu_supports("avx512vbmi") && multiplies_like(amx_bf16, avx512_bf16) &&
         multiplies_like(amx_int8, avx512_int8);
     if (amx) {
+      found.push_back({"amx", "fp32", &amx_fp32});
       found.push_back({"amx", "bf16", &amx_bf16});
       found.push_back({"amx", "int8", &amx_int8});
     }

@@ -6,6 +6,10 @@
 // bfloat16, or four levels, which are uint8, or int8 where they are `signed_levels`. A row of levels ends with a word
 // that holds its step, a float32: the level u stands for step * (u - 128), and behind GELU, which is never below -0.17,
 // for step * u - 0.17. GELU itself is looked up there, in a table from level to level.
+//
+// Where bfloat16 has several `parts`, it stands for float32: three bfloat16 whose sum is the value, as their 24 bits
+// are those of a float32 (arXiv 1904.06376). Sixteen words of the first parts of 32 values come before those of the
+// second parts, and these before the third, then the next 32 values. A word has two values that are sixteen apart.
 
 #pragma once
 
@@ -17,7 +21,7 @@ namespace swiftformer {
 
 constexpr int lanes = 16;
 constexpr int most_channels = 64;        // of pictures
-constexpr int most_tile_rows = 64;       // of any kernels' tiles
+constexpr int most_tile_rows = 112;      // of any kernels' tiles
 constexpr int most_bf16_channels = 256;  // of a map that is kept in bfloat16
 
 static constexpr int filled(int channels) { return (channels + lanes - 1) / lanes * lanes; }
@@ -48,12 +52,14 @@ static constexpr int panel_of(int left, int widest) {
 struct Kernels {
   const char* name;
   int values_per_word;
-  int widest;          // vectors of `lanes` columns in a panel
-  int tile_rows;       // pixels that are best taken through a block together
-  int pictures;        // whole pictures that a thread best takes through a layer together
-  int depth_step;      // words that are multiplied at once; what fills a row of an operand up to it may be overwritten
-  bool levels;         // operands are levels: rows are made as float32, and `quantize` makes an operand of them
-  bool signed_levels;  // they are stored less 128, as int8
+  int parts;            // bfloat16 of a value
+  int widest;           // vectors of `lanes` columns in a panel
+  int tile_rows;        // pixels that are best taken through a block together,
+  int tile_rows_alone;  // and where threads need not be kept equally busy, as each has pictures of its own
+  int pictures;         // whole pictures that a thread best takes through a layer together
+  int depth_step;       // words that are multiplied at once; what fills a row of an operand up to it may be overwritten
+  bool levels;          // operands are levels: rows are made as float32, and `quantize` makes an operand of them
+  bool signed_levels;   // they are stored less 128, as int8
   bool short_sums;  // of levels: where two words are multiplied at once, the products of both lower halves have to sum
                     // up to an int16, and so those of both upper halves
 
@@ -89,7 +95,8 @@ struct Kernels {
 
   // What follows writes rows of float32 where operands are levels.
 
-  // float32 to operand: `count` values, a multiple of `lanes`, to the place `at` (in values) of a row.
+  // float32 to operand: `count` values, a multiple of `lanes`, to the place `at` (in values) of a row, a multiple too
+  // where there are parts.
   void (*convert)(const float* values, int count, uint32_t* row, int at);
 
   // 3x3 depth-wise convolution of `count` neighbouring pixels of one row of a map, beginning at column `x`, into rows
@@ -104,11 +111,11 @@ struct Kernels {
   void (*pool)(const float* key_query, int rows, int channels, int dim, bool normalize, const float* score, float* sums,
                void* kept);
 
-  // The operand `[global * key, query]`, `2 * dim` values a row, of rows that `pool` kept.
+  // The operand `[global * key, query]` of rows that `pool` kept: queries begin at `joined` of `dim`.
   void (*modulate)(const void* kept, int rows, int channels, int dim, const float* global, uint32_t* operand,
                    int operand_stride);
 
-  // GELU alone, of `count` values, a multiple of `lanes`. Null with levels.
+  // GELU alone, of `count` values, a multiple of `lanes`, to float32 where there are parts. Null with levels.
   void (*gelu)(const float* values, int count, uint32_t* row);
 
   // The gradient of `values` from that of GELU, likewise: for training in float32. Null in other precisions.
@@ -117,17 +124,23 @@ struct Kernels {
   // Gives back what products have left set in the thread that calls it, for others who compute there: threads of this
   // engine's own keep it. Null where there is nothing.
   void (*release)();
+
+  // For layers that take no part in this: the first one, the head and scores of pixels. Null: these kernels.
+  const Kernels* outer;
 };
+
+// Channels after which the next ones follow where an operand joins several pixels' or maps'.
+inline int joined(const Kernels& kernels, int channels) { return kernels.parts > 1 ? filled(channels) : channels; }
 
 extern const Kernels plain_fp32, plain_bf16, plain_int8;
 #if defined(SWIFTFORMER_X86)
 extern const Kernels avx2_fp32, avx2_int8, avx_vnni_int8, avx512_fp32, avx512_bf16, avx512_int8, avx512_vbmi_int8,
-    amx_bf16, amx_int8;
+    amx_fp32, amx_bf16, amx_int8;
 #elif defined(SWIFTFORMER_ARM)
 extern const Kernels neon_fp32, neon_int8;
 #endif
 #if defined(SWIFTFORMER_CHECK)
-extern const Kernels emulated_amx_bf16, emulated_amx_int8, emulated_avx_vnni_int8;
+extern const Kernels emulated_amx_fp32, emulated_amx_bf16, emulated_amx_int8, emulated_avx_vnni_int8;
 #endif
 
 }  // namespace swiftformer

@@ -22,7 +22,7 @@ struct Floats {
   using Sum = Vec;
   using Kept = float;
   static constexpr bool levels = false, signed_levels = false;
-  static constexpr int words_at_once = 1;
+  static constexpr int words_at_once = 1, parts = 1;
   static constexpr decltype(Kernels::quantize) quantize = nullptr, quantize_gelu = nullptr;
   static constexpr decltype(Kernels::largest) largest = nullptr;
   static constexpr decltype(Kernels::quantize_pixel) quantize_pixel = nullptr;
@@ -251,9 +251,23 @@ void first_convolution(const Matrix& matrix, const uint32_t* lines, int line_str
   }
 }
 
+// Puts value(c) for each c below `count`, a multiple of `lanes`, where pairs are put at once if operands have parts.
+template <class Op, class Value>
+void put_each(uint32_t* row, int at, int count, const Value& value) {
+  int c = 0;
+  if constexpr (Op::parts > 1) {
+    if (at % (2 * lanes) > 0 && count > 0) {
+      Op::put(row, at, value(0));
+      c = lanes;
+    }
+    for (; c + lanes < count; c += 2 * lanes) Op::put(row, at + c, value(c), value(c + lanes));
+  }
+  for (; c < count; c += lanes) Op::put(row, at + c, value(c));
+}
+
 template <class Op>
 void convert(const float* values, int count, uint32_t* row, int at) {
-  for (int c = 0; c < count; c += lanes) Op::put(row, at + c, load(values + c));
+  put_each<Op>(row, at, count, [&](int c) { return load(values + c); });
 }
 
 template <class Op>
@@ -292,62 +306,15 @@ void depth_wise(const float* const lines[3], int width, int x, int count, int ch
   }
 }
 
-inline Vec load_kept(const float* from) { return load(from); }
-inline void store_kept(float* to, Vec v) { store(to, v); }
-#if defined(SWIFTFORMER_BF16)
-inline Vec load_kept(const uint16_t* from) { return load_bf16(from); }
-inline void store_kept(uint16_t* to, Vec v) { store_bf16(to, v); }
-#endif
+}  // namespace
 
-// By which values are divided by their root mean square; what counts as zero stays zero.
-inline float factor_of(float sum_of_squares, int dim) {
-  const float mean = sum_of_squares / static_cast<float>(dim);
-  return 1.0f / __builtin_sqrtf(mean > 1e-24f ? mean : 1e-24f);
-}
+#include "attention_impl.h"
 
-template <class Op>
-void pool(const float* key_query, int rows, int channels, int dim, bool normalize, const float* score, float* sums,
-          void* kept) {
-  typename Op::Kept* to = static_cast<typename Op::Kept*>(kept);
-  for (int r = 0; r < rows; ++r, key_query += 2 * channels, to += 2 * channels) {
-    Vec of_key = all(0.0f), of_query = all(0.0f), products = all(0.0f);
-    for (int c = 0; c < channels; c += lanes) {
-      const Vec key = load(key_query + c), query = load(key_query + channels + c);
-      of_key = multiply_add(key, key, of_key);
-      of_query = multiply_add(query, query, of_query);
-      if (score) products = multiply_add(query, load(score + c), products);
-    }
-    const float key_factor = normalize ? factor_of(sum(of_key), dim) : 1.0f;
-    const float query_factor = normalize ? factor_of(sum(of_query), dim) : 1.0f;
-    const float s = score ? sum(products) * query_factor : 1.0f;
-    for (int c = 0; c < channels; c += lanes) {
-      const Vec query = load(key_query + channels + c) * all(query_factor);
-      store_kept(to + c, load(key_query + c) * all(key_factor));
-      store_kept(to + channels + c, query);
-      store(sums + c, multiply_add(query, all(s), load(sums + c)));
-    }
-    sums[channels] += s * s;
-  }
-}
-
-template <class Op>
-void modulate(const void* kept, int rows, int channels, int dim, const float* global, uint32_t* operand,
-              int operand_stride) {
-  const typename Op::Kept* row = static_cast<const typename Op::Kept*>(kept);
-  for (int r = 0; r < rows; ++r, row += 2 * channels, operand += operand_stride) {
-    // Not all of the last lanes may be written below: what is left there would widen the range of levels.
-    if (Op::levels) Op::put(operand, filled(2 * dim) - lanes, all(0.0f));
-    for (int c = 0; c < channels; c += lanes) Op::put(operand, c, load_kept(row + c) * load(global + c));
-    // Behind it, over the zeros that fill the keys up: the filling of the queries is zero in turn.
-    for (int c = 0; c < channels; c += lanes) Op::put(operand, dim + c, load_kept(row + channels + c));
-  }
-}
+namespace {
 
 template <class Op>
 void gelu_of_values(const float* values, int count, uint32_t* row) {
-  if constexpr (!Op::levels) {
-    for (int c = 0; c < count; c += lanes) Op::put(row, c, Op::activated(load(values + c)));
-  }
+  if constexpr (!Op::levels) put_each<Op>(row, 0, count, [&](int c) { return Op::activated(load(values + c)); });
 }
 
 void gelu_gradient_of_values(const float* gradient, const float* values, int count, float* to) {
@@ -368,7 +335,9 @@ template <class Op, int widest = WIDEST_PANEL>
 constexpr Kernels table(const char* name) {
   return {name,
           Op::values_per_word,
+          Op::parts,
           widest,
+          48,
           48,
           2,
           Op::words_at_once,
@@ -390,6 +359,7 @@ constexpr Kernels table(const char* name) {
           modulate<Op>,
           Op::levels ? nullptr : gelu_of_values<Op>,
           Op::values_per_word == 1 ? gelu_gradient_of_values : nullptr,
+          nullptr,
           nullptr};
 }
 

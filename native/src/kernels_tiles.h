@@ -13,6 +13,11 @@ namespace {
 // `Column` makes values of the sums of sixteen columns; a row of levels ends with its step.
 struct Bf16InTiles : Bf16 {
   static constexpr bool cleared = true;  // a NaN that is left in the filling would stay one
+  using Bf16::put;
+  static void put(void* row, int at, Vec low, Vec high) {
+    put(row, at, low);
+    put(row, at + lanes, high);
+  }
   struct Column {
     Vec bias;
     Column(const Matrix& matrix, int column) : bias(load(matrix.bias + column)) {}
@@ -24,6 +29,31 @@ struct Bf16InTiles : Bf16 {
   static void dot_tiles() {
     dot_bf16_tiles<sums, operand, matrix>();
   }
+};
+
+// float32 in three parts each. The operand's are cut off rather than rounded, so that huge values stay finite.
+struct Fp32InTiles : Bf16InTiles {
+  using Kept = float;
+  static constexpr bool cleared = false;  // by what is put
+  static constexpr int parts = 3;
+  // Thirty-two values, from a multiple of so many on.
+  static void put(void* row, int at, Vec low, Vec high) {
+    uint32_t* to = static_cast<uint32_t*>(row) + at / 2 * parts;
+    const Vec low_rest = low - upper_half(low), high_rest = high - upper_half(high);
+    store_upper_halves(to, low, high);
+    store_upper_halves(to + tile_words, low_rest, high_rest);
+    store_upper_halves(to + 2 * tile_words, low_rest - upper_half(low_rest), high_rest - upper_half(high_rest));
+  }
+  // Sixteen, of which the first ones are put before the second, with zeros in their place.
+  static void put(void* row, int at, Vec v) {
+    if (at % (2 * lanes) == 0) return put(row, at, v, all(0.0f));
+    uint32_t* to = static_cast<uint32_t*>(row) + (at - lanes) / 2 * parts;
+    for (int part = 0; part < parts; ++part, to += tile_words) {
+      store_upper_halves(to, load_lower_half(to), v);
+      v = v - upper_half(v);
+    }
+  }
+  static Vec activated(Vec x) { return gelu(x); }
 };
 
 struct Int8InTiles : Int8 {
@@ -48,6 +78,9 @@ struct Int8InTiles : Int8 {
 constexpr int most_row_tiles = swiftformer::most_tile_rows / tile_words;
 constexpr int sum_stride = 2 * lanes;  // words between rows of a block's sums
 
+template <class Op>
+constexpr int products_of = Op::parts == 1 ? 1 : 6;  // of parts, in a step
+
 // Where the words of a step begin in a row of the operand. `k` is the step's first word in a column of the matrix: the
 // same place, or it has one of its own.
 struct InOrder {
@@ -58,8 +91,28 @@ struct AtPlaces {
   int operator()(int k) const { return places[k / tile_words]; }
 };
 
-// The sums of one or two tiles of rows, the second from row `second` on, by one or two tiles of columns. In every step
-// `meanwhile` is called, and words are fetched into the second-level cache from `next` on, if it is not null.
+// The products of one part of the operand with one of the matrix. What the tiles have from those before is not loaded
+// again.
+template <class Op, int rows, int columns, bool load_operand = true, bool load_matrix = true>
+void dot_parts(const uint32_t* operand, const uint32_t* below, int operand_stride, const uint32_t* words,
+               const uint32_t* beside) {
+  if constexpr (load_matrix) load_tile<6>(words, lanes);
+  if constexpr (load_operand) load_tile<4>(operand, operand_stride);
+  Op::template dot_tiles<0, 4, 6>();
+  if constexpr (rows > 1) {
+    if constexpr (load_operand) load_tile<5>(below, operand_stride);
+    Op::template dot_tiles<2, 5, 6>();
+  }
+  if constexpr (columns > 1) {
+    if constexpr (load_matrix) load_tile<7>(beside, lanes);
+    Op::template dot_tiles<1, 4, 7>();
+    if constexpr (rows > 1) Op::template dot_tiles<3, 5, 7>();
+  }
+}
+
+// The sums of one or two tiles of rows, the second from row `second` on, by one or two tiles of columns. For every
+// product of parts `meanwhile` is called, and words are fetched into the second-level cache from `next` on, if it is
+// not null.
 template <class Op, int rows, int columns, class Place, class Meanwhile>
 void sums_of_block(const uint32_t* words, int depth, const uint32_t* operand, int operand_stride, int second,
                    const uint32_t* next, uint32_t* sums, const Place& place, const Meanwhile& meanwhile) {
@@ -68,27 +121,33 @@ void sums_of_block(const uint32_t* words, int depth, const uint32_t* operand, in
   if constexpr (columns > 1) zero_tile<1>();
   if constexpr (rows > 1) zero_tile<2>();
   if constexpr (rows > 1 && columns > 1) zero_tile<3>();
-  for (int k = 0; k < depth; k += tile_words, words += tile_words * lanes) {
-    if (columns > 1 && next) {
+  constexpr int part = tile_words * lanes;  // words of a matrix
+  for (int k = 0; k < depth; k += Op::parts * tile_words, words += Op::parts * part) {
+    const auto dot = [&](auto of_parts, int of_operand, int of_matrix) {
+      if (columns > 1 && next) {
+        constexpr int lines = tile_words * Op::parts / products_of<Op>;
 #pragma GCC unroll 16
-      for (int line = 0; line < tile_words; ++line, next += lanes) {
-        __builtin_prefetch(next, 0, 2);
-        __builtin_prefetch(next + depth * lanes, 0, 2);
+        for (int line = 0; line < lines; ++line, next += lanes) {
+          __builtin_prefetch(next, 0, 2);
+          __builtin_prefetch(next + depth * lanes, 0, 2);
+        }
       }
+      const int at = place(k) + of_operand * tile_words;
+      const uint32_t* words_of_part = words + of_matrix * part;
+      of_parts(operand + at, below + at, operand_stride, words_of_part, words_of_part + depth * lanes);
+      meanwhile();
+    };
+    if constexpr (Op::parts == 1) {
+      dot(dot_parts<Op, rows, columns>, 0, 0);
+    } else {
+      // The three that are missing are as small as what float32 rounds off. In this order each loads one part alone.
+      dot(dot_parts<Op, rows, columns>, 2, 0);
+      dot(dot_parts<Op, rows, columns, true, false>, 1, 0);
+      dot(dot_parts<Op, rows, columns, false, true>, 1, 1);
+      dot(dot_parts<Op, rows, columns, true, false>, 0, 1);
+      dot(dot_parts<Op, rows, columns, false, true>, 0, 2);
+      dot(dot_parts<Op, rows, columns, false, true>, 0, 0);
     }
-    load_tile<6>(words, lanes);
-    load_tile<4>(operand + place(k), operand_stride);
-    Op::template dot_tiles<0, 4, 6>();
-    if constexpr (rows > 1) {
-      load_tile<5>(below + place(k), operand_stride);
-      Op::template dot_tiles<2, 5, 6>();
-    }
-    if constexpr (columns > 1) {
-      load_tile<7>(words + depth * lanes, lanes);
-      Op::template dot_tiles<1, 4, 7>();
-      if constexpr (rows > 1) Op::template dot_tiles<3, 5, 7>();
-    }
-    meanwhile();
   }
   store_tile<0>(sums, sum_stride);
   if constexpr (columns > 1) store_tile<1>(sums + lanes, sum_stride);
@@ -121,19 +180,22 @@ void finish_rows(const Matrix& matrix, int column, const RowsInTiles& rows, int 
   const uint32_t* step = rows.operand + operand_stride - 1;
   const float* residual = rows.residual + column;
   using Out = std::conditional_t<then == Then::gelu, uint16_t, float>;
-  Out* out = static_cast<Out*>(rows.out) + column;
+  Out* out = static_cast<Out*>(rows.out);
   for (int row = 0; row < count; ++row) {
+    Vec values[columns];
 #pragma GCC unroll 2
     for (int c = 0; c < columns; ++c) {
       Vec value = made[c](sums + c * lanes, step);
       if constexpr (then == Then::gelu) {
-        Op::put(out, c * lanes, Op::activated(value));
+        values[c] = Op::activated(value);
       } else {
         if (then == Then::relu) value = max(all(0.0f), value);  // in this order NaN stays NaN
         if (then == Then::add) value = value + load(residual + c * lanes);
-        store(out + c * lanes, value);
+        store(out + column + c * lanes, value);
       }
     }
+    if constexpr (then == Then::gelu && columns == 2) Op::put(out, column, values[0], values[1]);
+    if constexpr (then == Then::gelu && columns == 1) Op::put(out, column, values[0]);
     sums += sum_stride;
     step += operand_stride;
     if (then == Then::add) residual += residual_stride;
@@ -154,7 +216,7 @@ void rows_in_tiles(const Matrix& matrix, const RowsInTiles& rows, int count, int
                    const Place& at = {}) {
   alignas(64) uint32_t sums[2][2 * tile_words * sum_stride];
   constexpr int out_bytes = then == Then::gelu ? sizeof(uint16_t) : sizeof(float);
-  const int steps = matrix.depth / tile_words;
+  const int steps = matrix.depth / (Op::parts * tile_words) * products_of<Op>;
   BlockInTiles before{};
   const auto finish = [&](int most) {
     const int some = before.rows - before.done < most ? before.rows - before.done : most;
@@ -166,9 +228,10 @@ void rows_in_tiles(const Matrix& matrix, const RowsInTiles& rows, int count, int
     before.done += some;
   };
   // So many that the last step finishes the last; with GELU no fewer than sixteen, as its constants are loaded for
-  // them.
-  const int in_step = (2 * tile_rows + steps - 1) / steps;
-  const auto meanwhile = [&] { finish(then == Then::gelu && in_step < tile_words ? tile_words : in_step); };
+  // them, but for exact GELU, which is to be spread.
+  constexpr int least = then == Then::gelu && Op::parts == 1 ? tile_words : 1;
+  const int even = (2 * tile_rows + steps - 1) / steps, in_step = even < least ? least : even;
+  const auto meanwhile = [&] { finish(in_step); };
   int place = 0;
   for (int column = 0; column < matrix.columns; column += 2 * lanes) {
     const int columns = matrix.columns - column > lanes ? 2 : 1, columns_ahead = matrix.columns - column - 2 * lanes;
@@ -257,14 +320,23 @@ void convolution_of_bf16(const Matrix& matrix, const uint16_t* taps, int line_st
 }
 
 template <class Op>
-constexpr Kernels table_of_tiles(const char* name) {
+constexpr Kernels table_of_tiles(const char* name, const Kernels* outer = nullptr) {
   Kernels kernels = table<Op, 1>(name);
-  kernels.depth_step = tile_words;
-  kernels.tile_rows = swiftformer::most_tile_rows;
-  if (Op::levels) kernels.pictures = 1;  // their levels and float32 fill the caches
+  kernels.depth_step = Op::parts * tile_words;
+  kernels.tile_rows = kernels.tile_rows_alone = 64;
+  if (Op::levels) {
+    kernels.pictures = 1;  // their levels and float32 fill the caches
+  } else {
+    kernels.tile_rows_alone = swiftformer::most_tile_rows;
+  }
   kernels.product = product_in_tiles<Op>;
   kernels.release = end_tiles;
-  if constexpr (!Op::levels) {
+  kernels.outer = outer;
+  if constexpr (Op::parts > 1) {
+    kernels.first_convolution = nullptr;
+    kernels.gelu = gelu_of_values<Fp32>;
+    kernels.gelu_gradient = gelu_gradient_of_values;
+  } else if constexpr (!Op::levels) {
     kernels.close_taps = true;
     kernels.first_convolution = first_convolution_in_tiles<Op>;
     kernels.convolution_of_bf16 = convolution_of_bf16<Op>;

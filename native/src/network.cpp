@@ -25,6 +25,23 @@ uint16_t to_bf16(float value) {
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+// Of a value as the sum of bfloat16.
+uint16_t part_of(float value, int part) {
+  for (; part > 0; --part) {
+    const uint32_t bits = static_cast<uint32_t>(to_bf16(value)) << 16;
+    float first;
+    std::memcpy(&first, &bits, sizeof first);
+    value -= first;
+  }
+  return to_bf16(value);
+}
+
+// Of which input word `k` of a column has value `i`.
+int input_of(const Kernels& kernels, int k, int i) {
+  if (kernels.parts == 1) return k * kernels.values_per_word + i;
+  return k / kernels.depth_step * 2 * lanes + k % lanes + i * lanes;
+}
+
 int level(float value, float step) { return static_cast<int>(std::nearbyintf(value / step)); }
 
 // The step of the levels of a column's weights.
@@ -67,6 +84,13 @@ std::vector<int> taps_first(int channels, int filled_channels) {
   return places;
 }
 
+std::vector<int> keys_and_queries(int dim, int joined_dim) {
+  std::vector<int> places = counted(dim);
+  places.resize(joined_dim, nowhere);
+  for (int c = 0; c < dim; ++c) places.push_back(dim + c);
+  return places;
+}
+
 // The same of the first convolution: three lines of taps for each channel, each filled up to whole words if need be.
 std::vector<int> lines_of_taps(int channels, const Kernels& kernels) {
   std::vector<int> places;
@@ -84,7 +108,7 @@ Product Network::packed(const Kernels& kernels, const Weight& weight, const Weig
                         const std::vector<int>& source, Operand operand) const {
   const int outputs = weight.shape[0], columns = filled(outputs), per_word = kernels.values_per_word;
   const int inputs = static_cast<int>(source.size()), used = (inputs + per_word - 1) / per_word;
-  const int depth = (used + kernels.depth_step - 1) / kernels.depth_step * kernels.depth_step;
+  const int depth = (kernels.parts * used + kernels.depth_step - 1) / kernels.depth_step * kernels.depth_step;
   int width = 1;
   for (size_t i = 1; i < weight.shape.size(); ++i) width *= weight.shape[i];
   Product product{&kernels,
@@ -117,13 +141,13 @@ Product Network::packed(const Kernels& kernels, const Weight& weight, const Weig
     for (int k = 0; k < depth; ++k) {
       for (int column = first; column < first + vectors * lanes; ++column, ++word) {
         for (int i = 0; i < per_word; ++i) {
-          const int input = k * per_word + i;
+          const int input = input_of(kernels, k, i);
           if (column >= outputs || input >= inputs) continue;
           const float value = value_at(column, input);
           if (per_word == 1) {
             std::memcpy(word, &value, sizeof value);
           } else if (per_word == 2) {
-            *word |= static_cast<uint32_t>(to_bf16(value)) << 16 * i;
+            *word |= static_cast<uint32_t>(part_of(value, k % kernels.depth_step / lanes)) << 16 * i;
           } else {
             *word |= static_cast<uint32_t>(static_cast<uint8_t>(level(value, product.step[column]))) << 8 * i;
           }
@@ -139,7 +163,9 @@ Product Network::packed(const Kernels& kernels, const Weight& weight, const Weig
 
 Network::Network(const std::string& isa, const std::string& precision, int threads, bool pin)
     : kernels_(kernels_for(isa, precision)),
-      outer_(kernels_.levels ? kernels_for(kernels_.name, "bf16") : kernels_),
+      outer_(kernels_.outer    ? *kernels_.outer
+             : kernels_.levels ? kernels_for(kernels_.name, "bf16")
+                               : kernels_),
       precision_(kernels_.values_per_word == 1 ? "fp32" : precision),
       threads_(threads > 0 ? threads : processors(), pin),
       operand_(threads_.count()),
@@ -202,7 +228,7 @@ void Network::add_convolution(const Weight& weight, const Weight& bias, bool rel
   const int outputs = weight.shape.empty() ? 0 : weight.shape[0];
   expect(weight, {outputs, channels_, 3, 3}, name);
   expect(bias, {outputs}, name);
-  Product product = packed(kernels_, weight, bias, taps_first(channels_, channels_), Operand::map);
+  Product product = packed(kernels_, weight, bias, taps_first(channels_, joined(kernels_, channels_)), Operand::map);
   layers_.push_back(Convolution{std::move(product), relu, channels_, stride});
   channels_ = outputs;
 }
@@ -264,7 +290,7 @@ void Network::encoder(const std::vector<Weight>& local, const std::vector<Weight
   layers_.push_back(Encoder{
       packed_branch(local),
       packed(kernels_, {weight.data(), {2 * stride, dim}}, {bias.data(), {2 * stride}}, counted(dim), Operand::map),
-      packed(kernels_, attention[2], attention[3], counted(2 * dim), Operand::map),
+      packed(kernels_, attention[2], attention[3], keys_and_queries(dim, joined(kernels_, dim)), Operand::map),
       score ? copied(*score) : Memory<float>(), normalize, pooled_scale,
       packed(kernels_, mlp[0], mlp[1], counted(dim), Operand::map),
       packed(kernels_, mlp[2], mlp[3], counted(hidden), Operand::behind_gelu)});

@@ -20,7 +20,7 @@ int halved(int size) { return strided(size, 2); }
 
 // Words between rows of an operand of `values`. Not a multiple of 512 bytes: rows of a block would share cache sets.
 int operand_stride(const Kernels& kernels, int values) {
-  const int step = kernels.depth_step, used = filled(values) / kernels.values_per_word;
+  const int step = kernels.depth_step, used = filled(values) / kernels.values_per_word * kernels.parts;
   const int apart = kernels.levels ? std::max(step, 4) : step > 1 ? step : lanes;
   const int words = (used + step - 1) / step * step + (kernels.levels ? apart : 0);
   return words % 128 == 0 ? words + apart : words;
@@ -86,7 +86,8 @@ struct Network::Pass {
   }
 
   int tiles_of(int count) const {
-    int tiles = (count + kernels.tile_rows - 1) / kernels.tile_rows;
+    const int rows = alone < 0 ? kernels.tile_rows : kernels.tile_rows_alone;
+    int tiles = (count + rows - 1) / rows;
     while (tiles < count && images() * tiles % threads() != 0 && images() * tiles < 4 * threads()) ++tiles;
     return tiles;
   }
@@ -309,7 +310,9 @@ struct Network::Pass {
   }
 
   // Values of an operand's row of a convolution, with what the last tap's filling spills over.
-  static int convolution_width(const Convolution& layer) { return 8 * layer.inputs + filled(layer.inputs); }
+  static int convolution_width(const Convolution& layer) {
+    return 8 * joined(*layer.product.kernels, layer.inputs) + filled(layer.inputs);
+  }
 };
 
 }  // namespace swiftformer

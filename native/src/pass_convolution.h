@@ -25,7 +25,7 @@ inline void copy_some(uint8_t* to, const uint8_t* from, int bytes) {
 inline Network::Pass::Rows Network::Pass::gather(const Convolution& layer, const float* source, int in_height,
                                                  int in_width, int first, int rows, int thread) const {
   const Kernels& of_layer = *layer.product.kernels;
-  const int step = filled(layer.inputs);
+  const int step = filled(layer.inputs), apart = joined(of_layer, layer.inputs);
   const Rows to{network.operand_[thread].get(), operand_stride(of_layer, convolution_width(layer))};
   uint32_t* row_of_taps = to.at;
   for (int r = 0; r < rows; ++r, row_of_taps += to.stride) {
@@ -35,7 +35,7 @@ inline Network::Pass::Rows Network::Pass::gather(const Convolution& layer, const
       const bool inside = row >= 0 && row < in_height && column >= 0 && column < in_width;
       const float* from =
           inside ? source + (static_cast<size_t>(row) * in_width + column) * step : network.zeros_.get();
-      of_layer.convert(from, step, row_of_taps, tap * layer.inputs);
+      of_layer.convert(from, step, row_of_taps, tap * apart);
     }
   }
   return to;

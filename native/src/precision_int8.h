@@ -114,7 +114,7 @@ static_assert(WIDEST_PANEL == 1);
 struct Int8 {
   using Sum = Levels;
   using Kept = float;
-  static constexpr int values_per_word = 4;
+  static constexpr int values_per_word = 4, parts = 1;
   static constexpr bool levels = true;
 #if defined(__ARM_FEATURE_DOTPROD)
   static constexpr bool signed_levels = true;

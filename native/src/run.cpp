@@ -133,7 +133,8 @@ void Network::reserve(const Room& of_thread, const Room& of_all) {
     memory.grow(std::max(threads * of_thread.*size, of_all.*size));
   };
   const auto grow_of_threads = [&](std::vector<Memory<uint32_t>>& memories, size_t Room::* size) {
-    for (Memory<uint32_t>& memory : memories) memory.grow(kernels_.tile_rows * std::max(of_thread.*size, of_all.*size));
+    for (Memory<uint32_t>& memory : memories)
+      memory.grow(kernels_.tile_rows_alone * std::max(of_thread.*size, of_all.*size));
   };
   for (Memory<float>& memory : maps_) grow(memory, &Room::map);
   grow(kept_, &Room::kept);
@@ -195,12 +196,12 @@ std::vector<double> Network::layer_seconds() {
 }
 
 double product_limit(const Kernels& kernels) {
-  constexpr int depth = 64, columns = 3 * lanes, stride = depth + lanes, repeats = 100;
+  constexpr int depth = 48, columns = 3 * lanes, stride = depth + lanes, repeats = 100;  // of any `depth_step`
   const int rows = kernels.tile_rows;
   Memory<uint32_t> words(depth * columns), operand(rows * stride);
   Memory<float> bias(columns), step(columns), out(rows * columns);
   Memory<int32_t> start(columns);
-  const Matrix matrix{words.get(), bias.get(), step.get(), start.get(), depth, columns, depth};
+  const Matrix matrix{words.get(), bias.get(), step.get(), start.get(), depth, columns, depth / kernels.parts};
   double best = 1e9;
   for (int attempt = 0; attempt < 50; ++attempt) {
     const auto begin = std::chrono::steady_clock::now();
@@ -210,7 +211,7 @@ double product_limit(const Kernels& kernels) {
     best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
   }
   if (kernels.release) kernels.release();
-  return static_cast<double>(rows) * depth * kernels.values_per_word * columns * repeats / best;
+  return static_cast<double>(rows) * depth * kernels.values_per_word / kernels.parts * columns * repeats / best;
 }
 
 }  // namespace swiftformer

@@ -125,6 +125,21 @@ inline void look_up(const uint8_t* table, uint8_t* levels, int count) {
 }
 #endif
 
+// The upper half of a float32 is a bfloat16.
+inline Vec upper_half(Vec v) {
+  return {_mm512_and_ps(v.all, _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(0xffff0000))))};
+}
+// Words of the upper halves of two.
+inline void store_upper_halves(uint32_t* to, Vec low, Vec high) {
+  const __m512i below = _mm512_srli_epi32(_mm512_castps_si512(low.all), 16);
+  const __m512i above = _mm512_castps_si512(upper_half(high).all);
+  _mm512_storeu_si512(to, _mm512_or_si512(above, below));
+}
+// The lower one of two in words.
+inline Vec load_lower_half(const uint32_t* from) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(from), 16))};
+}
+
 #if defined(__AVX512BF16__)
 inline Vec widened(__m256i bits) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))}; }
 inline Vec load_bf16(const uint16_t* from) {

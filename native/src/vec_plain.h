@@ -109,6 +109,26 @@ inline Vec load_some_bf16(const uint16_t* from, int count) {
   EACH_LANE v.lane[i] = i < count ? bf16_to_float(from[i]) : 0.0f;
   return v;
 }
+// The upper half of a float32 is a bfloat16.
+inline uint32_t upper_half(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits >> 16;
+}
+inline Vec upper_half(Vec v) {
+  EACH_LANE v.lane[i] = bf16_to_float(upper_half(v.lane[i]));
+  return v;
+}
+// Words of the upper halves of two.
+inline void store_upper_halves(uint32_t* to, Vec low, Vec high) {
+  EACH_LANE to[i] = upper_half(low.lane[i]) | upper_half(high.lane[i]) << 16;
+}
+// The lower one of two in words.
+inline Vec load_lower_half(const uint32_t* from) {
+  Vec v;
+  EACH_LANE v.lane[i] = bf16_to_float(from[i] & 0xffff);
+  return v;
+}
 inline void store_bf16(uint16_t* to, Vec v) { EACH_LANE to[i] = float_to_bf16(v.lane[i]); }
 inline void store_some_bf16(uint16_t* to, Vec v, int count) {
   for (int i = 0; i < count; ++i) to[i] = float_to_bf16(v.lane[i]);

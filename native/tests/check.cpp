@@ -203,6 +203,80 @@ struct Suite {
     report("asked products " + mode.name(), !right + swiftformer::multiplies_like(wrong, plain), 0, "");
   }
 
+  // Words of a column of float32 as these kernels take them.
+  static std::vector<uint32_t> words_of(const Kernels& kernels, const std::vector<float>& column) {
+    const auto bits_of = [](float value) {
+      uint32_t bits;
+      std::memcpy(&bits, &value, sizeof bits);
+      return bits;
+    };
+    std::vector<uint32_t> words;
+    if (kernels.parts == 1) {
+      for (float value : column) words.push_back(bits_of(value));
+      return words;
+    }
+    words.resize(column.size() / 2 * kernels.parts);
+    for (size_t i = 0; i < column.size(); ++i) {
+      float left = column[i];
+      for (int part = 0; part < kernels.parts; ++part) {
+        const uint32_t half = rounded(left), bits = half << 16;
+        float value;
+        std::memcpy(&value, &bits, sizeof value);
+        left -= value;
+        words[i / 32 * kernels.depth_step + part * lanes + i % lanes] |= half << (i % 32 < lanes ? 0 : 16);
+      }
+    }
+    return words;
+  }
+
+  // Of values of very different sizes, relative to the sum of the magnitudes: two parts of three would err by 2e-6.
+  void exact_products(const Mode& mode) const {
+    const Kernels& kernels = *mode.kernels;
+    constexpr int values = 96, stride = 3 * values / 2 + lanes;
+    std::mt19937 random(3);
+    const auto some = [&](int powers) {
+      return std::ldexp(random() / 4294967296.0f - 0.5f, static_cast<int>(random() % (2 * powers + 1)) - powers);
+    };
+    std::vector<std::vector<float>> columns(lanes);
+    std::vector<uint32_t> words(stride * lanes);
+    for (int c = 0; c < lanes; ++c) {
+      for (int i = 0; i < values; ++i) columns[c].push_back(some(12));
+      const std::vector<uint32_t> column = words_of(kernels, columns[c]);
+      for (size_t k = 0; k < column.size(); ++k) words[k * lanes + c] = column[k];
+    }
+    std::vector<float> from(35 * values), bias(lanes), sums(35 * lanes);
+    for (float& value : from) value = some(12);
+    for (int i = 0; i < values; ++i) from[i] = std::ldexp(from[i], 90);  // huge, and close to nothing
+    for (int i = 0; i < values; ++i) from[values + i] = std::ldexp(from[values + i], -80);
+    const int depth = values * kernels.parts / kernels.values_per_word;
+    const swiftformer::Matrix matrix{words.data(), bias.data(), nullptr, nullptr, depth, lanes, depth / kernels.parts};
+    Worst worst;
+    for (int rows = 1; rows <= 35; ++rows) {
+      std::vector<uint32_t> operand(rows * stride);
+      // In parts, as taps of pixels are.
+      for (int r = 0; r < rows; ++r) {
+        for (int first : {0, 16, 64}) {
+          const int count = first == 0 ? 16 : first == 16 ? 48 : 32;
+          kernels.convert(&from[r * values + first], count, &operand[r * stride], first);
+        }
+      }
+      kernels.product(matrix, operand.data(), stride, rows, Then::store, sums.data(), lanes, sums.data(), lanes);
+      for (int r = 0; r < rows; ++r) {
+        for (int c = 0; c < lanes; ++c) {
+          double exact = 0, size = 0;
+          for (int i = 0; i < values; ++i) {
+            const double product = static_cast<double>(from[r * values + i]) * columns[c][i];
+            exact += product;
+            size += std::fabs(product);
+          }
+          worst.see(std::fabs(sums[r * lanes + c] - exact) / size, std::to_string(rows) + " rows");
+        }
+      }
+    }
+    if (kernels.release) kernels.release();
+    report("products of float32 " + mode.name(), worst.found, 7e-7, worst.where);
+  }
+
   // What tells levels that are stored less 128 from others, in the four of a word.
   static uint32_t sign_of(const Kernels& kernels) { return kernels.signed_levels ? 0x80808080u : 0; }
 
@@ -610,6 +684,9 @@ int main(int count, char** arguments) {
   }
   for (const Mode& mode : suite.modes) {
     if (mode.precision != "fp32" && !mode.kernels->signed_levels) suite.asked_products(mode);
+  }
+  for (const Mode& mode : suite.modes) {
+    if (mode.precision == "fp32") suite.exact_products(mode);
   }
   for (const Mode& mode : suite.modes) suite.gelu(mode);
   for (const std::string& isa : swiftformer::training_supported()) suite.training(isa);
