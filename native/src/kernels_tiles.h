@@ -75,7 +75,6 @@ struct Int8InTiles : Int8 {
   }
 };
 
-constexpr int most_row_tiles = swiftformer::most_tile_rows / tile_words;
 constexpr int sum_stride = 2 * lanes;  // words between rows of a block's sums
 
 template <class Op>
@@ -265,19 +264,14 @@ void product_in_tiles(const Matrix& matrix, uint32_t* operand, int operand_strid
     float* filling = reinterpret_cast<float*>(operand) + matrix.used;
     for (int r = 0; r < rows; ++r) store_some(filling + r * operand_stride, all(0.0f), matrix.depth - matrix.used);
   }
-  constexpr int most = most_row_tiles * tile_words;
-  const RowsInTiles of_all{operand, residual, out, operand_stride, residual_stride, out_stride};
-  for (int done = 0; done < rows; done += most) {
-    const int count = rows - done < most ? rows - done : most, tiles = (count + tile_words - 1) / tile_words;
-    const int tile_rows = (count + tiles - 1) / tiles;
-    const RowsInTiles some = of_all.from(done, then == Then::gelu ? sizeof(uint16_t) : sizeof(float));
-    begin_tiles(tile_rows);
-    if (then == Then::store) rows_in_tiles<Op, Then::store>(matrix, some, count, tiles, tile_rows);
-    if (then == Then::relu) rows_in_tiles<Op, Then::relu>(matrix, some, count, tiles, tile_rows);
-    if (then == Then::add) rows_in_tiles<Op, Then::add>(matrix, some, count, tiles, tile_rows);
-    if constexpr (!Op::levels) {
-      if (then == Then::gelu) rows_in_tiles<Op, Then::gelu>(matrix, some, count, tiles, tile_rows);
-    }
+  const int tiles = (rows + tile_words - 1) / tile_words, tile_rows = (rows + tiles - 1) / tiles;
+  const RowsInTiles all{operand, residual, out, operand_stride, residual_stride, out_stride};
+  begin_tiles(tile_rows);
+  if (then == Then::store) rows_in_tiles<Op, Then::store>(matrix, all, rows, tiles, tile_rows);
+  if (then == Then::relu) rows_in_tiles<Op, Then::relu>(matrix, all, rows, tiles, tile_rows);
+  if (then == Then::add) rows_in_tiles<Op, Then::add>(matrix, all, rows, tiles, tile_rows);
+  if constexpr (!Op::levels) {
+    if (then == Then::gelu) rows_in_tiles<Op, Then::gelu>(matrix, all, rows, tiles, tile_rows);
   }
 }
 

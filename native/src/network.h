@@ -168,6 +168,7 @@ class Network {
   struct Room {
     size_t map = 0, kept = 0, key_query = 0, sums = 0, zeros = lanes;
     size_t operand = 0, hidden = 0, rows = 0;
+    size_t operand_of_all = 0, hidden_of_all = 0;  // where threads share columns of matrices
   };
   Room room_for(int images, int height, int width) const;
   void reserve(const Room& of_thread, const Room& of_all);
@@ -185,6 +186,7 @@ class Network {
   std::vector<double> layer_seconds_;  // (threads, layers)
   Memory<float> maps_[2], kept_, key_query_, sums_, zeros_;
   std::vector<Memory<uint32_t>> operand_, hidden_, rows_;  // of each thread
+  Memory<uint32_t> operand_of_all_, hidden_of_all_;
 };
 
 // Multiply-adds per second of one thread, in a product whose operand and matrix stay in its first-level cache.

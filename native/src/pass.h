@@ -26,6 +26,18 @@ int operand_stride(const Kernels& kernels, int values) {
   return words % 128 == 0 ? words + apart : words;
 }
 
+// Whether threads share the columns of a block's matrices, not its pixels: where weights do not fit a core's caches,
+// and are far more than the activations that threads then have to exchange.
+bool columns_are_shared(const Product& expand, const Product& project, size_t pixels) {
+  constexpr size_t words_of_cache = 1 << 20, far_more = 8;
+  const auto words = [](const Product& product) {
+    return static_cast<size_t>(product.matrix.depth) * product.matrix.columns;
+  };
+  const size_t weights = words(expand) + words(project);
+  const size_t activations = pixels * operand_stride(*expand.kernels, expand.outputs);
+  return !expand.kernels->levels && weights >= words_of_cache && weights >= far_more * activations;
+}
+
 }  // namespace
 
 struct Network::Pass {
@@ -127,12 +139,15 @@ struct Network::Pass {
 
   // The operand of a product with pixels of a map.
   Rows operand_of_map(const Product& product, const float* from, int rows, int thread) const {
-    const int stride = filled(channels);
     uint32_t* to = network.operand_[thread].get();
-    if (product.kernels->levels) return levels_of(product, from, stride, channels, rows, to);
-    const int to_stride = operand_stride(*product.kernels, channels);
-    for (int r = 0; r < rows; ++r) product.kernels->convert(from + r * stride, stride, to + r * to_stride, 0);
-    return {to, to_stride};
+    return operand_of_map(product, from, rows, Rows{to, operand_stride(*product.kernels, channels)});
+  }
+
+  Rows operand_of_map(const Product& product, const float* from, int rows, Rows to) const {
+    const int stride = filled(channels);
+    if (product.kernels->levels) return levels_of(product, from, stride, channels, rows, to.at);
+    for (int r = 0; r < rows; ++r) product.kernels->convert(from + r * stride, stride, to.at + r * to.stride, 0);
+    return to;
   }
 
   void multiply(const Product& product, Rows operand, int rows, Then then, void* out, int out_stride,
@@ -153,22 +168,40 @@ struct Network::Pass {
   void operator()(const StemConvolution& layer);
   void operator()(const Convolution& layer);
 
-  void branch_of_tile(const Branch& layer, int image, int first, int rows, int thread) {
+  // The depth-wise convolution of a tile.
+  void filter(const Branch& layer, int image, int first, int rows, Rows to) const {
     const int stride = filled(channels);
     const float* in = image_of(map, image, channels);
-    const Rows filtered = rows_for(layer.expand, channels, thread);
     each_line(first, rows, [&](int y, int x, int count, int done) {
       const size_t line = static_cast<size_t>(width) * stride;
       const float* at = in + y * line;
       const float* lines[3] = {y > 0 ? at - line : network.zeros_.get(), at,
                                y + 1 < height ? at + line : network.zeros_.get()};
-      kernels.depth_wise(lines, width, x, count, stride, layer.depth_wise.get(), filtered.at + done * filtered.stride,
-                         filtered.stride);
+      kernels.depth_wise(lines, width, x, count, stride, layer.depth_wise.get(), to.at + done * to.stride, to.stride);
     });
-    const size_t place_of_tile = static_cast<size_t>(first) * stride;
-    expand_and_project(layer.expand, layer.project, operand_of(layer.expand, filtered, channels, rows, thread), rows,
-                       thread, image_of(other, image, channels) + place_of_tile, in + place_of_tile);
   }
+
+  void branch_of_tile(const Branch& layer, int image, int first, int rows, int thread) {
+    const Rows filtered = rows_for(layer.expand, channels, thread);
+    filter(layer, image, first, rows, filtered);
+    const size_t place_of_tile = static_cast<size_t>(first) * filled(channels);
+    expand_and_project(layer.expand, layer.project, operand_of(layer.expand, filtered, channels, rows, thread), rows,
+                       thread, image_of(other, image, channels) + place_of_tile,
+                       image_of(map, image, channels) + place_of_tile);
+  }
+
+  // Blocks whose threads share columns of matrices instead of pixels: in pass_columns.h.
+  template <class Task>
+  void each_columns(const Product& product, const Task& task);
+  bool shares_columns(const Product& expand, const Product& project) const {
+    return threads() > 1 && columns_are_shared(expand, project, static_cast<size_t>(images()) * tokens());
+  }
+  Rows operand_of_all(const Product& product, int image, int first) const;
+  void clear_filling(const Product& product, Rows operand, int rows) const;
+  void multiply_columns(const Product& product, Rows operand, Then then, void* out, int out_stride,
+                        const float* residual);
+  void expand_and_project_columns(const Product& expand, const Product& project, float* out, const float* residual);
+  void branch_in_columns(const Branch& layer);
 
   void expand_and_project(const Product& expand, const Product& project, Rows operand, int rows, int thread, float* out,
                           const float* residual) const {
@@ -185,15 +218,22 @@ struct Network::Pass {
   }
 
   void operator()(const Branch& layer) {
-    each_tile(
-        [&](int image, int first, int rows, int, int thread) { branch_of_tile(layer, image, first, rows, thread); });
+    if (shares_columns(layer.expand, layer.project)) {
+      branch_in_columns(layer);
+    } else {
+      each_tile(
+          [&](int image, int first, int rows, int, int thread) { branch_of_tile(layer, image, first, rows, thread); });
+    }
     std::swap(map, other);
   }
 
   void operator()(const Encoder& layer) {
     const int stride = filled(channels), sum_size = stride + lanes, tiles = tiles_of(tokens());
+    const bool in_columns = shares_columns(layer.local.expand, layer.local.project);
+    const bool mlp_in_columns = shares_columns(layer.expand, layer.project);
+    if (in_columns) branch_in_columns(layer.local);
     each_tile([&](int image, int first, int rows, int tile, int thread) {
-      branch_of_tile(layer.local, image, first, rows, thread);
+      if (!in_columns) branch_of_tile(layer.local, image, first, rows, thread);
       const float* out = image_of(other, image, channels) + static_cast<size_t>(first) * stride;
       void* kept = key_query_of(image, first);
       // float32 may stay where it is.
@@ -221,9 +261,14 @@ struct Network::Pass {
                        sums + static_cast<size_t>(image) * tiles * sum_size, modulated.at, modulated.stride);
       multiply(layer.output, operand_of(layer.output, modulated, 2 * channels, rows, thread), rows, Then::add, out,
                stride, out);
-      expand_and_project(layer.expand, layer.project, operand_of_map(layer.expand, out, rows, thread), rows, thread,
-                         out, out);
+      if (mlp_in_columns) {
+        operand_of_map(layer.expand, out, rows, operand_of_all(layer.expand, image, first));
+      } else {
+        expand_and_project(layer.expand, layer.project, operand_of_map(layer.expand, out, rows, thread), rows, thread,
+                           out, out);
+      }
     });
+    if (mlp_in_columns) expand_and_project_columns(layer.expand, layer.project, map, map);
   }
 
   void* key_query_of(int image, int first) const {
@@ -269,8 +314,7 @@ struct Network::Pass {
   }
 
   void head_of_images(const Product& product, int first, int count, float* output) {
-    const Matrix& matrix = product.matrix;
-    const int stride = filled(channels), columns = matrix.columns;
+    const int stride = filled(channels), columns = product.matrix.columns;
     const Rows operand{network.operand_[std::max(alone, 0)].get(), operand_stride(*product.kernels, channels)};
     each(count, [&](int image, int) {
       float* mean = sums + image * stride;
@@ -280,27 +324,11 @@ struct Network::Pass {
         for (int c = 0; c < stride; ++c) mean[c] += in[pixel * stride + c];
       }
       for (int c = 0; c < stride; ++c) mean[c] /= static_cast<float>(tokens());
-      uint32_t* row = operand.at + image * operand.stride;
-      product.kernels->convert(mean, stride, row, 0);
-      // Not by products, as these are several at once.
-      if (matrix.used < matrix.depth) std::fill_n(row + matrix.used, matrix.depth - matrix.used, 0u);
+      product.kernels->convert(mean, stride, operand.at + image * operand.stride, 0);
     });
-    // Every thread multiplies with some of the columns, in whole panels: the last four vectors may be two panels of
-    // two.
+    clear_filling(product, operand, count);
     float* logits = key_query;
-    const int panel = product.kernels->widest * lanes, panels = (columns + panel - 1) / panel;
-    const int parts = std::min(panels, threads());
-    each(parts, [&](int part, int) {
-      const auto edge = [&](int at) {
-        const int place = std::min(columns, panels * at / parts * panel);
-        return place > 0 && columns - place == lanes && product.kernels->widest > 2 ? place - lanes : place;
-      };
-      const int begin = edge(part), end = edge(part + 1);
-      Matrix some = matrix;
-      some.used = some.depth;
-      some.words += static_cast<size_t>(begin) * some.depth;
-      some.bias += begin;
-      some.columns = end - begin;
+    each_columns(product, [&](const Matrix& some, int begin) {
       product.kernels->product(some, operand.at, operand.stride, count, Then::store, logits + begin, columns,
                                logits + begin, columns);
     });

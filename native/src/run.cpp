@@ -4,6 +4,7 @@
 #include <chrono>
 #include <variant>
 
+#include "pass_columns.h"
 #include "pass_convolution.h"
 #include "pass_pyramid.h"
 
@@ -68,8 +69,14 @@ Network::Room Network::room_for(int images, int height, int width) const {
   int channels = 0, pyramid_channels = 0;
   Extent extent{height, width};
   const auto pixels = [&] { return static_cast<size_t>(images) * extent.height * extent.width; };
+  const auto in_columns = [&](const Product& expand, const Product& project) {
+    if (!columns_are_shared(expand, project, pixels())) return;
+    widen(room.operand_of_all, pixels() * operand_stride(kernels_, channels));
+    widen(room.hidden_of_all, pixels() * operand_stride(kernels_, expand.outputs));
+  };
   const auto branch = [&](const Branch& layer) {
     make_room(layer.expand, channels);
+    in_columns(layer.expand, layer.project);
     widen(room.hidden, operand_stride(kernels_, layer.expand.outputs));
     widen(room.rows, filled(layer.expand.outputs));
     widen(room.zeros, static_cast<size_t>(extent.width) * filled(channels));
@@ -98,6 +105,7 @@ Network::Room Network::room_for(int images, int height, int width) const {
       branch(*plain);
     } else if (auto* encoder = std::get_if<Encoder>(&layer)) {
       branch(encoder->local);
+      in_columns(encoder->expand, encoder->project);
       make_room(encoder->output, channels + filled(channels));
       widen(room.hidden, operand_stride(kernels_, encoder->expand.outputs));
       widen(room.rows, filled(encoder->expand.outputs));
@@ -140,6 +148,8 @@ void Network::reserve(const Room& of_thread, const Room& of_all) {
   grow(kept_, &Room::kept);
   grow(key_query_, &Room::key_query);
   grow(sums_, &Room::sums);
+  operand_of_all_.grow(of_all.operand_of_all);
+  hidden_of_all_.grow(of_all.hidden_of_all);
   zeros_.grow(std::max(of_thread.zeros, of_all.zeros));
   grow_of_threads(operand_, &Room::operand);
   grow_of_threads(hidden_, &Room::hidden);
