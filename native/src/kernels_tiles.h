@@ -79,6 +79,15 @@ constexpr int sum_stride = 2 * lanes;  // words between rows of a block's sums
 
 template <class Op>
 constexpr int products_of = Op::parts == 1 ? 1 : 6;  // of parts, in a step
+template <class Op>
+constexpr int lines_of = tile_words * Op::parts / products_of<Op>;  // of a column's words, for each
+
+// What a block fetches into the second-level cache: of the two columns at `words` (or none, if null) some of the lines
+// for every product of parts, as those blocks share them that come before these columns.
+struct Ahead {
+  const uint32_t* words;
+  int first, end;
+};
 
 // Where the words of a step begin in a row of the operand. `k` is the step's first word in a column of the matrix: the
 // same place, or it has one of its own.
@@ -110,11 +119,10 @@ void dot_parts(const uint32_t* operand, const uint32_t* below, int operand_strid
 }
 
 // The sums of one or two tiles of rows, the second from row `second` on, by one or two tiles of columns. For every
-// product of parts `meanwhile` is called, and words are fetched into the second-level cache from `next` on, if it is
-// not null.
+// product of parts `meanwhile` is called.
 template <class Op, int rows, int columns, class Place, class Meanwhile>
 void sums_of_block(const uint32_t* words, int depth, const uint32_t* operand, int operand_stride, int second,
-                   const uint32_t* next, uint32_t* sums, const Place& place, const Meanwhile& meanwhile) {
+                   Ahead ahead, uint32_t* sums, const Place& place, const Meanwhile& meanwhile) {
   const uint32_t* below = operand + second * operand_stride;
   zero_tile<0>();
   if constexpr (columns > 1) zero_tile<1>();
@@ -123,13 +131,12 @@ void sums_of_block(const uint32_t* words, int depth, const uint32_t* operand, in
   constexpr int part = tile_words * lanes;  // words of a matrix
   for (int k = 0; k < depth; k += Op::parts * tile_words, words += Op::parts * part) {
     const auto dot = [&](auto of_parts, int of_operand, int of_matrix) {
-      if (columns > 1 && next) {
-        constexpr int lines = tile_words * Op::parts / products_of<Op>;
-#pragma GCC unroll 16
-        for (int line = 0; line < lines; ++line, next += lanes) {
-          __builtin_prefetch(next, 0, 2);
-          __builtin_prefetch(next + depth * lanes, 0, 2);
+      if (columns > 1 && ahead.words) {
+        for (int line = ahead.first; line < ahead.end; ++line) {
+          __builtin_prefetch(ahead.words + line * lanes, 0, 2);
+          __builtin_prefetch(ahead.words + (depth + line) * lanes, 0, 2);
         }
+        ahead.words += lines_of<Op> * lanes;
       }
       const int at = place(k) + of_operand * tile_words;
       const uint32_t* words_of_part = words + of_matrix * part;
@@ -231,6 +238,7 @@ void rows_in_tiles(const Matrix& matrix, const RowsInTiles& rows, int count, int
   constexpr int least = then == Then::gelu && Op::parts == 1 ? tile_words : 1;
   const int even = (2 * tile_rows + steps - 1) / steps, in_step = even < least ? least : even;
   const auto meanwhile = [&] { finish(in_step); };
+  const int pairs = (tiles + 1) / 2;
   int place = 0;
   for (int column = 0; column < matrix.columns; column += 2 * lanes) {
     const int columns = matrix.columns - column > lanes ? 2 : 1, columns_ahead = matrix.columns - column - 2 * lanes;
@@ -241,9 +249,10 @@ void rows_in_tiles(const Matrix& matrix, const RowsInTiles& rows, int count, int
       const int first = two ? begin : end - tile_rows, second = end - first - tile_rows;
       const uint32_t* operand = rows.operand + first * rows.operand_stride;
       // A last vector alone is fetched as it comes.
-      const uint32_t* next = tile == 0 && columns_ahead > lanes ? words + 2 * matrix.depth * lanes : nullptr;
+      const Ahead ahead{columns_ahead > lanes ? words + 2 * matrix.depth * lanes : nullptr,
+                        lines_of<Op> * (tile / 2) / pairs, lines_of<Op> * (tile / 2 + 1) / pairs};
       const auto sum = [&](auto of_block) {
-        of_block(words, matrix.depth, operand, rows.operand_stride, second, next, sums[place], at, meanwhile);
+        of_block(words, matrix.depth, operand, rows.operand_stride, second, ahead, sums[place], at, meanwhile);
       };
       if (two && columns == 2) sum(sums_of_block<Op, 2, 2, Place, decltype(meanwhile)>);
       if (two && columns == 1) sum(sums_of_block<Op, 2, 1, Place, decltype(meanwhile)>);

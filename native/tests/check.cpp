@@ -112,7 +112,7 @@ Outputs run(Network& network, const Pixels& pixels) {
 
 // Widths of released networks beside odd ones, of panels of one to seven vectors, and weights that threads share by
 // columns.
-std::vector<Model> models() {
+std::vector<Model> models(bool quick) {
   Model usual(1, 3), odd(2, 3), maps(3, 4), pyramid(4, 3), gray(5, 1), many(6, 32), most(7, 64), heavy(8, 3);
   usual.stem(24, 48).branch(112).output(false).encoder(72, 96, true, true);
   usual.downsampling(56).branch(50).encoder(48, 60, false, true).output(true);
@@ -125,7 +125,9 @@ std::vector<Model> models() {
   pyramid.level(2).convolution(20, false).convolution(17, true).enlarging(1).convolution(19, true).scores(7);
   pyramid.level(1).convolution(35, true).scores(7).convolution(21, true).output(true);
   pyramid.level(0).convolution(16, false).scores(7).encoder(9, 12, true, true).sum().output(false);
-  heavy.stem(8, 10).downsampling(12).downsampling(300).branch(3600).encoder(5, 3600, true, true).head(9);
+  // In bfloat16 as well where there is time.
+  const int hidden = quick ? 1800 : 3600;
+  heavy.stem(8, 10).downsampling(12).downsampling(300).branch(hidden).encoder(5, hidden, true, true).head(9);
   for (Model* model : {&gray, &many, &most}) model->stem(18, 7).output(true);
   return {usual, odd, maps, pyramid, gray, many, most, heavy};
 }
@@ -147,7 +149,7 @@ std::vector<Size> sizes(bool quick) {
 struct Suite {
   bool quick;
   std::vector<Mode> modes;
-  std::vector<Model> models = ::models();
+  std::vector<Model> models = ::models(quick);
   std::vector<Example> examples = {};
 
   void prepare() {
