@@ -93,7 +93,7 @@ std::vector<Entry> entries() {
       }
     }
 #if defined(SWIFTFORMER_AMX)
-    static const bool amx =  // as for AVX-VNNI
+    static const bool amx =  // as for AVX-VNNI; float32 takes the instructions of bf16
         has_amx() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
         __builtin_cpu_supports("avx512vbmi") && multiplies_like(amx_bf16, avx512_bf16) &&
         multiplies_like(amx_int8, avx512_int8);

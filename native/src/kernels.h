@@ -1,11 +1,11 @@
 // What the engine computes on one tile of pixels. There is a table of these functions for every instruction set and
 // precision; everything else is written once, on top of them.
 //
-// Maps, but for the stem's with tiles, are float32, pixels one behind the other, each with its channels, filled up with
-// zeros to a multiple of `lanes`. Operands, the left sides of matrix products, are rows of 32-bit words: a float32, two
-// bfloat16, or four levels, which are uint8, or int8 where they are `signed_levels`. A row of levels ends with a word
-// that holds its step, a float32: the level u stands for step * (u - 128), and behind GELU, which is never below -0.17,
-// for step * u - 0.17. GELU itself is looked up there, in a table from level to level.
+// Maps, but for the stem's with tiles in bfloat16, are float32, pixels one behind the other, each with its channels,
+// filled up with zeros to a multiple of `lanes`. Operands, the left sides of matrix products, are rows of 32-bit words:
+// a float32, two bfloat16, or four levels, which are uint8, or int8 where they are `signed_levels`. A row of levels
+// ends with a word that holds its step, a float32: the level u stands for step * (u - 128), and behind GELU, which is
+// never below -0.17, for step * u - 0.17. GELU itself is looked up there, in a table from level to level.
 //
 // Where bfloat16 has several `parts`, it stands for float32: three bfloat16 whose sum is the value, as their 24 bits
 // are those of a float32 (arXiv 1904.06376). Sixteen words of the first parts of 32 values come before those of the
@@ -22,6 +22,7 @@ namespace swiftformer {
 constexpr int lanes = 16;
 constexpr int most_channels = 64;        // of pictures
 constexpr int most_tile_rows = 112;      // of any kernels' tiles
+constexpr int most_pixels_of_line = 64;  // that are taken through a first convolution together
 constexpr int most_bf16_channels = 256;  // of a map that is kept in bfloat16
 
 static constexpr int filled(int channels) { return (channels + lanes - 1) / lanes * lanes; }
@@ -40,7 +41,7 @@ struct Matrix {
   const int32_t* start;
   int depth;    // words of a column, a multiple of `Kernels::depth_step`
   int columns;  // a multiple of `lanes`
-  int used;     // words of a column that are not filling
+  int used;     // words of a column that are not filling; all, where operands' fillings are put as zeros
 };
 
 // Vectors of the next panel, of `left` ones: no panel is left with one vector if that can be avoided, as wide panels
@@ -73,13 +74,14 @@ struct Kernels {
   // 3x3 convolution of stride 2 with ReLU, over up to `tile_rows` neighbouring pixels of a row of its output. `lines`
   // are three lines of taps for each channel, `line_stride` words apart, that begin left of the first pixel; their taps
   // of a pixel are three words of the matrix, or two where a word has two values, or one and a half with `close_taps`.
-  // Null with levels.
+  // Null where there are levels or parts.
   void (*first_convolution)(const Matrix& matrix, const uint32_t* lines, int line_stride, int count, float* out,
                             int out_stride);
 
   // 3x3 convolution of stride 2 with ReLU straight from a map of bfloat16, over up to `tile_rows` neighbouring pixels
   // of a row of its output. `taps` are the first of the first pixel; lines are `line_stride` values apart, and pixels
-  // have `channels`, a multiple of 32, as many as the matrix has for each tap. Null where there are no tiles.
+  // have `channels`, a multiple of 32, as many as the matrix has for each tap. Null where there are no tiles of
+  // bfloat16 alone.
   void (*convolution_of_bf16)(const Matrix& matrix, const uint16_t* taps, int line_stride, int channels, int count,
                               float* out, int out_stride);
 
@@ -125,7 +127,8 @@ struct Kernels {
   // engine's own keep it. Null where there is nothing.
   void (*release)();
 
-  // For layers that take no part in this: the first one, the head and scores of pixels. Null: these kernels.
+  // For layers that take no part in this: the first one, the head and scores of pixels. Null: these kernels, or with
+  // levels those of bfloat16.
   const Kernels* outer;
 };
 

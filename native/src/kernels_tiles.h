@@ -34,7 +34,6 @@ struct Bf16InTiles : Bf16 {
 // float32 in three parts each. The operand's are cut off rather than rounded, so that huge values stay finite.
 struct Fp32InTiles : Bf16InTiles {
   using Kept = float;
-  static constexpr bool cleared = false;  // by what is put
   static constexpr int parts = 3;
   // Thirty-two values, from a multiple of so many on.
   static void put(void* row, int at, Vec low, Vec high) {
@@ -82,8 +81,8 @@ constexpr int products_of = Op::parts == 1 ? 1 : 6;  // of parts, in a step
 template <class Op>
 constexpr int lines_of = tile_words * Op::parts / products_of<Op>;  // of a column's words, for each
 
-// What a block fetches into the second-level cache: of the two columns at `words` (or none, if null) some of the lines
-// for every product of parts, as those blocks share them that come before these columns.
+// Words of the next pair of vectors that a block fetches into the second-level cache (none, if null): all blocks of a
+// pair fetch some, from line `first` up to `end` of those of every product.
 struct Ahead {
   const uint32_t* words;
   int first, end;

@@ -25,21 +25,23 @@ uint16_t to_bf16(float value) {
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// Of a value as the sum of bfloat16.
-uint16_t part_of(float value, int part) {
-  for (; part > 0; --part) {
-    const uint32_t bits = static_cast<uint32_t>(to_bf16(value)) << 16;
-    float first;
-    std::memcpy(&first, &bits, sizeof first);
-    value -= first;
-  }
-  return to_bf16(value);
+// To the nearest bfloat16, of which `value` keeps what is left.
+uint16_t part_of(float& value) {
+  const uint16_t half = to_bf16(value);
+  const uint32_t bits = static_cast<uint32_t>(half) << 16;
+  float part;
+  std::memcpy(&part, &bits, sizeof part);
+  value -= part;
+  return half;
 }
 
-// Of which input word `k` of a column has value `i`.
-int input_of(const Kernels& kernels, int k, int i) {
-  if (kernels.parts == 1) return k * kernels.values_per_word + i;
-  return k / kernels.depth_step * 2 * lanes + k % lanes + i * lanes;
+// Inputs whose values, or first parts, are in word `k` of a column, `apart` after each other.
+struct InputsOfWord {
+  int first, apart;
+};
+InputsOfWord inputs_of_word(const Kernels& kernels, int k) {
+  if (kernels.parts == 1) return {k * kernels.values_per_word, 1};
+  return {k / kernels.depth_step * 2 * lanes + k % kernels.depth_step, lanes};
 }
 
 int level(float value, float step) { return static_cast<int>(std::nearbyintf(value / step)); }
@@ -137,27 +139,40 @@ Product Network::packed(const Kernels& kernels, const Weight& weight, const Weig
   }
   uint32_t* word = product.words.get();
   for (int first = 0; first < columns;) {
-    const int vectors = panel_of((columns - first) / lanes, kernels.widest);
+    const int of_panel = lanes * panel_of((columns - first) / lanes, kernels.widest);
+    const int words_of_part = kernels.depth_step / kernels.parts;
     for (int k = 0; k < depth; ++k) {
-      for (int column = first; column < first + vectors * lanes; ++column, ++word) {
+      if (k % kernels.depth_step >= words_of_part) {  // of a later part, which the first one's inputs have filled
+        word += of_panel;
+        continue;
+      }
+      const InputsOfWord inputs_of = inputs_of_word(kernels, k);
+      for (int column = first; column < first + of_panel; ++column, ++word) {
         for (int i = 0; i < per_word; ++i) {
-          const int input = input_of(kernels, k, i);
+          const int input = inputs_of.first + i * inputs_of.apart;
           if (column >= outputs || input >= inputs) continue;
-          const float value = value_at(column, input);
+          float value = value_at(column, input);
           if (per_word == 1) {
             std::memcpy(word, &value, sizeof value);
           } else if (per_word == 2) {
-            *word |= static_cast<uint32_t>(part_of(value, k % kernels.depth_step / lanes)) << 16 * i;
+            for (int part = 0; part < kernels.parts; ++part) {
+              word[part * words_of_part * of_panel] |= static_cast<uint32_t>(part_of(value)) << 16 * i;
+            }
           } else {
             *word |= static_cast<uint32_t>(static_cast<uint8_t>(level(value, product.step[column]))) << 8 * i;
           }
         }
       }
     }
-    first += vectors * lanes;
+    first += of_panel;
   }
-  product.matrix = {
-      product.words.get(), product.bias.get(), product.step.get(), product.start.get(), depth, columns, used};
+  product.matrix = {product.words.get(),
+                    product.bias.get(),
+                    product.step.get(),
+                    product.start.get(),
+                    depth,
+                    columns,
+                    kernels.parts > 1 ? depth : used};
   return product;
 }
 

@@ -174,7 +174,7 @@ class Network {
   void reserve(const Room& of_thread, const Room& of_all);
 
   const Kernels& kernels_;
-  const Kernels& outer_;  // of layers that int8 would cost more than it gains: the first and the last
+  const Kernels& outer_;  // of the first and the last layers, where these kernels do not serve
   std::string precision_;
   Threads threads_;
   std::vector<Layer> layers_;

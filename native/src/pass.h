@@ -12,8 +12,8 @@ namespace swiftformer {
 
 namespace {
 
-// Pixels of a tile in one line see twice as many, and one more. A multiple of a cache line.
-constexpr int tap_stride = 2 * most_tile_rows + lanes;
+// Pixels of a part of a line see twice as many, and one more. A multiple of a cache line.
+constexpr int tap_stride = 2 * most_pixels_of_line + lanes;
 
 int strided(int size, int stride) { return (size + stride - 1) / stride; }
 int halved(int size) { return strided(size, 2); }
@@ -29,7 +29,7 @@ int operand_stride(const Kernels& kernels, int values) {
 // Whether threads share the columns of a block's matrices, not its pixels: where weights do not fit a core's caches,
 // and are far more than the activations that threads then have to exchange.
 bool columns_are_shared(const Product& expand, const Product& project, size_t pixels) {
-  constexpr size_t words_of_cache = 1 << 20, far_more = 8;
+  constexpr size_t words_of_cache = 3 << 18, far_more = 8;
   const auto words = [](const Product& product) {
     return static_cast<size_t>(product.matrix.depth) * product.matrix.columns;
   };
@@ -90,7 +90,7 @@ struct Network::Pass {
   // Calls task(image, y, first x, pixels, thread) for lines of the map, in as few and equal parts as kernels take.
   template <class Task>
   void each_part_of_line(Task&& task) {
-    const int parts = (width + kernels.tile_rows - 1) / kernels.tile_rows;
+    const int most = std::min(kernels.tile_rows, most_pixels_of_line), parts = (width + most - 1) / most;
     each(images() * height * parts, [&](int index, int thread) {
       const int part = index % parts, line = index / parts, first = width * part / parts;
       task(line / height, line % height, first, width * (part + 1) / parts - first, thread);
@@ -194,7 +194,10 @@ struct Network::Pass {
   template <class Task>
   void each_columns(const Product& product, const Task& task);
   bool shares_columns(const Product& expand, const Product& project) const {
-    return threads() > 1 && columns_are_shared(expand, project, static_cast<size_t>(images()) * tokens());
+    // Of the narrower one every thread gets a part.
+    const int vectors = std::min(expand.matrix.columns, project.matrix.columns) / lanes;
+    return threads() > 1 && vectors >= expand.kernels->widest * threads() &&
+           columns_are_shared(expand, project, static_cast<size_t>(images()) * tokens());
   }
   Rows operand_of_all(const Product& product, int image, int first) const;
   void clear_filling(const Product& product, Rows operand, int rows) const;

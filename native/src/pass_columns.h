@@ -6,8 +6,8 @@
 
 namespace swiftformer {
 
-// Calls task(matrix, first column) for a part of a matrix for each thread, in whole panels: the last four vectors may
-// be two panels of two. A part begins at an even vector. What fills rows of the operand up is cleared before.
+// Calls task(matrix, first column) for a part of a matrix for each thread, in whole panels (of tiles in pairs): the
+// last four vectors may be two panels of two. Not with levels. The operand's filling is to be cleared before.
 template <class Task>
 void Network::Pass::each_columns(const Product& product, const Task& task) {
   const Matrix& matrix = product.matrix;
@@ -33,10 +33,9 @@ inline Network::Pass::Rows Network::Pass::operand_of_all(const Product& product,
   return {network.operand_of_all_.get() + (static_cast<size_t>(image) * tokens() + first) * stride, stride};
 }
 
-// Not by products, as these are several at once. Where there are parts, what is put fills rows up.
+// Not by products, as these are several at once.
 inline void Network::Pass::clear_filling(const Product& product, Rows operand, int rows) const {
   const Matrix& matrix = product.matrix;
-  if (product.kernels->parts > 1 || matrix.used == matrix.depth) return;
   for (int r = 0; r < rows; ++r) {
     std::fill_n(operand.at + r * operand.stride + matrix.used, matrix.depth - matrix.used, 0u);
   }
@@ -57,7 +56,7 @@ inline void Network::Pass::expand_and_project_columns(const Product& expand, con
                                                       const float* residual) {
   const Rows hidden{network.hidden_of_all_.get(), operand_stride(kernels, expand.outputs)};
   multiply_columns(expand, operand_of_all(expand, 0, 0), Then::gelu, hidden.at, hidden.stride * kernels.values_per_word,
-                   residual);
+                   out);
   multiply_columns(project, hidden, Then::add, out, filled(channels), residual);
 }
 

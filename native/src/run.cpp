@@ -206,12 +206,13 @@ std::vector<double> Network::layer_seconds() {
 }
 
 double product_limit(const Kernels& kernels) {
-  constexpr int depth = 48, columns = 3 * lanes, stride = depth + lanes, repeats = 100;  // of any `depth_step`
+  const int at_once = kernels.depth_step, depth = (64 + at_once - 1) / at_once * at_once, stride = depth + lanes;
+  constexpr int columns = 3 * lanes, repeats = 100;
   const int rows = kernels.tile_rows;
   Memory<uint32_t> words(depth * columns), operand(rows * stride);
   Memory<float> bias(columns), step(columns), out(rows * columns);
   Memory<int32_t> start(columns);
-  const Matrix matrix{words.get(), bias.get(), step.get(), start.get(), depth, columns, depth / kernels.parts};
+  const Matrix matrix{words.get(), bias.get(), step.get(), start.get(), depth, columns, depth};
   double best = 1e9;
   for (int attempt = 0; attempt < 50; ++attempt) {
     const auto begin = std::chrono::steady_clock::now();

@@ -236,24 +236,30 @@ struct Suite {
   // Of values of very different sizes, relative to the sum of the magnitudes: two parts of three would err by 3e-5.
   void exact_products(const Mode& mode) const {
     const Kernels& kernels = *mode.kernels;
-    constexpr int values = 96, stride = 3 * values / 2 + lanes;
+    constexpr int values = 96, stride = 3 * values / 2 + lanes, outputs = 3 * lanes;
     std::mt19937 random(3);
     const auto some = [&](int powers) {
       return std::ldexp(random() / 4294967296.0f - 0.5f, static_cast<int>(random() % (2 * powers + 1)) - powers);
     };
-    std::vector<std::vector<float>> columns(lanes);
-    std::vector<uint32_t> words(stride * lanes);
-    for (int c = 0; c < lanes; ++c) {
-      for (int i = 0; i < values; ++i) columns[c].push_back(some(12));
-      const std::vector<uint32_t> column = words_of(kernels, columns[c]);
-      for (size_t k = 0; k < column.size(); ++k) words[k * lanes + c] = column[k];
+    const int depth = values * kernels.parts / kernels.values_per_word;
+    std::vector<std::vector<float>> columns(outputs);
+    std::vector<uint32_t> words;
+    for (int first = 0; first < outputs;) {
+      const int width = lanes * swiftformer::panel_of((outputs - first) / lanes, kernels.widest);
+      std::vector<uint32_t> panel(depth * width);
+      for (int c = 0; c < width; ++c) {
+        for (int i = 0; i < values; ++i) columns[first + c].push_back(some(12));
+        const std::vector<uint32_t> column = words_of(kernels, columns[first + c]);
+        for (int k = 0; k < depth; ++k) panel[k * width + c] = column[k];
+      }
+      words.insert(words.end(), panel.begin(), panel.end());
+      first += width;
     }
-    std::vector<float> from(35 * values), bias(lanes), sums(35 * lanes);
+    std::vector<float> from(35 * values), bias(outputs), sums(35 * outputs);
     for (float& value : from) value = some(12);
     for (int i = 0; i < values; ++i) from[i] = std::ldexp(from[i], 90);  // huge, and close to nothing
     for (int i = 0; i < values; ++i) from[values + i] = std::ldexp(from[values + i], -80);
-    const int depth = values * kernels.parts / kernels.values_per_word;
-    const swiftformer::Matrix matrix{words.data(), bias.data(), nullptr, nullptr, depth, lanes, depth / kernels.parts};
+    const swiftformer::Matrix matrix{words.data(), bias.data(), nullptr, nullptr, depth, outputs, depth};
     Worst worst;
     for (int rows = 1; rows <= 35; ++rows) {
       std::vector<uint32_t> operand(rows * stride);
@@ -264,16 +270,16 @@ struct Suite {
           kernels.convert(&from[r * values + first], count, &operand[r * stride], first);
         }
       }
-      kernels.product(matrix, operand.data(), stride, rows, Then::store, sums.data(), lanes, sums.data(), lanes);
+      kernels.product(matrix, operand.data(), stride, rows, Then::store, sums.data(), outputs, sums.data(), outputs);
       for (int r = 0; r < rows; ++r) {
-        for (int c = 0; c < lanes; ++c) {
+        for (int c = 0; c < outputs; ++c) {
           double exact = 0, size = 0;
           for (int i = 0; i < values; ++i) {
             const double product = static_cast<double>(from[r * values + i]) * columns[c][i];
             exact += product;
             size += std::fabs(product);
           }
-          worst.see(std::fabs(sums[r * lanes + c] - exact) / size, std::to_string(rows) + " rows");
+          worst.see(std::fabs(sums[r * outputs + c] - exact) / size, std::to_string(rows) + " rows");
         }
       }
     }
@@ -382,6 +388,19 @@ struct Suite {
       for (std::thread& caller : callers) caller.join();
     }
     report("four callers " + mode.name(), different, 0, "results that differ");
+  }
+
+  // Threads share columns of matrices of two depths: a picture that is not a number leaves nothing behind.
+  void nothing_left(const Mode& mode) const {
+    Model model(9, 3);
+    model.stem(8, 10).downsampling(300).branch(3600).output(false).downsampling(332).branch(3600).output(false);
+    const Example example(model, 1, 32, 32);
+    const std::vector<float> odd(example.planes.size(), NAN);
+    const auto network = network_of(mode, model, 2);
+    run(*network, {odd.data(), nullptr, 1, 32, 32});
+    const bool same =
+        run(*network, example.pixels(1, false)) == run(*network_of(mode, model, 2), example.pixels(1, false));
+    report("nothing left behind " + mode.name(), !same, 0, "");
   }
 
   void no_allocation(const Mode& mode) const {
@@ -695,6 +714,7 @@ int main(int count, char** arguments) {
   for (const Mode& mode : suite.modes) suite.gelu(mode);
   for (const std::string& isa : swiftformer::training_supported()) suite.training(isa);
   for (const Mode& mode : suite.modes) suite.four_callers(mode);
+  for (const Mode& mode : suite.modes) suite.nothing_left(mode);
   for (const Mode& mode : suite.modes) suite.no_allocation(mode);
   return failed ? 1 : 0;
 }
