@@ -196,7 +196,7 @@ struct Network::Pass {
   bool shares_columns(const Product& expand, const Product& project) const {
     // Of the narrower one every thread gets a part.
     const int vectors = std::min(expand.matrix.columns, project.matrix.columns) / lanes;
-    return threads() > 1 && vectors >= expand.kernels->widest * threads() &&
+    return threads() > 1 && vectors >= std::max(expand.kernels->widest, 2) * threads() &&
            columns_are_shared(expand, project, static_cast<size_t>(images()) * tokens());
   }
   Rows operand_of_all(const Product& product, int image, int first) const;
