@@ -284,7 +284,7 @@ struct Suite {
       }
     }
     if (kernels.release) kernels.release();
-    report("products of float32 " + mode.name(), worst.found, 7e-7, worst.where);
+    report("products of float32 " + mode.name(), worst.found, 1e-6, worst.where);
   }
 
   // What tells levels that are stored less 128 from others, in the four of a word.
