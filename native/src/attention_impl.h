@@ -51,7 +51,7 @@ void modulate(const void* kept, int rows, int channels, int dim, const float* gl
     if (Op::levels) Op::put(operand, filled(2 * dim) - lanes, all(0.0f));
     put_each<Op>(operand, 0, channels, [&](int c) { return load_kept(row + c) * load(global + c); });
     // Behind it, over the zeros that fill the keys up: the filling of the queries is zero in turn.
-    const int query = Op::parts > 1 ? channels : dim;
+    const int query = swiftformer::joined(dim, Op::parts);
     put_each<Op>(operand, query, channels, [&](int c) { return load_kept(row + channels + c); });
   }
 }

@@ -113,7 +113,7 @@ struct Kernels {
   void (*pool)(const float* key_query, int rows, int channels, int dim, bool normalize, const float* score, float* sums,
                void* kept);
 
-  // The operand `[global * key, query]` of rows that `pool` kept: queries begin at `joined` of `dim`.
+  // The operand `[global * key, query]` of rows that `pool` kept: queries begin at `joined(dim, parts)`.
   void (*modulate)(const void* kept, int rows, int channels, int dim, const float* global, uint32_t* operand,
                    int operand_stride);
 
@@ -133,7 +133,7 @@ struct Kernels {
 };
 
 // Channels after which the next ones follow where an operand joins several pixels' or maps'.
-inline int joined(const Kernels& kernels, int channels) { return kernels.parts > 1 ? filled(channels) : channels; }
+static constexpr int joined(int channels, int parts) { return parts > 1 ? filled(channels) : channels; }
 
 extern const Kernels plain_fp32, plain_bf16, plain_int8;
 #if defined(SWIFTFORMER_X86)

@@ -243,7 +243,8 @@ void Network::add_convolution(const Weight& weight, const Weight& bias, bool rel
   const int outputs = weight.shape.empty() ? 0 : weight.shape[0];
   expect(weight, {outputs, channels_, 3, 3}, name);
   expect(bias, {outputs}, name);
-  Product product = packed(kernels_, weight, bias, taps_first(channels_, joined(kernels_, channels_)), Operand::map);
+  Product product =
+      packed(kernels_, weight, bias, taps_first(channels_, joined(channels_, kernels_.parts)), Operand::map);
   layers_.push_back(Convolution{std::move(product), relu, channels_, stride});
   channels_ = outputs;
 }
@@ -305,7 +306,7 @@ void Network::encoder(const std::vector<Weight>& local, const std::vector<Weight
   layers_.push_back(Encoder{
       packed_branch(local),
       packed(kernels_, {weight.data(), {2 * stride, dim}}, {bias.data(), {2 * stride}}, counted(dim), Operand::map),
-      packed(kernels_, attention[2], attention[3], keys_and_queries(dim, joined(kernels_, dim)), Operand::map),
+      packed(kernels_, attention[2], attention[3], keys_and_queries(dim, joined(dim, kernels_.parts)), Operand::map),
       score ? copied(*score) : Memory<float>(), normalize, pooled_scale,
       packed(kernels_, mlp[0], mlp[1], counted(dim), Operand::map),
       packed(kernels_, mlp[2], mlp[3], counted(hidden), Operand::behind_gelu)});

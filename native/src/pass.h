@@ -342,7 +342,7 @@ struct Network::Pass {
 
   // Values of an operand's row of a convolution, with what the last tap's filling spills over.
   static int convolution_width(const Convolution& layer) {
-    return 8 * joined(*layer.product.kernels, layer.inputs) + filled(layer.inputs);
+    return 8 * joined(layer.inputs, layer.product.kernels->parts) + filled(layer.inputs);
   }
 };
 

@@ -25,7 +25,7 @@ inline void copy_some(uint8_t* to, const uint8_t* from, int bytes) {
 inline Network::Pass::Rows Network::Pass::gather(const Convolution& layer, const float* source, int in_height,
                                                  int in_width, int first, int rows, int thread) const {
   const Kernels& of_layer = *layer.product.kernels;
-  const int step = filled(layer.inputs), apart = joined(of_layer, layer.inputs);
+  const int step = filled(layer.inputs), apart = joined(layer.inputs, of_layer.parts);
   const Rows to{network.operand_[thread].get(), operand_stride(of_layer, convolution_width(layer))};
   uint32_t* row_of_taps = to.at;
   for (int r = 0; r < rows; ++r, row_of_taps += to.stride) {
