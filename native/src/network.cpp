@@ -19,57 +19,11 @@ std::string text(const std::vector<int>& shape) {
   return "(" + joined + (shape.size() == 1 ? ",)" : ")");
 }
 
-uint16_t to_bf16(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-// To the nearest bfloat16, of which `value` keeps what is left.
-uint16_t part_of(float& value) {
-  const uint16_t half = to_bf16(value);
-  const uint32_t bits = static_cast<uint32_t>(half) << 16;
-  float part;
-  std::memcpy(&part, &bits, sizeof part);
-  value -= part;
-  return half;
-}
-
-// Inputs whose values, or first parts, are in word `k` of a column, `apart` after each other.
-struct InputsOfWord {
-  int first, apart;
-};
-InputsOfWord inputs_of_word(const Kernels& kernels, int k) {
-  if (kernels.parts == 1) return {k * kernels.values_per_word, 1};
-  return {k / kernels.depth_step * 2 * lanes + k % kernels.depth_step, lanes};
-}
-
-int level(float value, float step) { return static_cast<int>(std::nearbyintf(value / step)); }
-
-// The step of the levels of a column's weights.
-float step_of(const std::vector<float>& column, const Kernels& kernels) {
-  float most = 1e-30f, most_of_half = 0.0f;
-  for (float value : column) most = std::max(most, std::fabs(value));
-  for (size_t i = 0; kernels.short_sums && i < column.size(); i += i % 4 == 0 ? 2 : 6) {
-    float above = 0.0f, below = 0.0f;
-    for (size_t input : {i, i + 1, i + 4, i + 5}) {
-      const float value = input < column.size() ? column[input] : 0.0f;
-      above += std::max(value, 0.0f);
-      below -= std::min(value, 0.0f);
-    }
-    most_of_half = std::max({most_of_half, above, below});
-  }
-  // Four weights may be two levels more by rounding; 255 times 128 is an int16.
-  return std::max(most / 127.0f, most_of_half / 126.0f);
-}
-
 Memory<float> copied(const Weight& weight) {
   Memory<float> memory(filled(weight.shape[0]));
   std::copy_n(weight.values, weight.shape[0], memory.get());
   return memory;
 }
-
-constexpr int nowhere = -1;
 
 std::vector<int> counted(int count) {
   std::vector<int> places(count);
@@ -104,77 +58,6 @@ std::vector<int> lines_of_taps(int channels, const Kernels& kernels) {
 }
 
 }  // namespace
-
-// A matrix (outputs, inputs), of which input i of the operand is column source[i], or zero where that is nowhere.
-Product Network::packed(const Kernels& kernels, const Weight& weight, const Weight& bias,
-                        const std::vector<int>& source, Operand operand) const {
-  const int outputs = weight.shape[0], columns = filled(outputs), per_word = kernels.values_per_word;
-  const int inputs = static_cast<int>(source.size()), used = (inputs + per_word - 1) / per_word;
-  const int depth = (kernels.parts * used + kernels.depth_step - 1) / kernels.depth_step * kernels.depth_step;
-  int width = 1;
-  for (size_t i = 1; i < weight.shape.size(); ++i) width *= weight.shape[i];
-  Product product{&kernels,
-                  Memory<uint32_t>(static_cast<size_t>(depth) * columns),
-                  Memory<float>(columns),
-                  Memory<float>(kernels.levels ? columns : 0),
-                  Memory<int32_t>(kernels.levels ? columns : 0),
-                  outputs,
-                  {}};
-  std::copy_n(bias.values, outputs, product.bias.get());
-  const auto value_at = [&](int column, int input) {
-    return source[input] == nowhere ? 0.0f : weight.values[static_cast<size_t>(column) * width + source[input]];
-  };
-  for (int column = 0; column < outputs && kernels.levels; ++column) {
-    std::vector<float> values(inputs);
-    for (int input = 0; input < inputs; ++input) values[input] = value_at(column, input);
-    const float step = product.step[column] = step_of(values, kernels);
-    int sum = 0;
-    for (float value : values) sum += level(value, step);
-    if (operand == Operand::behind_gelu) {
-      product.bias[column] += gelu_floor * step * sum;
-    } else {
-      product.start[column] = -128 * sum;
-    }
-    if (kernels.signed_levels) product.start[column] += 128 * sum;
-  }
-  uint32_t* word = product.words.get();
-  for (int first = 0; first < columns;) {
-    const int of_panel = lanes * panel_of((columns - first) / lanes, kernels.widest);
-    const int words_of_part = kernels.depth_step / kernels.parts;
-    for (int k = 0; k < depth; ++k) {
-      if (k % kernels.depth_step >= words_of_part) {  // of a later part, which the first one's inputs have filled
-        word += of_panel;
-        continue;
-      }
-      const InputsOfWord inputs_of = inputs_of_word(kernels, k);
-      for (int column = first; column < first + of_panel; ++column, ++word) {
-        for (int i = 0; i < per_word; ++i) {
-          const int input = inputs_of.first + i * inputs_of.apart;
-          if (column >= outputs || input >= inputs) continue;
-          float value = value_at(column, input);
-          if (per_word == 1) {
-            std::memcpy(word, &value, sizeof value);
-          } else if (per_word == 2) {
-            for (int part = 0; part < kernels.parts; ++part) {
-              word[part * words_of_part * of_panel] |= static_cast<uint32_t>(part_of(value)) << 16 * i;
-            }
-          } else {
-            *word |= static_cast<uint32_t>(static_cast<uint8_t>(level(value, product.step[column]))) << 8 * i;
-          }
-        }
-      }
-    }
-    first += of_panel;
-  }
-  product.matrix = {product.words.get(),
-                    product.bias.get(),
-                    product.step.get(),
-                    product.start.get(),
-                    depth,
-                    columns,
-                    kernels.parts > 1 ? depth : used};
-  return product;
-}
 
 Network::Network(const std::string& isa, const std::string& precision, int threads, bool pin)
     : kernels_(kernels_for(isa, precision)),
@@ -226,10 +109,9 @@ void Network::stem(const Weight& weight1, const Weight& bias1, const Weight& wei
   }
   input_channels_ = inputs;
   const bool in_bf16 = outer_.convolution_of_bf16 && filled(between) % 32 == 0 && between <= most_bf16_channels;
-  layers_.push_back(
-      FirstConvolution{packed(outer_, weight1, bias1, lines_of_taps(inputs, outer_), Operand::map), inputs, in_bf16});
+  layers_.push_back(FirstConvolution{packed(outer_, weight1, bias1, lines_of_taps(inputs, outer_)), inputs, in_bf16});
   if (in_bf16) {
-    Product product = packed(outer_, weight2, bias2, taps_first(between, filled(between)), Operand::map);
+    Product product = packed(outer_, weight2, bias2, taps_first(between, filled(between)));
     layers_.push_back(StemConvolution{std::move(product), between});
     channels_ = outputs;
   } else {
@@ -243,8 +125,7 @@ void Network::add_convolution(const Weight& weight, const Weight& bias, bool rel
   const int outputs = weight.shape.empty() ? 0 : weight.shape[0];
   expect(weight, {outputs, channels_, 3, 3}, name);
   expect(bias, {outputs}, name);
-  Product product =
-      packed(kernels_, weight, bias, taps_first(channels_, joined(channels_, kernels_.parts)), Operand::map);
+  Product product = packed(kernels_, weight, bias, taps_first(channels_, joined(channels_, kernels_.parts)));
   layers_.push_back(Convolution{std::move(product), relu, channels_, stride});
   channels_ = outputs;
 }
@@ -259,7 +140,7 @@ void Network::convolution(const Weight& weight, const Weight& bias, bool relu) {
   add_convolution(weight, bias, relu, 1, "convolution");
 }
 
-Branch Network::packed_branch(const std::vector<Weight>& weights) const {
+Branch Network::packed_branch(const std::vector<Weight>& weights) {
   const Weight &depth_wise = weights[0], &depth_wise_bias = weights[1], &expand = weights[2], &project = weights[4];
   const int hidden = expand.shape.empty() ? 0 : expand.shape[0], stride = filled(channels_);
   expect(depth_wise, {channels_, 1, 3, 3}, "depth_wise");
@@ -268,7 +149,7 @@ Branch Network::packed_branch(const std::vector<Weight>& weights) const {
   expect(weights[3], {hidden}, "expand_bias");
   expect(project, {channels_, hidden}, "project");
   expect(weights[5], {channels_}, "project_bias");
-  Branch branch{Memory<float>(10 * stride), packed(kernels_, expand, weights[3], counted(channels_), Operand::map),
+  Branch branch{Memory<float>(10 * stride), packed(kernels_, expand, weights[3], counted(channels_)),
                 packed(kernels_, project, weights[5], counted(hidden), Operand::behind_gelu)};
   for (int c = 0; c < channels_; ++c) {
     for (int tap = 0; tap < 9; ++tap) branch.depth_wise[tap * stride + c] = depth_wise.values[c * 9 + tap];
@@ -305,10 +186,9 @@ void Network::encoder(const std::vector<Weight>& local, const std::vector<Weight
   }
   layers_.push_back(Encoder{
       packed_branch(local),
-      packed(kernels_, {weight.data(), {2 * stride, dim}}, {bias.data(), {2 * stride}}, counted(dim), Operand::map),
-      packed(kernels_, attention[2], attention[3], keys_and_queries(dim, joined(dim, kernels_.parts)), Operand::map),
-      score ? copied(*score) : Memory<float>(), normalize, pooled_scale,
-      packed(kernels_, mlp[0], mlp[1], counted(dim), Operand::map),
+      packed(kernels_, {weight.data(), {2 * stride, dim}}, {bias.data(), {2 * stride}}, counted(dim)),
+      packed(kernels_, attention[2], attention[3], keys_and_queries(dim, joined(dim, kernels_.parts))),
+      score ? copied(*score) : Memory<float>(), normalize, pooled_scale, packed(kernels_, mlp[0], mlp[1], counted(dim)),
       packed(kernels_, mlp[2], mlp[3], counted(hidden), Operand::behind_gelu)});
 }
 
@@ -332,7 +212,7 @@ void Network::head(const Weight& weight, const Weight& bias) {
   const int classes = weight.shape.empty() ? 0 : weight.shape[0];
   expect(weight, {classes, channels_}, "head weight");
   expect(bias, {classes}, "head bias");
-  layers_.push_back(Head{packed(outer_, weight, bias, counted(channels_), Operand::map)});
+  layers_.push_back(Head{packed(outer_, weight, bias, counted(channels_))});
 }
 
 void Network::lateral(const Weight& weight, const Weight& bias) {
@@ -345,7 +225,7 @@ void Network::lateral(const Weight& weight, const Weight& bias) {
   const int outputs = pyramid_levels_ > 0 ? pyramid_channels_ : weight.shape.empty() ? 0 : weight.shape[0];
   expect(weight, {outputs, channels_}, "lateral weight");
   expect(bias, {outputs}, "lateral bias");
-  layers_.push_back(Lateral{packed(kernels_, weight, bias, counted(channels_), Operand::map)});
+  layers_.push_back(Lateral{packed(kernels_, weight, bias, counted(channels_))});
   pyramid_channels_ = outputs;
   pyramid_left_ = ++pyramid_levels_;
 }
@@ -381,7 +261,7 @@ void Network::scores(const Weight& weight, const Weight& bias) {
   const int classes = !first ? classes_ : weight.shape.empty() ? 0 : weight.shape[0];
   expect(weight, {classes, channels_}, "scores weight");
   expect(bias, {classes}, "scores bias");
-  layers_.push_back(Scores{packed(outer_, weight, bias, counted(channels_), Operand::map), first});
+  layers_.push_back(Scores{packed(outer_, weight, bias, counted(channels_)), first});
   classes_ = classes;
 }
 

@@ -10,25 +10,10 @@
 
 #include "kernels.h"
 #include "memory.h"
+#include "packing.h"
 #include "threads.h"
 
 namespace swiftformer {
-
-// A weight as it comes: contiguous float32 in torch's layout.
-struct Weight {
-  const float* values;
-  std::vector<int> shape;
-};
-
-// Packed for its kernels.
-struct Product {
-  const Kernels* kernels;
-  Memory<uint32_t> words;
-  Memory<float> bias, step;
-  Memory<int32_t> start;
-  int outputs;  // as they were given; columns are filled up
-  Matrix matrix;
-};
 
 // 3x3, stride 2, padding 1, over the pixels, with ReLU,
 struct FirstConvolution {
@@ -154,11 +139,11 @@ class Network {
  private:
   struct Pass;
 
-  enum class Operand { map, behind_gelu };
-
   Product packed(const Kernels& kernels, const Weight& weight, const Weight& bias, const std::vector<int>& source,
-                 Operand operand) const;
-  Branch packed_branch(const std::vector<Weight>& weights) const;
+                 Operand operand = Operand::map) {
+    return swiftformer::packed(kernels, weight, bias, source, operand, threads_);
+  }
+  Branch packed_branch(const std::vector<Weight>& weights);
   void expect(const Weight& weight, const std::vector<int>& shape, const char* name) const;
   void expect_stem() const;
   void expect_level(int index) const;

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ def locate(reference: str | Path) -> Located:
     """
     text = str(reference)
     if text in BUNDLED:
-        return _folder(Path(str(resources.files("swiftformer") / "weights" / text)))
+        return _folder(Path(__file__).parent / "weights" / text)
     path = Path(text).expanduser()
     if text and path.is_dir():
         return _folder(path)

@@ -10,6 +10,7 @@ from swiftformer.artifact import Artifact, ArtifactError, is_artifact, read_arti
 from swiftformer.engines.base import (
     Engine,
     EngineError,
+    Options,
     checked_threads,
     expect_torch,
     may_have_gpu,
@@ -45,6 +46,7 @@ def open_engine(
     threads: int | None = None,
     form: str | None = None,
     isa: str | None = None,
+    pin: bool = False,
 ) -> Engine:
     """Load a model into an engine.
 
@@ -59,6 +61,7 @@ def open_engine(
         threads: on the CPU; by default the engine's own choice.
         form: numeric form of a checkpoint, where its file cannot tell; of an artifact no other than its own.
         isa: of the engine `native`: instruction set, one of `swiftformer_native.supported()`; by default the best.
+        pin: of `native`: keep each of its threads, but the one that calls it, on a processor of its own.
 
     Raises:
         ArtifactError: a broken or foreign artifact.
@@ -69,41 +72,32 @@ def open_engine(
         threads = checked_threads(threads)
     if engine not in ("auto", *ENGINES, *TORCH_MODES):
         raise EngineError(f"unknown engine {engine!r}: expected auto, {', '.join([*ENGINES, *TORCH_MODES])}")
-    if is_artifact(reference):
-        opened = _open_artifact(reference, engine, device, precision, threads, form, isa)
-    else:
-        opened = _open_checkpoint(reference, engine, device, precision, threads, form, isa)
+    options = Options(device, precision, threads, form, isa, pin)
+    open_one = _open_artifact if is_artifact(reference) else _open_checkpoint
+    opened = open_one(reference, engine, options)
     if engine == "auto":
         logger.info("%s: running in %s", reference, opened.name)
     return opened
 
 
-def _open_checkpoint(
-    reference: str | Path,
-    engine: str,
-    device: str | None,
-    precision: str | None,
-    threads: int | None,
-    form: str | None,
-    isa: str | None,
-) -> Engine:
+def _open_checkpoint(reference: str | Path, engine: str, options: Options) -> Engine:
     if engine not in ("auto", "native", "torch", *TORCH_MODES):
         raise EngineError(
             f"{reference}: expected an artifact of `swiftformer export` for the engine {engine}, found none"
         )
-    if isa is not None and engine not in ("auto", "native"):
-        raise EngineError(f"isa: expected the engine native, found {engine}")
-    if engine == "native" or isa is not None:
+    if options.of_native and engine not in ("auto", "native"):
+        raise EngineError(f"{options.of_native}: expected the engine native, found {engine}")
+    if engine == "native" or options.of_native:
         _expect_installed("native")
         from swiftformer.engines.native import from_reference
 
-        return from_reference(reference, device, precision, threads, form, isa)
+        return from_reference(reference, options)
     refusal = ""
-    if engine == "auto" and _native_may_run(reference, device):
+    if engine == "auto" and _native_may_run(reference, options.device):
         from swiftformer.engines.native import from_reference
 
         try:
-            return from_reference(reference, device, precision, threads, form)
+            return from_reference(reference, options)
         except (EngineError, ImportError) as error:  # a network or a precision that it does not compute: torch does
             if isinstance(error, EngineError) and util.find_spec("torch") is None:
                 raise
@@ -113,7 +107,7 @@ def _open_checkpoint(
 
     mode = "torch" if engine == "auto" else engine
     try:
-        return TorchEngine.from_reference(reference, mode, device, precision, threads, form)
+        return TorchEngine.from_reference(reference, mode, options)
     except EngineError as error:
         raise EngineError(f"{error}{refusal}") from None
 
@@ -134,26 +128,18 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _open_artifact(
-    reference: str | Path,
-    engine: str,
-    device: str | None,
-    precision: str | None,
-    threads: int | None,
-    form: str | None,
-    isa: str | None,
-) -> Engine:
+def _open_artifact(reference: str | Path, engine: str, options: Options) -> Engine:
     if engine in TORCH_MODES:
         raise EngineError(f"{reference}: expected a checkpoint for the engine {engine}, found an exported artifact")
     artifact = read_artifact(reference)
-    if form not in (None, artifact.source.get("form")):
+    if options.form not in (None, artifact.source.get("form")):
         raise EngineError(
-            f"{reference}: form: expected that of the artifact, {artifact.source.get('form')}, found {form}"
+            f"{reference}: form: expected that of the artifact, {artifact.source.get('form')}, found {options.form}"
         )
     refused: dict[str, EngineError] = {}
     for name in _able(artifact) if engine == "auto" else [engine]:
         try:
-            return _open_in(name, Path(reference), artifact, device, precision, threads, isa)
+            return _open_in(name, Path(reference), artifact, options)
         except EngineError as error:
             refused[name] = error
             if engine == "auto":
@@ -164,28 +150,17 @@ def _open_artifact(
     raise EngineError(f"{reference}: expected an engine that runs this, found none ({reasons})")
 
 
-def _open_in(
-    name: str,
-    folder: Path,
-    artifact: Artifact,
-    device: str | None,
-    precision: str | None,
-    threads: int | None,
-    isa: str | None,
-) -> Engine:
+def _open_in(name: str, folder: Path, artifact: Artifact, options: Options) -> Engine:
     formats = ENGINES[name][2]
     if artifact.format not in formats:
         raise EngineError(
             f"{folder}: expected an artifact that {name} runs ({', '.join(formats)}), found {artifact.format}"
         )
-    if isa is not None and name != "native":
-        raise EngineError(f"isa: expected the engine native, found {name}")
+    if options.of_native and name != "native":
+        raise EngineError(f"{options.of_native}: expected the engine native, found {name}")
     _expect_installed(name)
-    only_native = {} if isa is None else {"isa": isa}
     try:
-        opened: Engine = import_module(f"swiftformer.engines.{name}").open_artifact(
-            folder, artifact, device, precision, threads, **only_native
-        )
+        opened: Engine = import_module(f"swiftformer.engines.{name}").open_artifact(folder, artifact, options)
     except ImportError as error:
         raise EngineError(f"{ENGINES[name][0]} is installed, but cannot be imported ({one_line(error)})") from None
     return opened

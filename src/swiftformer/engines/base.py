@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from importlib import util
 from numbers import Integral
 from pathlib import Path
@@ -19,6 +20,23 @@ ROUNDING = 0.05  # of probabilities in low precision
 # Of NVIDIA (whose devices may appear with the first call), Tegra, AMD, and Windows below WSL.
 GPU_DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
 MOST_THREADS = 1024  # more crash some runtimes
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is to be run, as `swiftformer.engines.open_engine` takes it; None leaves the choice to the engine."""
+
+    device: str | None = None
+    precision: str | None = None
+    threads: int | None = None
+    form: str | None = None
+    isa: str | None = None
+    pin: bool = False
+
+    @property
+    def of_native(self) -> str | None:
+        """The name of one that only `native` knows, if any is set."""
+        return "isa" if self.isa is not None else "pin" if self.pin else None
 
 
 class EngineError(ValueError):

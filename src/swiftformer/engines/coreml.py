@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from swiftformer.artifact import Artifact
-from swiftformer.engines.base import Engine, EngineError, expect_stored
+from swiftformer.engines.base import Engine, EngineError, Options, expect_stored
 from swiftformer.engines.mil import MlProgram
 
 # Device: coremltools' name of the compute units.
@@ -117,9 +117,7 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def open_artifact(
-    folder: Path, artifact: Artifact, device: str | None, precision: str | None, threads: int | None
-) -> Engine:
+def open_artifact(folder: Path, artifact: Artifact, options: Options) -> Engine:
     """See `swiftformer.engines.open_engine`. Core ML decides on its threads itself."""
-    expect_stored("coreml", artifact, precision)
-    return CoreMlEngine(folder / artifact.file, artifact, device)
+    expect_stored("coreml", artifact, options.precision)
+    return CoreMlEngine(folder / artifact.file, artifact, options.device)

@@ -8,7 +8,7 @@ from threading import Lock
 import numpy as np
 
 from swiftformer.artifact import Artifact
-from swiftformer.engines.base import Engine, EngineError, expect_cpu, expect_stored
+from swiftformer.engines.base import Engine, EngineError, Options, expect_cpu, expect_stored
 
 
 class LiteRtEngine(Engine):
@@ -42,10 +42,8 @@ class LiteRtEngine(Engine):
         return [found[name] for name in self.outputs]
 
 
-def open_artifact(
-    folder: Path, artifact: Artifact, device: str | None, precision: str | None, threads: int | None
-) -> Engine:
+def open_artifact(folder: Path, artifact: Artifact, options: Options) -> Engine:
     """See `swiftformer.engines.open_engine`."""
-    expect_stored("litert", artifact, precision)
-    expect_cpu("litert", device)
-    return LiteRtEngine(folder / artifact.file, artifact, threads)
+    expect_stored("litert", artifact, options.precision)
+    expect_cpu("litert", options.device)
+    return LiteRtEngine(folder / artifact.file, artifact, options.threads)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from swiftformer.artifact import Artifact
-from swiftformer.engines.base import Engine, EngineError, expect_cpu, expect_torch
+from swiftformer.engines.base import Engine, EngineError, Options, expect_cpu, expect_torch
 from swiftformer.image_processing import HUB, Preprocessing
 from swiftformer.locate import locate
 
@@ -56,6 +56,7 @@ class NativeEngine(Engine):
         raw: take pixels from 0 to 255.
         precision: one of `PRECISIONS`, to compute in.
         isa: instruction set; by default the best.
+        pin: keep every thread but the caller's on a processor of its own.
     """
 
     def __init__(
@@ -71,10 +72,11 @@ class NativeEngine(Engine):
         precision: str = "fp32",
         threads: int | None = None,
         isa: str | None = None,
+        pin: bool = False,
     ) -> None:
         if precision not in PRECISIONS:
             raise EngineError(f"precision: expected one of {', '.join(PRECISIONS)} for native, found {precision!r}")
-        self.network = build(layers, tensors, isa or "auto", precision, threads)
+        self.network = build(layers, tensors, isa or "auto", precision, threads, pin)
         found = sum(layer["kind"] in OUTPUTS for layer in layers)
         if found != len(outputs):
             raise EngineError(f"native: expected {len(outputs)} outputs ({', '.join(outputs)}), found {found}")
@@ -115,7 +117,7 @@ class NativeEngine(Engine):
         return dict(zip(self.outputs, self._guarded(np.ascontiguousarray(pixels)), strict=True))
 
 
-def build(layers: Layers, tensors: Tensors, isa: str, precision: str, threads: int | None) -> Any:
+def build(layers: Layers, tensors: Tensors, isa: str, precision: str, threads: int | None, pin: bool = False) -> Any:
     """The `swiftformer_native.Network` of these layers.
 
     Raises:
@@ -123,12 +125,12 @@ def build(layers: Layers, tensors: Tensors, isa: str, precision: str, threads: i
     """
     import swiftformer_native
 
-    kind, arguments_of = "network", {"network": ("isa", "precision", "threads"), **LAYERS}
+    kind, arguments_of = "network", {"network": ("isa", "precision", "threads", "pin"), **LAYERS}
     known = ("auto", *swiftformer_native.supported())
     if isa not in known:
         raise EngineError(f"isa: expected one of {', '.join(known)} on this processor, found {isa!r}")
     try:
-        network = swiftformer_native.Network(isa=isa, precision=precision, threads=threads or 0)
+        network = swiftformer_native.Network(isa=isa, precision=precision, threads=threads or 0, pin=pin)
         for layer in layers:
             named = layer["tensors"]
             for place in named.values():
@@ -170,19 +172,12 @@ def _is_layer(layer: Any) -> bool:
     )
 
 
-def open_artifact(
-    folder: Path,
-    artifact: Artifact,
-    device: str | None,
-    precision: str | None,
-    threads: int | None,
-    isa: str | None = None,
-) -> Engine:
+def open_artifact(folder: Path, artifact: Artifact, options: Options) -> Engine:
     """See `swiftformer.engines.open_engine`."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    expect_cpu("native", device)
+    expect_cpu("native", options.device)
     try:
         layers = json.loads((folder / artifact.file).read_text())["layers"]
         tensors = load_file(folder / WEIGHTS)
@@ -200,42 +195,37 @@ def open_artifact(
         outputs=artifact.outputs,
         input_shape=artifact.input_shape,
         raw=artifact.value_range == "0-255",
-        precision=precision or artifact.precision,
-        threads=threads,
-        isa=isa,
+        precision=options.precision or artifact.precision,
+        threads=options.threads,
+        isa=options.isa,
+        pin=options.pin,
     )
 
 
-def from_reference(
-    reference: str | Path,
-    device: str | None,
-    precision: str | None,
-    threads: int | None,
-    form: str | None,
-    isa: str | None = None,
-) -> Engine:
+def from_reference(reference: str | Path, options: Options) -> Engine:
     """A checkpoint of a classifier or a segmentation model, fused without torch where that is known to be right. See
     `swiftformer.engines.open_engine`."""
     from swiftformer.engines.checkpoint import read_fused
 
-    expect_cpu("native", device)
-    if fused := read_fused(locate(reference), form):
+    expect_cpu("native", options.device)
+    if fused := read_fused(locate(reference), options.form):
         return NativeEngine(
             fused.layers,
             fused.tensors,
             preprocessing=fused.preprocessing,
             labels=fused.labels,
             outputs=("logits",),
-            precision=precision or "fp32",
-            threads=threads,
-            isa=isa,
+            precision=options.precision or "fp32",
+            threads=options.threads,
+            isa=options.isa,
+            pin=options.pin,
         )
     expect_torch(reference)
     from swiftformer.engines.torch import labels_of, load_fused
     from swiftformer.export.formats import ExportError
     from swiftformer.export.native import network_of
 
-    net = load_fused(reference, form)
+    net = load_fused(reference, options.form)
     try:
         layers, tensors = network_of(net)
     except ExportError as error:
@@ -246,7 +236,8 @@ def from_reference(
         preprocessing=net.preprocessing or HUB,
         labels=labels_of(net),
         outputs=net.outputs,
-        precision=precision or "fp32",
-        threads=threads,
-        isa=isa,
+        precision=options.precision or "fp32",
+        threads=options.threads,
+        isa=options.isa,
+        pin=options.pin,
     )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from swiftformer.artifact import Artifact
-from swiftformer.engines.base import Engine, EngineError, one_line
+from swiftformer.engines.base import Engine, EngineError, Options, one_line
 
 TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
@@ -89,8 +89,7 @@ class OpenVinoEngine(Engine):
             return [np.array(results[i], dtype=np.float32) for i in range(len(self.outputs))]
 
 
-def open_artifact(
-    folder: Path, artifact: Artifact, device: str | None, precision: str | None, threads: int | None
-) -> Engine:
+def open_artifact(folder: Path, artifact: Artifact, options: Options) -> Engine:
     """See `swiftformer.engines.open_engine`."""
-    return OpenVinoEngine(folder / artifact.file, artifact, (device or "cpu").upper(), precision, threads)
+    device = (options.device or "cpu").upper()
+    return OpenVinoEngine(folder / artifact.file, artifact, device, options.precision, options.threads)

@@ -14,7 +14,7 @@ import torch
 
 from swiftformer.artifact import Artifact
 from swiftformer.device import select_device
-from swiftformer.engines.base import Engine, EngineError, checked_threads
+from swiftformer.engines.base import Engine, EngineError, Options, checked_threads, expect_stored
 from swiftformer.image_processing import HUB
 
 if TYPE_CHECKING:
@@ -68,18 +68,10 @@ class TorchEngine(Engine):
             self.net = torch.compile(self.net, mode=MODES[mode], dynamic=False)
 
     @classmethod
-    def from_reference(
-        cls,
-        reference: str | Path,
-        mode: str = "torch",
-        device: str | None = None,
-        precision: str | None = None,
-        threads: int | None = None,
-        form: str | None = None,
-    ) -> TorchEngine:
+    def from_reference(cls, reference: str | Path, mode: str, options: Options) -> TorchEngine:
         """A checkpoint of a model with a head, fused. See `swiftformer.engines.open_engine`."""
-        net = load_fused(reference, form)
-        return cls.fused(net, mode=mode, device=device, precision=precision, threads=threads)
+        net = load_fused(reference, options.form)
+        return cls.fused(net, mode=mode, device=options.device, precision=options.precision, threads=options.threads)
 
     @classmethod
     def fused(cls, net: DeployModel, **options: Any) -> TorchEngine:
@@ -156,14 +148,11 @@ def _check_versions(folder: Path, artifact: Artifact) -> None:
         logger.warning("%s: written by torch %s, which is newer than the %s here", folder, made, here)
 
 
-def open_artifact(
-    folder: Path, artifact: Artifact, device: str | None, precision: str | None, threads: int | None
-) -> Engine:
+def open_artifact(folder: Path, artifact: Artifact, options: Options) -> Engine:
     """See `swiftformer.engines.open_engine`."""
-    if precision not in (None, artifact.precision):
-        raise EngineError(f"torch computes as the program is stored: expected {artifact.precision}, found {precision}")
+    expect_stored("torch", artifact, options.precision)
     file = folder / artifact.file
-    where = select_device(device or artifact.device)
+    where = select_device(options.device or artifact.device)
     _check_versions(folder, artifact)
     if artifact.format == "torch-export":
         refuse_pickles(file)
@@ -182,7 +171,7 @@ def open_artifact(
         net,
         artifact.labels,
         device=where,
-        threads=threads,
+        threads=options.threads,
         outputs=artifact.outputs,
         input_shape=artifact.input_shape,
     )
