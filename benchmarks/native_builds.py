@@ -7,7 +7,7 @@
 
 Each build is loaded by a process of its own, and the processes are asked in turn, for a fraction of a second each time.
 Prints the median of each over all rounds and its quartiles, and the median of the ratios of neighbouring rounds: above
-1, the second build is faster. Random weights; 224x224.
+1, the second build is faster. Random weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 
-def serve(precision: str, threads: int, isa: str) -> None:
+def serve(precision: str, threads: int, isa: str, size: int) -> None:
     """Answers each line `VARIANT BATCH SECONDS` with the median milliseconds of a call."""
     import swiftformer_native
     import torch
@@ -43,7 +43,7 @@ def serve(precision: str, threads: int, isa: str) -> None:
             torch.manual_seed(0)
             net = SwiftFormerForImageClassification.from_variant(variant).eval()
             networks[variant] = build(*network_of(fuse(net)), isa, precision, threads)
-        pixels = np.random.default_rng(0).standard_normal((int(batch), 3, 224, 224), dtype=np.float32)
+        pixels = np.random.default_rng(0).standard_normal((int(batch), 3, size, size), dtype=np.float32)
         networks[variant](pixels)
         taken, end = [], time.perf_counter() + float(seconds)
         while time.perf_counter() < end:
@@ -61,12 +61,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--variants", default="xs,l1")
     parser.add_argument("--batch", default="1,16")
+    parser.add_argument("--size", type=int, default=224, help="height and width")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=0.5, help="of a round")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(arguments.precision, arguments.threads, arguments.isa)
+        serve(arguments.precision, arguments.threads, arguments.isa, arguments.size)
         return
     workers = [
         subprocess.Popen(
@@ -78,7 +79,7 @@ def main() -> None:
         )
         for build in arguments.builds
     ]
-    print(f"{arguments.precision}, {arguments.threads} threads, median ms (quartiles)\n")
+    print(f"{arguments.precision}, {arguments.threads} threads, {arguments.size} pixels, median ms (quartiles)\n")
     print("| | first | second | first / second |\n|---|---|---|---|")
     for variant in arguments.variants.split(","):
         for batch in arguments.batch.split(","):

@@ -57,7 +57,7 @@ struct Kernels {
   int widest;           // vectors of `lanes` columns in a panel
   int tile_rows;        // pixels that are best taken through a block together,
   int tile_rows_alone;  // and where threads need not be kept equally busy, as each has pictures of its own
-  int pictures;         // whole pictures that a thread best takes through a layer together
+  int pictures;         // whole pictures of 224x224 that a thread best takes through a layer together
   int depth_step;       // words that are multiplied at once; what fills a row of an operand up to it may be overwritten
   bool levels;          // operands are levels: rows are made as float32, and `quantize` makes an operand of them
   bool signed_levels;   // they are stored less 128, as int8

@@ -74,6 +74,32 @@ struct Network::Pass {
     for (int index = 0; index < tasks; ++index) task(index, alone);
   }
 
+  // Whole pictures that one tile has: several where a thread has small maps of its own, so that it reads weights once
+  // for all of them.
+  int images_of_tile() const {
+    return alone < 0 ? 1 : std::max(1, std::min(images(), kernels.tile_rows_alone / tokens()));
+  }
+
+  // The same as `each_tile`, but that a tile may reach into the next images.
+  template <class Task>
+  void each_tile_of_images(Task&& task) {
+    const int tiles = (images() + images_of_tile() - 1) / images_of_tile();
+    if (tiles == images()) return each_tile(task);
+    each(tiles, [&](int index, int thread) {
+      const int image = images() * index / tiles, end = images() * (index + 1) / tiles;
+      task(image, 0, (end - image) * tokens(), image, thread);
+    });
+  }
+
+  // Calls task(images before, count, pixels before) for the parts of a tile that lie in one image.
+  template <class Task>
+  void each_image_of_tile(int first, int rows, Task&& task) const {
+    for (int done = 0, image = 0, count; done < rows; done += count, ++image) {
+      count = std::min(rows - done, tokens() * (image + 1) - first - done);
+      task(image, count, done);
+    }
+  }
+
   // Calls task(image, first pixel, pixels, tile of all, thread) for tiles of about equal size, so many that every
   // thread gets the same number.
   template <class Task>
@@ -104,7 +130,8 @@ struct Network::Pass {
     return tiles;
   }
 
-  // Calls task(y, x, count, pixels before) for the parts of a tile that lie in one line of the map.
+  // Calls task(y, x, count, pixels before) for the parts of a tile that lie in one line; those of a next image count
+  // on.
   template <class Task>
   void each_line(int first, int rows, Task&& task) const {
     for (int done = 0, count; done < rows; done += count) {
@@ -175,8 +202,8 @@ struct Network::Pass {
     each_line(first, rows, [&](int y, int x, int count, int done) {
       const size_t line = static_cast<size_t>(width) * stride;
       const float* at = in + y * line;
-      const float* lines[3] = {y > 0 ? at - line : network.zeros_.get(), at,
-                               y + 1 < height ? at + line : network.zeros_.get()};
+      const float* lines[3] = {y % height > 0 ? at - line : network.zeros_.get(), at,
+                               (y + 1) % height > 0 ? at + line : network.zeros_.get()};
       kernels.depth_wise(lines, width, x, count, stride, layer.depth_wise.get(), to.at + done * to.stride, to.stride);
     });
   }
@@ -224,7 +251,7 @@ struct Network::Pass {
     if (shares_columns(layer.expand, layer.project)) {
       branch_in_columns(layer);
     } else {
-      each_tile(
+      each_tile_of_images(
           [&](int image, int first, int rows, int, int thread) { branch_of_tile(layer, image, first, rows, thread); });
     }
     std::swap(map, other);
@@ -235,17 +262,21 @@ struct Network::Pass {
     const bool in_columns = shares_columns(layer.local.expand, layer.local.project);
     const bool mlp_in_columns = shares_columns(layer.expand, layer.project);
     if (in_columns) branch_in_columns(layer.local);
-    each_tile([&](int image, int first, int rows, int tile, int thread) {
+    each_tile_of_images([&](int image, int first, int rows, int tile, int thread) {
       if (!in_columns) branch_of_tile(layer.local, image, first, rows, thread);
       const float* out = image_of(other, image, channels) + static_cast<size_t>(first) * stride;
       void* kept = key_query_of(image, first);
       // float32 may stay where it is.
-      float* of_tile = kernels.kept_bytes == sizeof(float) ? static_cast<float*>(kept)
-                                                           : reinterpret_cast<float*>(network.hidden_[thread].get());
-      multiply(layer.key_query, operand_of_map(layer.key_query, out, rows, thread), rows, Then::store, of_tile,
+      float* key_query = kernels.kept_bytes == sizeof(float) ? static_cast<float*>(kept)
+                                                             : reinterpret_cast<float*>(network.hidden_[thread].get());
+      multiply(layer.key_query, operand_of_map(layer.key_query, out, rows, thread), rows, Then::store, key_query,
                2 * stride);
-      std::fill_n(sums + tile * sum_size, sum_size, 0.0f);
-      kernels.pool(of_tile, rows, stride, channels, layer.normalize, layer.score.get(), sums + tile * sum_size, kept);
+      each_image_of_tile(first, rows, [&](int of_tile, int count, int done) {
+        float* sums_of_tile = sums + (tile + of_tile) * sum_size;
+        std::fill_n(sums_of_tile, sum_size, 0.0f);
+        kernels.pool(key_query + done * 2 * stride, count, stride, channels, layer.normalize, layer.score.get(),
+                     sums_of_tile, key_query_of(image, first + done));
+      });
     });
     each(images(), [&](int image, int) {
       float* global = sums + static_cast<size_t>(image) * tiles * sum_size;
@@ -257,11 +288,14 @@ struct Network::Pass {
       for (int c = 0; c < stride; ++c) global[c] *= scale;
     });
     std::swap(map, other);
-    each_tile([&](int image, int first, int rows, int, int thread) {
+    each_tile_of_images([&](int image, int first, int rows, int, int thread) {
       float* out = image_of(map, image, channels) + static_cast<size_t>(first) * stride;
       const Rows modulated = rows_for(layer.output, channels + stride, thread);
-      kernels.modulate(key_query_of(image, first), rows, stride, channels,
-                       sums + static_cast<size_t>(image) * tiles * sum_size, modulated.at, modulated.stride);
+      each_image_of_tile(first, rows, [&](int of_tile, int count, int done) {
+        kernels.modulate(key_query_of(image, first + done), count, stride, channels,
+                         sums + static_cast<size_t>(image + of_tile) * tiles * sum_size,
+                         modulated.at + done * modulated.stride, modulated.stride);
+      });
       multiply(layer.output, operand_of(layer.output, modulated, 2 * channels, rows, thread), rows, Then::add, out,
                stride, out);
       if (mlp_in_columns) {

@@ -37,6 +37,12 @@ struct Extent {
   }
 };
 
+// Whole pictures that a thread takes through each layer: as many small ones as come to the pixels of those at 224x224.
+int pictures_at_once(const Kernels& kernels, const Pixels& pixels) {
+  const int64_t usual = 224 * 224;
+  return static_cast<int>(kernels.pictures * std::max<int64_t>(1, usual / (int64_t{pixels.height} * pixels.width)));
+}
+
 }  // namespace
 
 std::vector<std::vector<size_t>> Network::outputs(const Pixels& pixels) const {
@@ -162,9 +168,10 @@ void Network::run(const Pixels& pixels, const std::vector<float*>& outputs) {
   std::lock_guard<std::mutex> lock(mutex_);
   const int threads = threads_.count();
   const int of_thread = pixels.images / threads, left = pixels.images % threads;
-  const int groups = threads * ((of_thread + kernels_.pictures - 1) / kernels_.pictures);
+  const int together = std::min(of_thread, pictures_at_once(kernels_, pixels));
+  const int groups = of_thread > 0 ? threads * ((of_thread + together - 1) / together) : 0;
   Room room, room_of_all;
-  if (of_thread > 0) room = room_for(std::min(of_thread, kernels_.pictures), pixels.height, pixels.width);
+  if (of_thread > 0) room = room_for(together, pixels.height, pixels.width);
   if (left > 0) room_of_all = room_for(left, pixels.height, pixels.width);
   reserve(room, room_of_all);
   layer_seconds_.assign(threads * layers_.size(), 0.0);
