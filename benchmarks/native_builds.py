@@ -79,7 +79,8 @@ def main() -> None:
         )
         for build in arguments.builds
     ]
-    print(f"{arguments.precision}, {arguments.threads} threads, {arguments.size} pixels, median ms (quartiles)\n")
+    size = f"{arguments.size}x{arguments.size}"
+    print(f"{arguments.precision}, {arguments.threads} threads, {size}, median ms (quartiles)\n")
     print("| | first | second | first / second |\n|---|---|---|---|")
     for variant in arguments.variants.split(","):
         for batch in arguments.batch.split(","):

@@ -1,10 +1,8 @@
-// How a network is made: shapes checked, weights packed for the kernels.
+// How a network is made: shapes are checked, and what inputs of weights meet which of operands.
 
 #include "network.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <stdexcept>
 
 #include "cpu.h"

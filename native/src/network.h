@@ -123,7 +123,7 @@ class Network {
   // scores of pixels.
   std::vector<std::vector<size_t>> outputs(const Pixels& pixels) const;
 
-  // From any thread; calls at once take turns. Allocates only when pictures are larger or more than ever before.
+  // From any thread; calls at once take turns. Allocates only where pictures need more memory than any before.
   void run(const Pixels& pixels, const std::vector<float*>& outputs);
 
   // Seconds of each layer in the last run, over all its pictures, of a thread on average.
@@ -155,7 +155,7 @@ class Network {
     size_t operand = 0, hidden = 0, rows = 0;
     size_t operand_of_all = 0, hidden_of_all = 0;  // where threads share columns of matrices
   };
-  Room room_for(int images, int height, int width) const;
+  Room room_for(int images, int height, int width, bool alone) const;
   void reserve(const Room& of_thread, const Room& of_all);
 
   const Kernels& kernels_;

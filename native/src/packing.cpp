@@ -1,3 +1,5 @@
+// Each panel of columns is packed by one thread, a step of the products after the other.
+
 #include "packing.h"
 
 #include <algorithm>
@@ -24,7 +26,7 @@ uint16_t part_of(float& value) {
   return half;
 }
 
-// To the nearest of -127 to 127, by what a sum rounds off.
+// To the nearest of -127 to 127, halves to even, as 1.5 * 2^23 leaves no bits for a fraction.
 int level(float value, float step) {
   constexpr float far = 3 << 22;
   return static_cast<int>(value / step + far - far);
@@ -78,7 +80,7 @@ class Packing {
   }
 
  private:
-  static constexpr int most_inputs = 64;  // of a step
+  static constexpr int most_inputs = 4 * lanes;  // of a step: sixteen words, each of up to four values
 
   int inputs() const { return static_cast<int>(source_.size()); }
   const float* row_of(int column) const { return weights_ + static_cast<size_t>(column) * width_; }

@@ -26,11 +26,13 @@ struct Product {
   Matrix matrix;
 };
 
+// What a product's operand is: levels of a map stand for other values than those behind GELU.
 enum class Operand { map, behind_gelu };
 
 constexpr int nowhere = -1;
 
-// A matrix (outputs, inputs), of which input i of the operand is column source[i], or zero where that is nowhere.
+// A matrix (outputs, inputs), of which input i of the operand is column source[i], or zero where that is nowhere. By
+// `threads`, which have nothing else to do meanwhile.
 Product packed(const Kernels& kernels, const Weight& weight, const Weight& bias, const std::vector<int>& source,
                Operand operand, Threads& threads);
 

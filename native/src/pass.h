@@ -80,7 +80,8 @@ struct Network::Pass {
     return alone < 0 ? 1 : std::max(1, std::min(images(), kernels.tile_rows_alone / tokens()));
   }
 
-  // The same as `each_tile`, but that a tile may reach into the next images.
+  // The same as `each_tile`, but that a tile may go on with the next images, where a map is one tile or less: the
+  // number of a tile is that of its first image then.
   template <class Task>
   void each_tile_of_images(Task&& task) {
     const int tiles = (images() + images_of_tile() - 1) / images_of_tile();
@@ -267,14 +268,14 @@ struct Network::Pass {
       const float* out = image_of(other, image, channels) + static_cast<size_t>(first) * stride;
       void* kept = key_query_of(image, first);
       // float32 may stay where it is.
-      float* key_query = kernels.kept_bytes == sizeof(float) ? static_cast<float*>(kept)
-                                                             : reinterpret_cast<float*>(network.hidden_[thread].get());
-      multiply(layer.key_query, operand_of_map(layer.key_query, out, rows, thread), rows, Then::store, key_query,
+      float* of_tile = kernels.kept_bytes == sizeof(float) ? static_cast<float*>(kept)
+                                                           : reinterpret_cast<float*>(network.hidden_[thread].get());
+      multiply(layer.key_query, operand_of_map(layer.key_query, out, rows, thread), rows, Then::store, of_tile,
                2 * stride);
-      each_image_of_tile(first, rows, [&](int of_tile, int count, int done) {
-        float* sums_of_tile = sums + (tile + of_tile) * sum_size;
+      each_image_of_tile(first, rows, [&](int image_of_tile, int count, int done) {
+        float* sums_of_tile = sums + (tile + image_of_tile) * sum_size;
         std::fill_n(sums_of_tile, sum_size, 0.0f);
-        kernels.pool(key_query + done * 2 * stride, count, stride, channels, layer.normalize, layer.score.get(),
+        kernels.pool(of_tile + done * 2 * stride, count, stride, channels, layer.normalize, layer.score.get(),
                      sums_of_tile, key_query_of(image, first + done));
       });
     });
@@ -291,9 +292,9 @@ struct Network::Pass {
     each_tile_of_images([&](int image, int first, int rows, int, int thread) {
       float* out = image_of(map, image, channels) + static_cast<size_t>(first) * stride;
       const Rows modulated = rows_for(layer.output, channels + stride, thread);
-      each_image_of_tile(first, rows, [&](int of_tile, int count, int done) {
+      each_image_of_tile(first, rows, [&](int image_of_tile, int count, int done) {
         kernels.modulate(key_query_of(image, first + done), count, stride, channels,
-                         sums + static_cast<size_t>(image + of_tile) * tiles * sum_size,
+                         sums + static_cast<size_t>(image + image_of_tile) * tiles * sum_size,
                          modulated.at + done * modulated.stride, modulated.stride);
       });
       multiply(layer.output, operand_of(layer.output, modulated, 2 * channels, rows, thread), rows, Then::add, out,

@@ -37,10 +37,12 @@ struct Extent {
   }
 };
 
-// Whole pictures that a thread takes through each layer: as many small ones as come to the pixels of those at 224x224.
-int pictures_at_once(const Kernels& kernels, const Pixels& pixels) {
-  const int64_t usual = 224 * 224;
-  return static_cast<int>(kernels.pictures * std::max<int64_t>(1, usual / (int64_t{pixels.height} * pixels.width)));
+// Of a thread's `count` pictures, those that it takes through each layer together: as many small ones as come to the
+// pixels of some at 224x224, but half of its own at most, so that another thread can help with the rest.
+int pictures_together(const Kernels& kernels, const Pixels& pixels, int count) {
+  const int64_t usual = 224 * 224, small = std::max<int64_t>(1, usual / (int64_t{pixels.height} * pixels.width));
+  const int64_t half = std::max(kernels.pictures, (count + 1) / 2);
+  return static_cast<int>(std::min({kernels.pictures * small, half, int64_t{count}}));
 }
 
 }  // namespace
@@ -65,7 +67,7 @@ std::vector<std::vector<size_t>> Network::outputs(const Pixels& pixels) const {
   return shapes;
 }
 
-Network::Room Network::room_for(int images, int height, int width) const {
+Network::Room Network::room_for(int images, int height, int width, bool alone) const {
   Room room;
   const auto widen = [&](size_t& size, size_t needed) { size = std::max(size, needed); };
   const auto make_room = [&](const Product& product, int values) {
@@ -90,7 +92,8 @@ Network::Room Network::room_for(int images, int height, int width) const {
   for (const Layer& layer : layers_) {
     extent.pass(layer);
     const size_t tokens = static_cast<size_t>(extent.height) * extent.width;
-    const size_t most_tiles = 4 * threads_.count() + (tokens + kernels_.tile_rows - 1) / kernels_.tile_rows;
+    const size_t rows = alone ? kernels_.tile_rows_alone : kernels_.tile_rows;
+    const size_t most_tiles = (tokens + rows - 1) / rows + (alone ? 0 : 4 * threads_.count());
     const auto convolve = [&](const Product& product) {
       channels = product.outputs;
       widen(room.map, pixels() * filled(channels));
@@ -168,11 +171,11 @@ void Network::run(const Pixels& pixels, const std::vector<float*>& outputs) {
   std::lock_guard<std::mutex> lock(mutex_);
   const int threads = threads_.count();
   const int of_thread = pixels.images / threads, left = pixels.images % threads;
-  const int together = std::min(of_thread, pictures_at_once(kernels_, pixels));
+  const int together = pictures_together(kernels_, pixels, of_thread);
   const int groups = of_thread > 0 ? threads * ((of_thread + together - 1) / together) : 0;
   Room room, room_of_all;
-  if (of_thread > 0) room = room_for(together, pixels.height, pixels.width);
-  if (left > 0) room_of_all = room_for(left, pixels.height, pixels.width);
+  if (of_thread > 0) room = room_for(together, pixels.height, pixels.width, true);
+  if (left > 0) room_of_all = room_for(left, pixels.height, pixels.width, false);
   reserve(room, room_of_all);
   layer_seconds_.assign(threads * layers_.size(), 0.0);
   const auto pass = [&](int first, int end, int alone) {

@@ -139,7 +139,7 @@ struct Size {
   std::vector<int> batches;
 };
 
-// Batches of which the pictures go through the layers all at once, one by one, and in unequal parts.
+// Batches of which the pictures go through the layers all at once, a few at a time, and in unequal parts.
 std::vector<Size> sizes(bool quick) {
   if (quick) return {{1, 1, {1, 3}}, {7, 5, {1, 2, 5}}, {32, 96, {1}}, {2, 280, {1}}};  // tiles are full in the third
   std::vector<int> all;
@@ -209,30 +209,103 @@ struct Suite {
     report("asked products " + mode.name(), !right + swiftformer::multiplies_like(wrong, plain), 0, "");
   }
 
-  // Words of a column of float32 as these kernels take them.
-  static std::vector<uint32_t> words_of(const Kernels& kernels, const std::vector<float>& column) {
-    const auto bits_of = [](float value) {
-      uint32_t bits;
-      std::memcpy(&bits, &value, sizeof bits);
-      return bits;
-    };
-    std::vector<uint32_t> words;
-    if (kernels.parts == 1) {
-      for (float value : column) words.push_back(bits_of(value));
-      return words;
-    }
-    words.resize(column.size() / 2 * kernels.parts);
+  // Words of a column as these kernels take them, of levels with their step.
+  static std::vector<uint32_t> words_of(const Kernels& kernels, std::vector<float> column, float step = 1.0f) {
+    const int per_word = kernels.values_per_word, of_part = kernels.depth_step / kernels.parts;
+    const size_t of_step = of_part * per_word;
+    column.resize((column.size() + of_step - 1) / of_step * of_step);
+    std::vector<uint32_t> words(column.size() / per_word * kernels.parts);
     for (size_t i = 0; i < column.size(); ++i) {
       float left = column[i];
-      for (int part = 0; part < kernels.parts; ++part) {
+      if (per_word == 1) std::memcpy(&words[i], &left, sizeof left);
+      if (per_word == 4) {
+        const int level = static_cast<int>(std::nearbyint(left / step));
+        words[i / 4] |= static_cast<uint32_t>(static_cast<uint8_t>(level)) << 8 * (i % 4);
+      }
+      for (int part = 0; per_word == 2 && part < kernels.parts; ++part) {
         const uint32_t half = rounded(left), bits = half << 16;
         float value;
         std::memcpy(&value, &bits, sizeof value);
         left -= value;
-        words[i / 32 * kernels.depth_step + part * lanes + i % lanes] |= half << (i % 32 < lanes ? 0 : 16);
+        if (kernels.parts == 1) {
+          words[i / 2] |= half << 16 * (i % 2);
+        } else {
+          words[i / 32 * kernels.depth_step + part * lanes + i % lanes] |= half << (i % 32 < lanes ? 0 : 16);
+        }
       }
     }
     return words;
+  }
+
+  // The step of a column: no sum of two times two neighbouring levels overflows an int16 where that is asked for.
+  static float step_of(const Kernels& kernels, const std::vector<float>& column) {
+    float step = 1e-30f / 127.0f;
+    for (float value : column) step = std::max(step, std::fabs(value) / 127.0f);
+    for (size_t half = 0; kernels.short_sums && half < column.size(); ++half) {
+      if (half % 4 != 0 && half % 4 != 2) continue;
+      if (half / 4 % 2 != 0) continue;
+      float above = 0.0f, below = 0.0f;
+      for (size_t i : {half, half + 1, half + 4, half + 5}) {
+        if (i < column.size()) (column[i] > 0.0f ? above : below) += std::fabs(column[i]);
+      }
+      step = std::max(step, std::max(above, below) / 126.0f);
+    }
+    return step;
+  }
+
+  // Weights are packed as kernels take them, by however many threads.
+  void packing(const Mode& mode) const {
+    const Kernels& kernels = *mode.kernels;
+    constexpr int inputs = 77, width = 60;
+    std::vector<int> source;
+    for (int i = 0; i < inputs; ++i) source.push_back(i % 7 == 3 ? swiftformer::nowhere : i * 13 % width);
+    std::mt19937 random(7);
+    int wrong = 0;
+    for (int outputs : {3, 70}) {
+      std::vector<float> weights(outputs * width), bias(outputs);
+      for (float& value : weights) value = random() / 4294967296.0f - 0.5f;
+      for (float& value : bias) value = random() / 4294967296.0f;
+      for (int i = 0; i < width; ++i) {
+        weights[i] = std::fabs(weights[i]);                   // of one sign
+        weights[width + i] = i == 0 ? 127.0f : i % 9 + 0.5f;  // halfway between levels
+        weights[2 * width + i] = 0.0f;
+      }
+      for (auto operand : {swiftformer::Operand::map, swiftformer::Operand::behind_gelu}) {
+        for (int count : {1, 5}) {
+          swiftformer::Threads threads(count, false);
+          const swiftformer::Product product = swiftformer::packed(kernels, {weights.data(), {outputs, width}},
+                                                                   {bias.data(), {outputs}}, source, operand, threads);
+          const int columns = product.matrix.columns, depth = product.matrix.depth;
+          wrong += columns != filled(outputs);
+          for (int first = 0, of_panel; first < columns; first += of_panel) {
+            of_panel = lanes * swiftformer::panel_of((columns - first) / lanes, kernels.widest);
+            for (int column = first; column < first + of_panel; ++column) {
+              std::vector<float> values(inputs);
+              for (int i = 0; i < inputs && column < outputs; ++i) {
+                if (source[i] != swiftformer::nowhere) values[i] = weights[column * width + source[i]];
+              }
+              const float step = kernels.levels ? step_of(kernels, values) : 1.0f;
+              const std::vector<uint32_t> words = words_of(kernels, values, step);
+              wrong += words.size() != static_cast<size_t>(depth);
+              for (int k = 0; k < depth; ++k) {
+                wrong += product.matrix.words[first * depth + k * of_panel + column - first] != words[k];
+              }
+              float expected_bias = column < outputs ? bias[column] : 0.0f;
+              if (kernels.levels && column < outputs) {
+                int sum = 0;
+                for (float value : values) sum += static_cast<int>(std::nearbyint(value / step));
+                const bool map = operand == swiftformer::Operand::map;
+                const int start = sum * ((map ? -128 : 0) + (kernels.signed_levels ? 128 : 0));
+                wrong += product.matrix.step[column] != step || product.matrix.start[column] != start;
+                if (!map) expected_bias += swiftformer::gelu_floor * step * sum;
+              }
+              wrong += product.matrix.bias[column] != expected_bias;
+            }
+          }
+        }
+      }
+    }
+    report("packing " + mode.name(), wrong, 0, "wrong words, steps, starts or biases");
   }
 
   // Of values of very different sizes, relative to the sum of the magnitudes: two parts of three would err by 3e-5.
@@ -243,25 +316,23 @@ struct Suite {
     const auto some = [&](int powers) {
       return std::ldexp(random() / 4294967296.0f - 0.5f, static_cast<int>(random() % (2 * powers + 1)) - powers);
     };
-    const int depth = values * kernels.parts / kernels.values_per_word;
     std::vector<std::vector<float>> columns(outputs);
-    std::vector<uint32_t> words;
-    for (int first = 0; first < outputs;) {
-      const int width = lanes * swiftformer::panel_of((outputs - first) / lanes, kernels.widest);
-      std::vector<uint32_t> panel(depth * width);
-      for (int c = 0; c < width; ++c) {
-        for (int i = 0; i < values; ++i) columns[first + c].push_back(some(12));
-        const std::vector<uint32_t> column = words_of(kernels, columns[first + c]);
-        for (int k = 0; k < depth; ++k) panel[k * width + c] = column[k];
-      }
-      words.insert(words.end(), panel.begin(), panel.end());
-      first += width;
+    std::vector<float> weights;
+    std::vector<int> source;
+    for (std::vector<float>& column : columns) {
+      for (int i = 0; i < values; ++i) column.push_back(some(12));
+      weights.insert(weights.end(), column.begin(), column.end());
     }
-    std::vector<float> from(35 * values), bias(outputs), sums(35 * outputs);
+    for (int i = 0; i < values; ++i) source.push_back(i);
+    const std::vector<float> no_bias(outputs);
+    swiftformer::Threads threads(1, false);
+    const swiftformer::Product product =
+        swiftformer::packed(kernels, {weights.data(), {outputs, values}}, {no_bias.data(), {outputs}}, source,
+                            swiftformer::Operand::map, threads);
+    std::vector<float> from(35 * values), sums(35 * outputs);
     for (float& value : from) value = some(12);
     for (int i = 0; i < values; ++i) from[i] = std::ldexp(from[i], 90);  // huge, and close to nothing
     for (int i = 0; i < values; ++i) from[values + i] = std::ldexp(from[values + i], -80);
-    const swiftformer::Matrix matrix{words.data(), bias.data(), nullptr, nullptr, depth, outputs, depth};
     Worst worst;
     for (int rows = 1; rows <= 35; ++rows) {
       std::vector<uint32_t> operand(rows * stride);
@@ -272,14 +343,15 @@ struct Suite {
           kernels.convert(&from[r * values + first], count, &operand[r * stride], first);
         }
       }
-      kernels.product(matrix, operand.data(), stride, rows, Then::store, sums.data(), outputs, sums.data(), outputs);
+      kernels.product(product.matrix, operand.data(), stride, rows, Then::store, sums.data(), outputs, sums.data(),
+                      outputs);
       for (int r = 0; r < rows; ++r) {
         for (int c = 0; c < outputs; ++c) {
           double exact = 0, size = 0;
           for (int i = 0; i < values; ++i) {
-            const double product = static_cast<double>(from[r * values + i]) * columns[c][i];
-            exact += product;
-            size += std::fabs(product);
+            const double term = static_cast<double>(from[r * values + i]) * columns[c][i];
+            exact += term;
+            size += std::fabs(term);
           }
           worst.see(std::fabs(sums[r * outputs + c] - exact) / size, std::to_string(rows) + " rows");
         }
@@ -702,6 +774,7 @@ int main(int count, char** arguments) {
   }
   suite.prepare();
   for (const Mode& mode : suite.modes) suite.networks(mode);
+  for (const Mode& mode : suite.modes) suite.packing(mode);
   for (const Mode& mode : suite.modes) {
     if (mode.precision != "int8" || mode.isa == "plain") continue;
     suite.levels(mode);

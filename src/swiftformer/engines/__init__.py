@@ -10,7 +10,7 @@ from swiftformer.artifact import Artifact, ArtifactError, is_artifact, read_arti
 from swiftformer.engines.base import (
     Engine,
     EngineError,
-    Options,
+    EngineOptions,
     checked_threads,
     expect_torch,
     may_have_gpu,
@@ -60,8 +60,11 @@ def open_engine(
         precision: `fp32`, `bf16` or `fp16`, where the engine can compute in another one than the artifact is stored in.
         threads: on the CPU; by default the engine's own choice.
         form: numeric form of a checkpoint, where its file cannot tell; of an artifact no other than its own.
-        isa: of the engine `native`: instruction set, one of `swiftformer_native.supported()`; by default the best.
-        pin: of `native`: keep each of its threads, but the one that calls it, on a processor of its own.
+        isa: of `native`, which is taken then: instruction set, one of `swiftformer_native.supported()`; by default the
+            best.
+        pin: of `native`, which is taken then: on Linux, keep each of its threads, but the one that calls it, on one of
+            the processors that the process may use, always the same: for one engine in a process, and processes with
+            processors of their own.
 
     Raises:
         ArtifactError: a broken or foreign artifact.
@@ -72,7 +75,7 @@ def open_engine(
         threads = checked_threads(threads)
     if engine not in ("auto", *ENGINES, *TORCH_MODES):
         raise EngineError(f"unknown engine {engine!r}: expected auto, {', '.join([*ENGINES, *TORCH_MODES])}")
-    options = Options(device, precision, threads, form, isa, pin)
+    options = EngineOptions(device, precision, threads, form, isa, pin)
     open_one = _open_artifact if is_artifact(reference) else _open_checkpoint
     opened = open_one(reference, engine, options)
     if engine == "auto":
@@ -80,14 +83,14 @@ def open_engine(
     return opened
 
 
-def _open_checkpoint(reference: str | Path, engine: str, options: Options) -> Engine:
+def _open_checkpoint(reference: str | Path, engine: str, options: EngineOptions) -> Engine:
     if engine not in ("auto", "native", "torch", *TORCH_MODES):
         raise EngineError(
             f"{reference}: expected an artifact of `swiftformer export` for the engine {engine}, found none"
         )
-    if options.of_native and engine not in ("auto", "native"):
-        raise EngineError(f"{options.of_native}: expected the engine native, found {engine}")
-    if engine == "native" or options.of_native:
+    if options.only_for_native and engine not in ("auto", "native"):
+        raise EngineError(f"{options.only_for_native}: expected the engine native, found {engine}")
+    if engine == "native" or options.only_for_native:
         _expect_installed("native")
         from swiftformer.engines.native import from_reference
 
@@ -128,7 +131,7 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _open_artifact(reference: str | Path, engine: str, options: Options) -> Engine:
+def _open_artifact(reference: str | Path, engine: str, options: EngineOptions) -> Engine:
     if engine in TORCH_MODES:
         raise EngineError(f"{reference}: expected a checkpoint for the engine {engine}, found an exported artifact")
     artifact = read_artifact(reference)
@@ -150,14 +153,14 @@ def _open_artifact(reference: str | Path, engine: str, options: Options) -> Engi
     raise EngineError(f"{reference}: expected an engine that runs this, found none ({reasons})")
 
 
-def _open_in(name: str, folder: Path, artifact: Artifact, options: Options) -> Engine:
+def _open_in(name: str, folder: Path, artifact: Artifact, options: EngineOptions) -> Engine:
     formats = ENGINES[name][2]
     if artifact.format not in formats:
         raise EngineError(
             f"{folder}: expected an artifact that {name} runs ({', '.join(formats)}), found {artifact.format}"
         )
-    if options.of_native and name != "native":
-        raise EngineError(f"{options.of_native}: expected the engine native, found {name}")
+    if options.only_for_native and name != "native":
+        raise EngineError(f"{options.only_for_native}: expected the engine native, found {name}")
     _expect_installed(name)
     try:
         opened: Engine = import_module(f"swiftformer.engines.{name}").open_artifact(folder, artifact, options)

@@ -23,8 +23,8 @@ MOST_THREADS = 1024  # more crash some runtimes
 
 
 @dataclass(frozen=True)
-class Options:
-    """How a model is to be run, as `swiftformer.engines.open_engine` takes it; None leaves the choice to the engine."""
+class EngineOptions:
+    """How a model is to be run, as `swiftformer.engines.open_engine` takes it."""
 
     device: str | None = None
     precision: str | None = None
@@ -34,8 +34,8 @@ class Options:
     pin: bool = False
 
     @property
-    def of_native(self) -> str | None:
-        """The name of one that only `native` knows, if any is set."""
+    def only_for_native(self) -> str | None:
+        """The name of an option that is set and only `native` has, if any."""
         return "isa" if self.isa is not None else "pin" if self.pin else None
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from swiftformer.artifact import Artifact
-from swiftformer.engines.base import Engine, EngineError, Options, expect_stored
+from swiftformer.engines.base import Engine, EngineError, EngineOptions, expect_stored
 from swiftformer.engines.mil import MlProgram
 
 # Device: coremltools' name of the compute units.
@@ -117,7 +117,7 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def open_artifact(folder: Path, artifact: Artifact, options: Options) -> Engine:
+def open_artifact(folder: Path, artifact: Artifact, options: EngineOptions) -> Engine:
     """See `swiftformer.engines.open_engine`. Core ML decides on its threads itself."""
     expect_stored("coreml", artifact, options.precision)
     return CoreMlEngine(folder / artifact.file, artifact, options.device)

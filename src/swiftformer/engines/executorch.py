@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from swiftformer.artifact import Artifact
-from swiftformer.engines.base import BackendMissingError, Engine, EngineError, Options, expect_cpu, expect_stored
+from swiftformer.engines.base import BackendMissingError, Engine, EngineError, EngineOptions, expect_cpu, expect_stored
 
 # Format: the backend that its programs are lowered for.
 BACKENDS = {
@@ -75,7 +75,7 @@ def wrong_pair() -> str | None:
     return f"expected executorch {wanted} beside torch {torch}, found {found}: pip install 'executorch=={wanted}.*'"
 
 
-def open_artifact(folder: Path, artifact: Artifact, options: Options) -> Engine:
+def open_artifact(folder: Path, artifact: Artifact, options: EngineOptions) -> Engine:
     """See `swiftformer.engines.open_engine`. The program itself says where it runs."""
     expect_stored("executorch", artifact, options.precision)
     expect_cpu("executorch", options.device)

@@ -8,7 +8,7 @@ from threading import Lock
 import numpy as np
 
 from swiftformer.artifact import Artifact
-from swiftformer.engines.base import Engine, EngineError, Options, expect_cpu, expect_stored
+from swiftformer.engines.base import Engine, EngineError, EngineOptions, expect_cpu, expect_stored
 
 
 class LiteRtEngine(Engine):
@@ -42,7 +42,7 @@ class LiteRtEngine(Engine):
         return [found[name] for name in self.outputs]
 
 
-def open_artifact(folder: Path, artifact: Artifact, options: Options) -> Engine:
+def open_artifact(folder: Path, artifact: Artifact, options: EngineOptions) -> Engine:
     """See `swiftformer.engines.open_engine`."""
     expect_stored("litert", artifact, options.precision)
     expect_cpu("litert", options.device)

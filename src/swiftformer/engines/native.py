@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from swiftformer.artifact import Artifact
-from swiftformer.engines.base import Engine, EngineError, Options, expect_cpu, expect_torch
+from swiftformer.engines.base import Engine, EngineError, EngineOptions, expect_cpu, expect_torch
 from swiftformer.image_processing import HUB, Preprocessing
 from swiftformer.locate import locate
 
@@ -56,7 +56,7 @@ class NativeEngine(Engine):
         raw: take pixels from 0 to 255.
         precision: one of `PRECISIONS`, to compute in.
         isa: instruction set; by default the best.
-        pin: keep every thread but the caller's on a processor of its own.
+        pin: keep every thread but the caller's on one processor, see `open_engine`.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ def _is_layer(layer: Any) -> bool:
     )
 
 
-def open_artifact(folder: Path, artifact: Artifact, options: Options) -> Engine:
+def open_artifact(folder: Path, artifact: Artifact, options: EngineOptions) -> Engine:
     """See `swiftformer.engines.open_engine`."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -202,7 +202,7 @@ def open_artifact(folder: Path, artifact: Artifact, options: Options) -> Engine:
     )
 
 
-def from_reference(reference: str | Path, options: Options) -> Engine:
+def from_reference(reference: str | Path, options: EngineOptions) -> Engine:
     """A checkpoint of a classifier or a segmentation model, fused without torch where that is known to be right. See
     `swiftformer.engines.open_engine`."""
     from swiftformer.engines.checkpoint import read_fused

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from swiftformer.artifact import Artifact
-from swiftformer.engines.base import Engine, EngineError, Options, expect_stored, one_line
+from swiftformer.engines.base import Engine, EngineError, EngineOptions, expect_stored, one_line
 
 PROVIDERS = {
     "cpu": ["CPUExecutionProvider"],
@@ -54,7 +54,7 @@ class OnnxRuntimeEngine(Engine):
         return self.session.run(None, {self._input: batch})
 
 
-def open_artifact(folder: Path, artifact: Artifact, options: Options) -> Engine:
+def open_artifact(folder: Path, artifact: Artifact, options: EngineOptions) -> Engine:
     """See `swiftformer.engines.open_engine`."""
     expect_stored("onnxruntime", artifact, options.precision)
     return OnnxRuntimeEngine(folder / artifact.file, artifact, options.device or "cpu", options.threads)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from swiftformer.artifact import Artifact
-from swiftformer.engines.base import Engine, EngineError, Options, one_line
+from swiftformer.engines.base import Engine, EngineError, EngineOptions, one_line
 
 TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
@@ -89,7 +89,7 @@ class OpenVinoEngine(Engine):
             return [np.array(results[i], dtype=np.float32) for i in range(len(self.outputs))]
 
 
-def open_artifact(folder: Path, artifact: Artifact, options: Options) -> Engine:
+def open_artifact(folder: Path, artifact: Artifact, options: EngineOptions) -> Engine:
     """See `swiftformer.engines.open_engine`."""
     device = (options.device or "cpu").upper()
     return OpenVinoEngine(folder / artifact.file, artifact, device, options.precision, options.threads)

@@ -14,7 +14,7 @@ import torch
 
 from swiftformer.artifact import Artifact
 from swiftformer.device import select_device
-from swiftformer.engines.base import Engine, EngineError, Options, checked_threads, expect_stored
+from swiftformer.engines.base import Engine, EngineError, EngineOptions, checked_threads, expect_stored
 from swiftformer.image_processing import HUB
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class TorchEngine(Engine):
             self.net = torch.compile(self.net, mode=MODES[mode], dynamic=False)
 
     @classmethod
-    def from_reference(cls, reference: str | Path, mode: str, options: Options) -> TorchEngine:
+    def from_reference(cls, reference: str | Path, mode: str, options: EngineOptions) -> TorchEngine:
         """A checkpoint of a model with a head, fused. See `swiftformer.engines.open_engine`."""
         net = load_fused(reference, options.form)
         return cls.fused(net, mode=mode, device=options.device, precision=options.precision, threads=options.threads)
@@ -148,7 +148,7 @@ def _check_versions(folder: Path, artifact: Artifact) -> None:
         logger.warning("%s: written by torch %s, which is newer than the %s here", folder, made, here)
 
 
-def open_artifact(folder: Path, artifact: Artifact, options: Options) -> Engine:
+def open_artifact(folder: Path, artifact: Artifact, options: EngineOptions) -> Engine:
     """See `swiftformer.engines.open_engine`."""
     expect_stored("torch", artifact, options.precision)
     file = folder / artifact.file
