@@ -1,8 +1,9 @@
 // Compares the engine with the same networks in double precision, without Python: run_checks.sh runs it with sanitizers
 // and on emulated processors. Prints a line for each group; the exit code is 1 if something differs.
 //
-//     check [--quick] [--isa NAME]
+//     check [--quick] [--isa NAME | --real]      --real: without the kernels that emulate instructions
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdio>
@@ -761,8 +762,12 @@ int main(int count, char** arguments) {
       quick = true;
     } else if (argument == "--isa" && i + 1 < count) {
       names = {arguments[++i]};
+    } else if (argument == "--real") {
+      names.erase(
+          std::remove_if(names.begin(), names.end(), [](const std::string& n) { return n.rfind("emulated", 0) == 0; }),
+          names.end());
     } else {
-      std::fprintf(stderr, "expected --quick or --isa NAME, found %s\n", argument.c_str());
+      std::fprintf(stderr, "expected --quick, --isa NAME or --real, found %s\n", argument.c_str());
       return 2;
     }
   }
