@@ -80,18 +80,6 @@ struct Network::Pass {
     return alone < 0 ? 1 : std::max(1, std::min(images(), kernels.tile_rows_alone / tokens()));
   }
 
-  // The same as `each_tile`, but that a tile may go on with the next images, where a map is one tile or less: the
-  // number of a tile is that of its first image then.
-  template <class Task>
-  void each_tile_of_images(Task&& task) {
-    const int tiles = (images() + images_of_tile() - 1) / images_of_tile();
-    if (tiles == images()) return each_tile(task);
-    each(tiles, [&](int index, int thread) {
-      const int image = images() * index / tiles, end = images() * (index + 1) / tiles;
-      task(image, 0, (end - image) * tokens(), image, thread);
-    });
-  }
-
   // Calls task(images before, count, pixels before) for the parts of a tile that lie in one image.
   template <class Task>
   void each_image_of_tile(int first, int rows, Task&& task) const {
@@ -102,9 +90,16 @@ struct Network::Pass {
   }
 
   // Calls task(image, first pixel, pixels, tile of all, thread) for tiles of about equal size, so many that every
-  // thread gets the same number.
+  // thread gets the same number. A tile of several images, which are a tile or less each, has the number of its first.
   template <class Task>
   void each_tile(Task&& task) {
+    if (const int together = images_of_tile(); together > 1) {
+      const int tiles = (images() + together - 1) / together;
+      return each(tiles, [&](int index, int thread) {
+        const int image = images() * index / tiles, end = images() * (index + 1) / tiles;
+        task(image, 0, (end - image) * tokens(), image, thread);
+      });
+    }
     int tiles = tiles_of(tokens());
     each(images() * tiles, [&](int index, int thread) {
       const int image = index / tiles, tile = index % tiles;
@@ -252,7 +247,7 @@ struct Network::Pass {
     if (shares_columns(layer.expand, layer.project)) {
       branch_in_columns(layer);
     } else {
-      each_tile_of_images(
+      each_tile(
           [&](int image, int first, int rows, int, int thread) { branch_of_tile(layer, image, first, rows, thread); });
     }
     std::swap(map, other);
@@ -263,7 +258,7 @@ struct Network::Pass {
     const bool in_columns = shares_columns(layer.local.expand, layer.local.project);
     const bool mlp_in_columns = shares_columns(layer.expand, layer.project);
     if (in_columns) branch_in_columns(layer.local);
-    each_tile_of_images([&](int image, int first, int rows, int tile, int thread) {
+    each_tile([&](int image, int first, int rows, int tile, int thread) {
       if (!in_columns) branch_of_tile(layer.local, image, first, rows, thread);
       const float* out = image_of(other, image, channels) + static_cast<size_t>(first) * stride;
       void* kept = key_query_of(image, first);
@@ -289,7 +284,7 @@ struct Network::Pass {
       for (int c = 0; c < stride; ++c) global[c] *= scale;
     });
     std::swap(map, other);
-    each_tile_of_images([&](int image, int first, int rows, int, int thread) {
+    each_tile([&](int image, int first, int rows, int, int thread) {
       float* out = image_of(map, image, channels) + static_cast<size_t>(first) * stride;
       const Rows modulated = rows_for(layer.output, channels + stride, thread);
       each_image_of_tile(first, rows, [&](int image_of_tile, int count, int done) {

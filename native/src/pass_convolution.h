@@ -20,8 +20,8 @@ inline void copy_some(uint8_t* to, const uint8_t* from, int bytes) {
   std::memcpy(to + bytes - chunk, from + bytes - chunk, chunk);
 }
 
-// The operand of a convolution: the pixels around each of its output pixels, one behind the other. `zeros` are channels
-// outside of the map.
+// The operand of a convolution: the pixels around each of its output pixels, one behind the other, from `source` on,
+// where the first of the tile's images begins.
 inline Network::Pass::Rows Network::Pass::gather(const Convolution& layer, const float* source, int in_height,
                                                  int in_width, int first, int rows, int thread) const {
   const Kernels& of_layer = *layer.product.kernels;
@@ -29,12 +29,13 @@ inline Network::Pass::Rows Network::Pass::gather(const Convolution& layer, const
   const Rows to{network.operand_[thread].get(), operand_stride(of_layer, convolution_width(layer))};
   uint32_t* row_of_taps = to.at;
   for (int r = 0; r < rows; ++r, row_of_taps += to.stride) {
-    const int y = layer.stride * ((first + r) / width) - 1, x = layer.stride * ((first + r) % width) - 1;
+    const int line = (first + r) / width, y = layer.stride * (line % height) - 1;
+    const int x = layer.stride * ((first + r) % width) - 1;
+    const float* in = source + static_cast<size_t>(line / height) * in_height * in_width * step;
     for (int tap = 0; tap < 9; ++tap) {
       const int row = y + tap / 3, column = x + tap % 3;
       const bool inside = row >= 0 && row < in_height && column >= 0 && column < in_width;
-      const float* from =
-          inside ? source + (static_cast<size_t>(row) * in_width + column) * step : network.zeros_.get();
+      const float* from = inside ? in + (static_cast<size_t>(row) * in_width + column) * step : network.zeros_.get();
       of_layer.convert(from, step, row_of_taps, tap * apart);
     }
   }
@@ -55,9 +56,11 @@ inline Network::Pass::Rows Network::Pass::gather_levels(const Convolution& layer
   const auto each_input_line = [&](int y, int x, int count, const auto& task) {
     const int left = stride * x - 1, of_line = stride * (count - 1) + 3;
     const int begin = std::max(left, 0), end = std::min(left + of_line, in_width);
-    for (int row = stride * y - 1; row < stride * y + 2; ++row) {
+    const float* in = source + static_cast<size_t>(y / height) * in_height * in_width * step;
+    for (int tap = -1; tap < 2; ++tap) {
+      const int row = stride * (y % height) + tap;
       const bool inside = row >= 0 && row < in_height;
-      const float* from = source + (static_cast<size_t>(inside ? row : 0) * in_width + begin) * step;
+      const float* from = in + (static_cast<size_t>(inside ? row : 0) * in_width + begin) * step;
       task(from, begin - left, inside ? end - begin : 0, of_line);
     }
   };
