@@ -356,7 +356,9 @@ def test_threads_stay_on_one_processor_each_if_asked_to(pin, source, tmp_path):
     before = set(tasks.iterdir())
     engine = open_engine(model, "native", threads=2, pin=pin)
     started = [int(task.name) for task in set(tasks.iterdir()) - before]
-    time.sleep(0.2)  # until they have begun
+    end = time.monotonic() + (10 if pin else 0.2)  # until they have begun
+    while time.monotonic() < end and not any(len(os.sched_getaffinity(thread)) == 1 for thread in started):
+        time.sleep(0.01)
     assert any(len(os.sched_getaffinity(thread)) == 1 for thread in started) is pin
     assert engine.network.threads == 2 and len(os.sched_getaffinity(0)) > 1
 

@@ -83,9 +83,9 @@ struct Network::Pass {
   // Calls task(images before, count, pixels before) for the parts of a tile that lie in one image.
   template <class Task>
   void each_image_of_tile(int first, int rows, Task&& task) const {
-    for (int done = 0, image = 0, count; done < rows; done += count, ++image) {
-      count = std::min(rows - done, tokens() * (image + 1) - first - done);
-      task(image, count, done);
+    for (int done = 0, before = 0, count; done < rows; done += count, ++before) {
+      count = std::min(rows - done, tokens() * (before + 1) - first - done);
+      task(before, count, done);
     }
   }
 
@@ -267,8 +267,8 @@ struct Network::Pass {
                                                            : reinterpret_cast<float*>(network.hidden_[thread].get());
       multiply(layer.key_query, operand_of_map(layer.key_query, out, rows, thread), rows, Then::store, of_tile,
                2 * stride);
-      each_image_of_tile(first, rows, [&](int image_of_tile, int count, int done) {
-        float* sums_of_tile = sums + (tile + image_of_tile) * sum_size;
+      each_image_of_tile(first, rows, [&](int before, int count, int done) {
+        float* sums_of_tile = sums + (tile + before) * sum_size;
         std::fill_n(sums_of_tile, sum_size, 0.0f);
         kernels.pool(of_tile + done * 2 * stride, count, stride, channels, layer.normalize, layer.score.get(),
                      sums_of_tile, key_query_of(image, first + done));
@@ -287,9 +287,9 @@ struct Network::Pass {
     each_tile([&](int image, int first, int rows, int, int thread) {
       float* out = image_of(map, image, channels) + static_cast<size_t>(first) * stride;
       const Rows modulated = rows_for(layer.output, channels + stride, thread);
-      each_image_of_tile(first, rows, [&](int image_of_tile, int count, int done) {
+      each_image_of_tile(first, rows, [&](int before, int count, int done) {
         kernels.modulate(key_query_of(image, first + done), count, stride, channels,
-                         sums + static_cast<size_t>(image + image_of_tile) * tiles * sum_size,
+                         sums + static_cast<size_t>(image + before) * tiles * sum_size,
                          modulated.at + done * modulated.stride, modulated.stride);
       });
       multiply(layer.output, operand_of(layer.output, modulated, 2 * channels, rows, thread), rows, Then::add, out,

@@ -38,7 +38,7 @@ struct Extent {
 };
 
 // Of a thread's `count` pictures, those that it takes through each layer together: as many small ones as come to the
-// pixels of some at 224x224, but half of its own at most, so that another thread can help with the rest.
+// pixels of `pictures` at 224x224, but of more than that half at most, so that another thread can help with the rest.
 int pictures_together(const Kernels& kernels, const Pixels& pixels, int count) {
   const int64_t usual = 224 * 224, small = std::max<int64_t>(1, usual / (int64_t{pixels.height} * pixels.width));
   const int64_t half = std::max(kernels.pictures, (count + 1) / 2);

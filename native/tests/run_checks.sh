@@ -88,8 +88,8 @@ arm() {
   has aarch64-linux-gnu-g++ qemu-aarch64-static || return
   expect 0 "build for arm64" build arm -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
     -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DCMAKE_EXE_LINKER_FLAGS=-static
-  expect 0 "arm64" qemu-aarch64-static "$builds/arm/check" --quick
-  expect 0 "arm64 without dot products" qemu-aarch64-static -cpu cortex-a53 "$builds/arm/check" --quick
+  expect 0 "arm64" qemu-aarch64-static "$builds/arm/check" --quick --real
+  expect 0 "arm64 without dot products" qemu-aarch64-static -cpu cortex-a53 "$builds/arm/check" --quick --real
   expect 2 "arm64 without dot products, asked for them" qemu-aarch64-static -cpu cortex-a53 "$builds/arm/check" \
     --isa neon_dot
 }

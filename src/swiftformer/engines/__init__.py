@@ -60,11 +60,11 @@ def open_engine(
         precision: `fp32`, `bf16` or `fp16`, where the engine can compute in another one than the artifact is stored in.
         threads: on the CPU; by default the engine's own choice.
         form: numeric form of a checkpoint, where its file cannot tell; of an artifact no other than its own.
-        isa: of `native`, which is taken then: instruction set, one of `swiftformer_native.supported()`; by default the
-            best.
-        pin: of `native`, which is taken then: on Linux, keep each of its threads, but the one that calls it, on one of
-            the processors that the process may use, always the same: for one engine in a process, and processes with
-            processors of their own.
+        isa: of `native`, which `auto` takes then: instruction set, one of `swiftformer_native.supported()`; by default
+            the best.
+        pin: of `native`, which `auto` takes then: on Linux, keep each of its threads, but the one that calls, on one
+            processor, the second thread on the second that the process may use, and so on. For one engine in a
+            process, and one process on a processor.
 
     Raises:
         ArtifactError: a broken or foreign artifact.

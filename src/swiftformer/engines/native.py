@@ -56,7 +56,7 @@ class NativeEngine(Engine):
         raw: take pixels from 0 to 255.
         precision: one of `PRECISIONS`, to compute in.
         isa: instruction set; by default the best.
-        pin: keep every thread but the caller's on one processor, see `open_engine`.
+        pin: keep each thread, but the caller's, on one processor, see `open_engine`.
     """
 
     def __init__(
