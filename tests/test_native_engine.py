@@ -339,6 +339,8 @@ def test_the_instruction_set_can_be_forced(runtime, tmp_path):
         open_engine("swiftformer-xs-cifar10", "torch", isa="plain")
     with pytest.raises(EngineError, match="pin: expected the engine native, found torch"):
         open_engine("swiftformer-xs-cifar10", "torch", pin=True)
+    with pytest.raises(EngineError, match="pin: expected True or False, found 'yes'"):
+        open_engine(tmp_path / "a", pin="yes")
 
 
 @pytest.mark.skipif(

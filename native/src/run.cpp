@@ -39,10 +39,11 @@ struct Extent {
 
 // Of a thread's `count` pictures, those that it takes through each layer together: as many small ones as come to the
 // pixels of `pictures` at 224x224, but of more than that half at most, so that another thread can help with the rest.
+// Of pictures below 32x32 the last maps are as large as of those.
 int pictures_together(const Kernels& kernels, const Pixels& pixels, int count) {
-  const int64_t usual = 224 * 224, small = std::max<int64_t>(1, usual / (int64_t{pixels.height} * pixels.width));
-  const int64_t half = std::max(kernels.pictures, (count + 1) / 2);
-  return static_cast<int>(std::min({kernels.pictures * small, half, int64_t{count}}));
+  const int64_t usual = 224 * 224, of_one = std::max<int64_t>(32 * 32, int64_t{pixels.height} * pixels.width);
+  const int small = static_cast<int>(std::max<int64_t>(1, usual / of_one));
+  return std::min({kernels.pictures * small, std::max(kernels.pictures, (count + 1) / 2), count});
 }
 
 }  // namespace

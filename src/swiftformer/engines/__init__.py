@@ -73,6 +73,8 @@ def open_engine(
     """
     if threads is not None:
         threads = checked_threads(threads)
+    if not isinstance(pin, bool):
+        raise EngineError(f"pin: expected True or False, found {pin!r}")
     if engine not in ("auto", *ENGINES, *TORCH_MODES):
         raise EngineError(f"unknown engine {engine!r}: expected auto, {', '.join([*ENGINES, *TORCH_MODES])}")
     options = EngineOptions(device, precision, threads, form, isa, pin)
