@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis.strategies import booleans, integers
 from torch import nn
 
 from swiftformer import SwiftFormerConfig, SwiftFormerForImageClassificationWithTeacher, load
@@ -16,6 +18,7 @@ from swiftformer.data.epoch_loader import seed_generators
 from swiftformer.evaluate.classification import evaluate_reference
 from swiftformer.train.distributed import join_processes
 from swiftformer.train.recipes import get_recipe
+from swiftformer.train.start import batches_at_once
 from swiftformer.train.state import read_state
 from train_worker import Started
 
@@ -212,10 +215,29 @@ def test_the_total_batch_is_kept_whatever_the_number_of_processes():
         assert batch_size * accumulation * world_size == 2048 and batch_size <= 128 and batch_size % 2 == 0
     assert get_recipe("smoke", ["batch_size=10"]).batches(4) == (10, 1)
     assert get_recipe("smoke", ["total_batch_size=96", "batch_size=64"]).batches() == (48, 2)
-    with pytest.raises(ValueError, match=r"divides total_batch_size \(2048\), found 3"):
-        get_recipe("paper_xs").batches(3)
-    with pytest.raises(ValueError, match="even number of images per process, found 1 "):
-        get_recipe("paper_l3", ["total_batch_size=2"]).batches(2)
+    assert get_recipe("smoke", ["total_batch_size=2", "batch_size=64"]).batches(2) == (1, 1)
+
+
+@given(
+    total=integers(1, 5000),
+    batch_size=integers(1, 150).map(lambda number: 2 * number),
+    world_size=integers(1, 70),
+    mix=booleans(),
+)
+def test_a_total_batch_that_cannot_be_shared_equally_is_kept_as_nearly_as_it_can_be(total, batch_size, world_size, mix):
+    settings = [f"total_batch_size={total}", f"batch_size={batch_size}", f"mixup={float(mix)}"]
+    size, count = get_recipe("smoke", settings).batches(world_size)
+    assert 1 <= size <= batch_size and not (mix and size % 2)
+    step = world_size * count * (2 if mix else 1)  # by which the total can be changed
+    assert abs(size * count * world_size - total) <= max(step / 2, step - total)
+    if total % (2 * world_size) == 0:  # few batches, and the whole total, where its share has such divisors
+        fewest = -(-total // (world_size * batch_size))
+        assert count <= 2 * fewest
+
+
+def test_a_total_batch_that_changes_is_told(caplog):
+    assert batches_at_once(get_recipe("paper_xs"), 3, 10_000) == (114, 6)
+    assert "3 processes cannot share total_batch_size 2048 equally: taking 2052" in caplog.text
 
 
 def test_synchronised_batchnorm_in_one_process_is_batchnorm(tmp_path):

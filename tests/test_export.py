@@ -504,6 +504,32 @@ def test_fixed_size_with_any_batch(artifacts, tmp_path):
     assert open_engine(tmp_path / "a")(np.zeros((3, 3, 64, 64), np.float32))["logits"].shape == (3, 10)
 
 
+def test_an_onnxruntime_of_another_name(tmp_path, monkeypatch):
+    """What is imported as onnxruntime may have been installed as onnxruntime-gpu."""
+    version = exports.metadata.version
+
+    def known(package):
+        if package == "onnxruntime":
+            raise exports.metadata.PackageNotFoundError(package)
+        return version(package)
+
+    monkeypatch.setattr(exports.metadata, "version", known)
+    artifact = export(small(), tmp_path / "onnx", "onnx")
+    assert "onnxruntime" not in artifact.versions and artifact.versions["onnx"] == version("onnx")
+
+
+def test_pictures_to_calibrate_with_are_read_one_by_one(image_folder, monkeypatch):
+    from swiftformer.data.image_folder import FileSource
+
+    opened = []
+    image = FileSource.image
+    monkeypatch.setattr(FileSource, "image", lambda *args: opened.append(1) or image(*args))
+    found = calibration_pictures(image_folder, 6)
+    assert len(found) == 6 and not opened
+    next(iter(found))
+    assert len(opened) == 1 and len(list(found)) == 6
+
+
 def test_calibration_pictures(tmp_path, image_folder):
     flat = image_folder / "train" / "red"
     assert len(calibration_pictures(flat, 5)) == 5 and len(calibration_pictures(flat, 500)) == 24

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from swiftformer import SwiftFormerConfig
 from swiftformer.data.sources import open_source
-from swiftformer.train import loop
+from swiftformer.train import loop, pace
 from swiftformer.train.clipping import clip_adaptively
 from swiftformer.train.distillation import distillation_loss
 from swiftformer.train.distributed import Processes
@@ -106,7 +106,7 @@ def test_the_loop_keeps_to_it(total, updates, image_folder, tmp_path, monkeypatc
 
     rates, averaged = {}, []
     monkeypatch.setattr(SwiftFormerConfig, "from_variant", classmethod(small))
-    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    monkeypatch.setattr(pace, "LOG_EVERY", 1)
     monkeypatch.setattr(RunLog, "step", lambda self, step, metrics: rates.update({step: metrics["lr"]}))
     monkeypatch.setattr(ModelEmaV3, "update", lambda self, model, step: averaged.append(step))
     recipe = get_recipe("smoke", ["epochs=4", "lr=5e-3", f"total_batch_size={total}"])

@@ -164,12 +164,18 @@ def test_a_level_that_the_user_set_stays(tmp_path):
     assert (tmp_path / "train.log").read_text() == ""
 
 
-def test_other_processes_write_nothing(tmp_path, wandb):
-    with RunLog(tmp_path / "run", {}, enabled=False) as log:
+def test_other_processes_write_their_warnings_alone(tmp_path, wandb):
+    package = logging.getLogger("swiftformer")
+    with RunLog(tmp_path, {}, rank=1) as log:
         log.step(1, {"loss": 1.0})
         log.epoch({"epoch": 1, "loss": 1.0})
         log.figure("confusion", tmp_path / "absent.png", 1)
+        package.info("not wanted")
     assert list(tmp_path.iterdir()) == [] and wandb.runs == []
+    with RunLog(tmp_path, {}, rank=3):
+        package.warning("skipped a.jpg")
+    assert [file.name for file in tmp_path.iterdir()] == ["train-3.log"] and not package.handlers
+    assert (tmp_path / "train-3.log").read_text().endswith("skipped a.jpg\n")
 
 
 def test_a_disk_that_fills_up(tmp_path, monkeypatch, caplog):

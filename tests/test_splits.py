@@ -117,6 +117,27 @@ def test_which_split_is_chosen(present, split, chosen):
     assert choose({name: lambda name=name: sources[name] for name in present}, split, "data") is sources[chosen]
 
 
+@pytest.mark.parametrize("names", [("Train", "Val"), ("Training", "Testing"), ("TRAIN", "test")])
+def test_capitals_do_not_matter(image_folder, names):
+    for old, new in zip(("train", "val"), names, strict=True):
+        (image_folder / old).rename(image_folder / new)
+    train, val = open_source(image_folder, "train"), open_source(image_folder, "val")
+    assert train.classes == ["blue", "red"] and (len(train), len(val)) == (48, 16)
+    assert len(open_source(image_folder, names[1])) == 16 and len(open_source(image_folder, "all")) == 64
+
+
+def test_capitals_do_not_matter_beside_masks_and_boxes(segmentation_folder, tmp_path):
+    from swiftformer.data.dense_splits import split_of
+    from swiftformer.data.segmentation import open_segmentation
+
+    for kind in ("images", "annotations"):
+        for old in ("train", "val"):
+            (segmentation_folder / kind / old).rename(segmentation_folder / kind / old.title())
+    for split, count in (("train", 12), ("val", 4), ("Val", 4)):
+        assert len(open_segmentation(segmentation_folder, split)) == count
+    assert [split_of(name) for name in ("Train2017", "VALID", "Extra")] == ["train", "valid", "Extra"]
+
+
 def test_several_splits_of_unknown_names_are_asked_for():
     with pytest.raises(ValueError, match=r"data: expected --split with one of hidden, holdout, found none"):
         choose({name: lambda: Named({"a/0"}) for name in ("train", "holdout", "hidden")}, None, "data")

@@ -283,7 +283,7 @@ def test_gradients_are_accumulated_to_the_total_batch(image_folder, tmp_path):
 
 
 def test_resuming_needs_the_same_run(image_folder, tmp_path):
-    with pytest.raises(ValueError, match="expected the state of a run to resume, found none"):
+    with pytest.raises(ValueError, match="expected a state to resume from, found none"):
         run(image_folder, tmp_path / "run", resume=True)
     run(image_folder, tmp_path / "run")
     with pytest.raises(ValueError, match="holds a run already"):

@@ -16,7 +16,7 @@ import torch
 
 from swiftformer import SwiftFormerConfig, cli
 from swiftformer.data.sources import open_source
-from swiftformer.train import loop
+from swiftformer.train import loop, pace
 from swiftformer.train.interruption import TrainingStopped
 from swiftformer.train.recipes import get_recipe
 from swiftformer.train.run_log import RunLog
@@ -36,12 +36,12 @@ def build(cls, name, **kwargs):
 
 def train(folder, output, *settings):
     SwiftFormerConfig.from_variant = classmethod(build)
-    loop.LOG_EVERY = 1
+    pace.LOG_EVERY = 1
     losses = []
 
     def step(self, number, metrics):
         losses.append(metrics["loss"])
-        if self.enabled:
+        if self.rank == 0:
             (Path(output) / "losses.json").write_text(json.dumps(losses))
         if number == int(os.environ.get("KILL_AT", -1)):
             os.killpg(0, signal.Signals[os.environ["KILL_BY"]])  # with its loader processes, as Slurm does

@@ -41,6 +41,7 @@ from swiftformer.cli_options import (
 )
 from swiftformer.cli_segment import segment
 from swiftformer.cli_train import slurm, train
+from swiftformer.messages import one_line
 
 app = typer.Typer(
     name="swiftformer",
@@ -197,8 +198,9 @@ def export(
     from swiftformer.predict import find_images
     from swiftformer.reports import artifact_table
 
-    name = re.sub(r"[^\w.-]+", "-", Path(model).name or model)
-    folder = output or Path("exports") / "-".join(filter(None, [name, format_, precision]))
+    weights = Path(model).name in ("best", "last", "raw")  # of a run, by whose name they are told apart
+    name = re.sub(r"[^\w.-]+", "-", "-".join(Path(model).parts[-2:]) if weights else Path(model).name or model)
+    folder = output or Path("exports") / "-".join(filter(None, [name, format_, precision, size, batch and f"batch{batch}"]))
     if (max_drop is None) != (validation is None):
         raise ValueError("expected --max-drop together with --validation DATA, found one of them")
     artifact = run(
@@ -271,6 +273,9 @@ def main() -> None:
     except (FloatingPointError, RuntimeError) as error:
         # Told by name: naming the classes would import torch at every start.
         kind = type(error).__name__
+        if kind == "OutOfMemoryError" or "can't allocate memory" in str(error):
+            typer.echo(f"error: out of memory, try a smaller batch: {one_line(error)}", err=True)
+            sys.exit(1)
         if kind not in ("FloatingPointError", "LoaderError", "TrainingStopped"):
             raise
         typer.echo(f"{'stopped' if kind == 'TrainingStopped' else 'error'}: {error}", err=True)

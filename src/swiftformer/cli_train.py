@@ -74,9 +74,13 @@ def train(
     from swiftformer.train.fitting import fitted, for_processor
     from swiftformer.train.loop import train as run
     from swiftformer.train.recipes import get_recipe
+    from swiftformer.train.run_folder import read_recipe
 
     name = recipe or DEFAULT_RECIPES[task or "classify"]
-    chosen = get_recipe(name, set_ or ())
+    if resume and recipe is None and not set_ and (output / "recipe.json").exists():
+        name, chosen = f"that of {output}", read_recipe(output)
+    else:
+        chosen = get_recipe(name, set_ or ())
     if task not in (None, chosen.task):
         raise ValueError(f"--task {task}: expected a recipe for it, found {name}, which is to {chosen.task}")
     if variant is not None and model is not None:
@@ -100,7 +104,7 @@ def train(
         train_source,
         val_source,
         output,
-        variant=variant or "xs",
+        variant=variant,
         model=model,
         form=form,
         resume=resume,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from swiftformer.messages import one_line
+
 
 def on_cpu(name: str | None) -> bool:
     """Whether `select_device` chooses the CPU, told without touching another device; of no device False."""
@@ -27,6 +29,7 @@ def select_device(name: str | torch.device | None) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"device: expected one that this machine has, found {str(name)!r} ({reason})") from None
+        raise ValueError(
+            f"device: expected one that this machine has, found {str(name)!r} ({one_line(error)})"
+        ) from None
     return device

@@ -36,7 +36,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path` to fill; on success its files take their places in `path`.
+    """Yield a temporary folder to fill; on success its files take their places in `path`.
 
     A new folder appears at once. In a folder that exists, each file is replaced at once, those of `LAST` behind the
     others, and other files are left alone.
@@ -48,25 +48,28 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path}: expected a folder, found a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{shortened(path.name, 100)}.", suffix=".tmp", dir=path.parent))
+    there = path.is_dir()
+    # Within a folder that exists: it may be another file system than the one around it, or a link to one.
+    place = path if there else path.parent
+    place.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{shortened(path.name, 100)}.", suffix=".tmp", dir=place))
     try:
         yield temporary
         files = sorted((f for f in temporary.rglob("*") if f.is_file()), key=lambda f: (f.name in LAST, f))
         for file in files:
             file.chmod(0o644)  # some writers make files that only their owner can read
             _sync(file)
-        if not path.exists():
+        if not there:
             temporary.chmod(0o755)
             _sync(temporary)
             temporary.replace(path)
+            _sync(place)
         else:
             for file in files:
                 target = path / file.relative_to(temporary)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 file.replace(target)
             _sync(path)
-        _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

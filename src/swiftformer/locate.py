@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from swiftformer.image_processing import Preprocessing
+from swiftformer.messages import one_line
 from swiftformer.variants import VARIANTS
 
 BUNDLED = ("swiftformer-xs-cifar10",)
@@ -167,8 +168,9 @@ def _hub(text: str) -> Located:
             if (folder / weights).exists():
                 break
     except Exception as error:  # the hub's own errors, and those of whatever carries its requests
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{text}: no such file or folder, and not to be had from the hub ({reason})") from error
+        raise CheckpointError(
+            f"{text}: no such file or folder, and not to be had from the hub ({one_line(error)})"
+        ) from error
     return _folder(folder)
 
 

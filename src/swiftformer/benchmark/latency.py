@@ -23,6 +23,7 @@ from swiftformer.benchmark.candidates import CANDIDATES, Candidate, Case
 from swiftformer.benchmark.footprint import footprint
 from swiftformer.benchmark.peers import against_peers
 from swiftformer.device import select_device
+from swiftformer.messages import one_line
 from swiftformer.variants import get_variant
 
 logger = logging.getLogger(__name__)
@@ -152,7 +153,7 @@ def _measure(
                 if candidate.precision == "bf16" and row["difference"] < AS_FLOAT32:
                     raise ValueError("float32 was computed instead")
             except Exception as error:  # whatever a peer's package may raise: the others are still measured
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                reason = one_line(error)
                 logger.warning("%s: %s fails (%s)", cell, candidate, reason)
                 failed.append(row | {"error": reason})
                 del calls[len(rows) :]  # one that was made
@@ -174,7 +175,7 @@ def _measure(
                 try:
                     row |= footprint(candidate, case)
                 except Exception as error:  # whatever a peer's package may do: what is measured stays
-                    row["footprint_error"] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                    row["footprint_error"] = one_line(error)
                     logger.warning("%s: no footprint of %s (%s)", cell, candidate, row["footprint_error"])
         return rows + failed
     finally:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from swiftformer.data.folders import files_below
 from swiftformer.data.sources import is_image
-from swiftformer.data.splits import ALL, SPLIT_ALIASES, SYNONYMS
+from swiftformer.data.splits import ALL, SPLIT_ALIASES, SYNONYMS, usual
 
 
 def split_of(name: str) -> str:
-    """The name without a year: `train` of `train2017`."""
-    return re.sub(r"[-_]?(19|20)\d\d$", "", name) or name
+    """The name without a year, as `usual` has it: `train` of `Train2017`."""
+    return usual(re.sub(r"[-_]?(19|20)\d\d$", "", name) or name)
 
 
 def expect_annotations(data: Path, splits: Iterable[str], split: str | None) -> None:

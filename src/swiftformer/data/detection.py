@@ -25,7 +25,7 @@ from swiftformer.data.masks import AnnotationError
 from swiftformer.data.object_masks import coco_mask
 from swiftformer.data.objects import Objects, decode
 from swiftformer.data.sources import is_image
-from swiftformer.data.splits import ALL, SPLIT_ALIASES
+from swiftformer.data.splits import ALL, USUAL
 from swiftformer.images import ImageError
 
 logger = logging.getLogger(__name__)
@@ -114,8 +114,7 @@ def open_detection(
     if masks:
         coco_mask()  # which may be missing
     problems = Problems(on_error)
-    names = {name for aliases in SPLIT_ALIASES.values() for name in aliases}
-    names |= {split, split_of(split)} - {ALL} if split else set()
+    names = USUAL | {split, split_of(split)} - {ALL} if split else set()
     recognised = partial(_recognised, root, masks=bool(masks), problems=problems, classes=default_classes)
     splits = recognised(names) or recognised(names | _unusual_names(root))
     if not splits:

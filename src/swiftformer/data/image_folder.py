@@ -12,7 +12,7 @@ from PIL import Image
 
 from swiftformer.data.class_names import shortened
 from swiftformer.data.sources import is_image
-from swiftformer.data.splits import SPLIT_ALIASES, Splits
+from swiftformer.data.splits import SPLIT_ALIASES, USUAL, Splits, usual
 from swiftformer.images import open_image
 
 logger = logging.getLogger(__name__)
@@ -74,14 +74,16 @@ class ImageFolderSource(FileSource):
 
 def find(root: Path, names: Iterable[str]) -> Splits:
     """The splits `ROOT/NAME/CLASS/...` among `names`, and beside a training split others with some of its classes."""
-    aliases = {alias for group in SPLIT_ALIASES.values() for alias in group}
-    others = any(entry.is_dir() and not _hidden(entry.name) and entry.name not in aliases for entry in os.scandir(root))
-    folders = {name: root / name for name in names if (root / name).is_dir() and _is_split(root / name, others)}
+    inside = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not _hidden(entry.name))
+    others = any(usual(name) not in USUAL for name in inside)
+    called = {usual(name): name for name in inside} | {name: name for name in inside}  # `Train`, but rather `train`
+    places = {name: root / called[name] for name in names if name in called}
+    folders = {name: place for name, place in places.items() if _is_split(place, others)}
     if train := next((folders[name] for name in SPLIT_ALIASES["train"] if name in folders), None):
         classes = {entry.name for entry in os.scandir(train) if entry.is_dir() and not _hidden(entry.name)}
-        for entry in os.scandir(root):
-            if entry.is_dir() and not _hidden(entry.name) and any(Path(entry.path, name).is_dir() for name in classes):
-                folders.setdefault(entry.name, Path(entry.path))
+        for name in inside:
+            if any((root / name / of_class).is_dir() for of_class in classes):
+                folders.setdefault(usual(name), root / name)
     roots = [*folders.values()]
     return {name: lambda folder=folder: ImageFolderSource(folder, roots) for name, folder in folders.items()}  # type: ignore[misc]
 
@@ -114,6 +116,9 @@ def _hidden(name: str) -> bool:
 
 def _pictures(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder):
+        if {"recipe.json", "train.log"} <= {*files}:  # what training left there, curves among it
+            folders[:] = []
+            continue
         folders[:] = [name for name in folders if not _hidden(name)]
         yield from (path for name in files if is_image(path := Path(parent, name)))
 

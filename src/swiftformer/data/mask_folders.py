@@ -9,7 +9,7 @@ from pathlib import Path
 from swiftformer.data.class_names import KNOWN
 from swiftformer.data.folders import files_below
 from swiftformer.data.sources import is_image
-from swiftformer.data.splits import ALL, SPLIT_ALIASES
+from swiftformer.data.splits import ALL, USUAL, usual
 
 # In order of preference.
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
@@ -71,7 +71,7 @@ def recognise(root: Path, split: str | None = None) -> MaskFolders | None:
     Raises:
         ValueError: several data sets.
     """
-    names = {name for aliases in SPLIT_ALIASES.values() for name in aliases} | ({split} if split else set())
+    names = USUAL | ({split} if split else set())
     for layout in (_voc, _beside_splits, _below_splits):
         if found := layout(root, names):
             return found
@@ -89,9 +89,9 @@ def _beside_splits(root: Path, names: set[str]) -> MaskFolders | None:
     if images is None or masks is None:
         return None
     divided = sorted(d.name for d in images.iterdir() if d.is_dir() and (masks / d.name).is_dir())
-    if not names & {*divided}:
+    if not names & {*map(usual, divided)}:
         return MaskFolders(root, {ALL: _pairs(root, images, masks)})
-    splits = {name: _pairs(root, images / name, masks / name) for name in divided}
+    splits = {usual(name): _pairs(root, images / name, masks / name) for name in divided}
     return MaskFolders(root, splits, reduce_zero_label="training" in divided)
 
 
@@ -101,7 +101,7 @@ def _below_splits(root: Path, names: set[str]) -> MaskFolders | None:
     for folder in sorted(entry for entry in root.iterdir() if entry.is_dir()):
         images, masks = _first(folder, IMAGE_FOLDERS, is_image), _first(folder, MASK_FOLDERS, _is_mask)
         if images is not None and masks is not None:
-            splits[folder.name] = _pairs(root, images, masks)
+            splits[usual(folder.name)] = _pairs(root, images, masks)
     if splits and not names & {*splits}:
         splits = {ALL: [pair for pairs in splits.values() for pair in pairs]}
     return MaskFolders(root, splits) if splits else None
@@ -125,7 +125,7 @@ def _voc(root: Path, names: set[str]) -> MaskFolders | None:
     splits = {}
     for file in files:
         stems = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
-        splits[file.stem] = [Pair(s, _text(by_stem.get(s)), _text(mask_of.get(s))) for s in stems]
+        splits[usual(file.stem)] = [Pair(s, _text(by_stem.get(s)), _text(mask_of.get(s))) for s in stems]
     return MaskFolders(base, splits, classes=classes)
 
 

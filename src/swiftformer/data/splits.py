@@ -22,8 +22,14 @@ SPLIT_ALIASES: dict[str, tuple[str, ...]] = {
     "test": ("test", "testing", "val", "validation", "valid"),
 }
 SYNONYMS = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
+USUAL = {alias for aliases in SPLIT_ALIASES.values() for alias in aliases}
 ALL = "all"
 HELD_OUT = 0.1
+
+
+def usual(name: str) -> str:
+    """The name of a split as `SPLIT_ALIASES` has it, whatever its case, as people also call folders `Train`."""
+    return name.lower() if name.lower() in USUAL else name
 
 
 class KeyedSource(Protocol):
@@ -146,7 +152,7 @@ def choose(splits: Splits, split: str | None, where: str) -> Source:
     train, evaluation = found("train"), found("val")
     whole = ALL if ALL in splits else train if evaluation is None else None  # what has to be cut, if anything
     if split is not None and split not in splits:
-        split = SYNONYMS.get(split, split)
+        split = SYNONYMS.get(usual(split), usual(split))
     if whole is not None and split in ("train", "val"):
         return _share(splits[whole](), split, where)
     if ALL in splits:

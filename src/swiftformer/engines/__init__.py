@@ -14,9 +14,9 @@ from swiftformer.engines.base import (
     checked_threads,
     expect_torch,
     may_have_gpu,
-    one_line,
     package_of,
 )
+from swiftformer.messages import one_line
 
 __all__ = ["ENGINES", "Engine", "EngineError", "open_engine"]
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from swiftformer.artifact import Artifact
 from swiftformer.image_processing import Preprocessing
+from swiftformer.messages import one_line
 
 ROUNDING = 0.05  # of probabilities in low precision
 # Of NVIDIA (whose devices may appear with the first call), Tegra, AMD, and Windows below WSL.
@@ -64,12 +65,6 @@ def package_of(extra: str) -> str:
     if extra == "native":  # no package index has it
         return "./native, in a clone of swiftformer"
     return f"'swiftformer[{extra}]'" if extra else "swiftformer"
-
-
-def one_line(error: BaseException, line: int = 0) -> str:
-    """A line of what an error of a runtime says, or its class where it says nothing."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[line].strip()
 
 
 def expect_stored(engine: str, artifact: Artifact, precision: str | None) -> None:

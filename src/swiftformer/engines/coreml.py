@@ -19,6 +19,7 @@ import numpy as np
 from swiftformer.artifact import Artifact
 from swiftformer.engines.base import Engine, EngineError, EngineOptions, expect_stored
 from swiftformer.engines.mil import MlProgram
+from swiftformer.messages import one_line
 
 # Device: coremltools' name of the compute units.
 UNITS = {"all": "ALL", "cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ne": "CPU_AND_NE"}
@@ -53,7 +54,7 @@ class CoreMlEngine(Engine):
             except EngineError:
                 raise
             except Exception as error:  # of many classes, by what is broken
-                raise EngineError(f"{file}: coremltools refuses it ({str(error).strip().splitlines()[0]})") from None
+                raise EngineError(f"{file}: coremltools refuses it ({one_line(error)})") from None
         self.takes_images = spec.description.input[0].type.WhichOneof("Type") == "imageType"
         self.name = f"coreml {artifact.precision} {device if native else 'interpreted'}"
         self.preprocessing, self.labels = artifact.preprocessing, artifact.labels

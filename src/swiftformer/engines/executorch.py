@@ -10,6 +10,7 @@ import numpy as np
 
 from swiftformer.artifact import Artifact
 from swiftformer.engines.base import BackendMissingError, Engine, EngineError, EngineOptions, expect_cpu, expect_stored
+from swiftformer.messages import one_line
 
 # Format: the backend that its programs are lowered for.
 BACKENDS = {
@@ -50,7 +51,7 @@ class ExecuTorchEngine(Engine):
             assert self.forward is not None
             self.forward.metadata.input_tensor_meta(0)
         except (RuntimeError, KeyError, IndexError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = one_line(error)
             raise EngineError(f"{file}: executorch refuses it ({reason})") from None
         self.name = f"executorch {backend.removesuffix('Backend').lower()} {artifact.precision}"
         self.preprocessing, self.labels = artifact.preprocessing, artifact.labels
@@ -63,7 +64,7 @@ class ExecuTorchEngine(Engine):
         try:
             return [output.numpy() for output in self.forward.execute([torch.from_numpy(batch)])]
         except RuntimeError as error:
-            raise EngineError(f"executorch fails to run the program ({str(error).strip().splitlines()[0]})") from None
+            raise EngineError(f"executorch fails to run the program ({one_line(error)})") from None
 
 
 def wrong_pair() -> str | None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from swiftformer.artifact import Artifact
 from swiftformer.engines.base import Engine, EngineError, EngineOptions, expect_cpu, expect_stored
+from swiftformer.messages import one_line
 
 
 class LiteRtEngine(Engine):
@@ -28,7 +29,7 @@ class LiteRtEngine(Engine):
             self.runner = interpreter.get_signature_runner()
             found = [*self.runner.get_input_details(), *self.runner.get_output_details()]
         except (ValueError, RuntimeError) as error:
-            raise EngineError(f"{file}: litert refuses it ({str(error).strip().splitlines()[0]})") from None
+            raise EngineError(f"{file}: litert refuses it ({one_line(error)})") from None
         if missing := {"pixel_values", *artifact.outputs} - set(found):
             raise EngineError(f"{file}: expected {', '.join(sorted(missing))} in its signature, found none there")
         self.turn = Lock()  # all callers' values go through the same tensors

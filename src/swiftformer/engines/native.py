@@ -17,6 +17,7 @@ from swiftformer.artifact import Artifact
 from swiftformer.engines.base import Engine, EngineError, EngineOptions, expect_cpu, expect_torch
 from swiftformer.image_processing import HUB, Preprocessing
 from swiftformer.locate import locate
+from swiftformer.messages import one_line
 
 NETWORK, WEIGHTS = "network.json", "weights.safetensors"
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -146,7 +147,7 @@ def build(layers: Layers, tensors: Tensors, isa: str, precision: str, threads: i
     except TypeError:
         raise EngineError(f"native: {kind}: expected {', '.join(arguments_of[kind])}, found other arguments") from None
     except (ValueError, RuntimeError) as error:
-        raise EngineError(f"native refuses the network ({str(error).strip().splitlines()[0]})") from None
+        raise EngineError(f"native refuses the network ({one_line(error)})") from None
     return network
 
 

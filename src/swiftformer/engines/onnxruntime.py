@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from swiftformer.artifact import Artifact
-from swiftformer.engines.base import Engine, EngineError, EngineOptions, expect_stored, one_line
+from swiftformer.engines.base import Engine, EngineError, EngineOptions, expect_stored
+from swiftformer.messages import one_line
 
 PROVIDERS = {
     "cpu": ["CPUExecutionProvider"],

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from swiftformer.artifact import Artifact
-from swiftformer.engines.base import Engine, EngineError, EngineOptions, one_line
+from swiftformer.engines.base import Engine, EngineError, EngineOptions
+from swiftformer.messages import one_line
 
 TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 

@@ -16,6 +16,7 @@ from swiftformer.artifact import Artifact
 from swiftformer.device import select_device
 from swiftformer.engines.base import Engine, EngineError, EngineOptions, checked_threads, expect_stored
 from swiftformer.image_processing import HUB
+from swiftformer.messages import one_line
 
 if TYPE_CHECKING:
     from swiftformer.deploy import DeployModel
@@ -166,7 +167,7 @@ def open_artifact(folder: Path, artifact: Artifact, options: EngineOptions) -> E
                 import torchvision  # noqa: F401  whose operators the program calls
             net = torch.export.load(file).module().to(where)
     except Exception as error:  # of many classes, by what is broken
-        raise EngineError(f"{file}: torch refuses it ({str(error).strip().splitlines()[0]})") from None
+        raise EngineError(f"{file}: torch refuses it ({one_line(error)})") from None
     engine = TorchEngine(
         net,
         artifact.labels,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module, metadata, util
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from PIL import Image
 
 import swiftformer
 from swiftformer.artifact import Artifact, ArtifactError, checksums, is_artifact, read_artifact, sha256
@@ -183,10 +186,13 @@ def export(
         artifact.write(folder)
     for name in earlier - set(artifact.checksums):
         (output / name).unlink(missing_ok=True)
+        for folder in [*Path(name).parents][:-1]:
+            with suppress(OSError):  # it holds other files
+                (output / folder).rmdir()
     return artifact
 
 
-def calibration_pictures(data: str | Path, count: int) -> list[ImageSource]:
+def calibration_pictures(data: str | Path, count: int) -> Sequence[ImageSource]:
     """Pictures spread evenly over a folder of pictures or the training split of a data set, with masks or without;
     over all of it where there is no such split.
 
@@ -211,7 +217,20 @@ def calibration_pictures(data: str | Path, count: int) -> list[ImageSource]:
         source = _training_pictures(open_segmentation, data, classes=["any"], check_masks=False)  # no mask is read
     else:
         source = _training_pictures(open_source, data)
-    return [source.image(i) for i in evenly(len(source), count)]
+    return Pictures(source, evenly(len(source), count))
+
+
+class Pictures(Sequence[Image.Image]):
+    """Some of a data set's, each read when it is asked for: decoded, hundreds of photographs may fill the memory."""
+
+    def __init__(self, source: Any, indices: Sequence[int]) -> None:
+        self.source, self.indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.source.image(self.indices[place])
 
 
 def _with_objects(folder: Path) -> Path | None:
@@ -267,7 +286,7 @@ def _check_calibration(
 ) -> None:
     calibrated = precision == "int8" and target.calibrated
     if calibrated != (calibration is not None):
-        wanted = "pictures to calibrate int8 with" if calibrated else f"no calibration for {precision}"
+        wanted = "pictures to calibrate int8 with (--calibration)" if calibrated else f"no calibration for {precision}"
         raise ExportError(f"{format}: expected {wanted}, found {'none' if calibration is None else 'some'}")
     if (max_drop is None) != (top1 is None) or (max_drop is not None and not calibrated):
         raise ExportError(
@@ -376,4 +395,9 @@ def _source(reference: str | Path | None, net: Any) -> dict[str, Any]:
 
 
 def _versions(*packages: str) -> dict[str, str]:
-    return {package: metadata.version(package) for package in packages}
+    """Of those that go by these names: what is imported as onnxruntime may have come as onnxruntime-gpu."""
+    found = {}
+    for package in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found

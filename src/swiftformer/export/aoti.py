@@ -9,6 +9,7 @@ import torch
 
 from swiftformer.export.graph import DeployGraph
 from swiftformer.export.torch_export import to_program
+from swiftformer.messages import one_line
 
 if TYPE_CHECKING:
     from swiftformer.export import Options
@@ -29,7 +30,5 @@ def write(graph: DeployGraph, options: Options, folder: Path) -> str:
         reason = getattr(error, "inner_exception", error)
         if type(reason).__name__ not in ("InvalidCxxCompiler", "CppCompileError"):
             raise
-        raise ExportError(
-            f"aoti: expected a C++ compiler that works, found {str(reason).strip().splitlines()[0]}"
-        ) from None
+        raise ExportError(f"aoti: expected a C++ compiler that works, found {one_line(reason)}") from None
     return "model.pt2"

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from swiftformer.image_processing import IMAGENET_MEAN, IMAGENET_STD
 from swiftformer.locate import CheckpointError
+from swiftformer.messages import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -109,10 +110,9 @@ def _from_timm(name: str, reference: str) -> Loaded:
     try:
         network: Any = timm.create_model(name, pretrained=True)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"teacher {reference}: cannot be downloaded ({reason}); fetch it where there is a network and give its "
-            f"folder as --set teacher=local-dir:FOLDER, name another with --set teacher=, or do without by "
+            f"teacher {reference}: cannot be downloaded ({one_line(error)}); fetch it where there is a network and "
+            f"give its folder as --set teacher=local-dir:FOLDER, name another with --set teacher=, or do without by "
             f"--set distillation=none"
         ) from error
     config: dict[str, Any] = resolve_data_config({}, model=network)

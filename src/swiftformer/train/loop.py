@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from swiftformer.data.class_names import differences
 from swiftformer.data.epoch_loader import EpochLoader, seed_generators
 from swiftformer.data.lasting_loader import LoaderError
 from swiftformer.data.loaders import Normalization
@@ -24,18 +23,18 @@ from swiftformer.files import check_writable
 from swiftformer.train.distributed import Processes, join_processes
 from swiftformer.train.interruption import StopRequest, TrainingStopped
 from swiftformer.train.memory import keep_freed_memory
+from swiftformer.train.pace import Pace
 from swiftformer.train.plots import RunPictures
 from swiftformer.train.progress import TrainingProgress
 from swiftformer.train.recipe import TrainingRecipe
 from swiftformer.train.run_folder import save_weights, write_card, write_recipe
 from swiftformer.train.run_log import RunLog
-from swiftformer.train.start import check_batch, resumable_state, what_is_left
-from swiftformer.train.state import has_state, write_state
+from swiftformer.train.start import batches_at_once, expect_free, expect_two_splits, resumable_state, what_is_left
+from swiftformer.train.state import write_state
 from swiftformer.train.step import TrainingStep, seed_batch
 from swiftformer.train.tasks import Examples, Task, task_of
 
 logger = logging.getLogger(__name__)
-LOG_EVERY = 20  # batches between two readings of the loss, each of which waits for the device and the other processes
 
 
 def train(
@@ -44,7 +43,7 @@ def train(
     val_source: Examples,
     output: str | Path,
     *,
-    variant: str = "xs",
+    variant: str | None = None,
     model: str | None = None,
     form: str | None = None,
     resume: bool = False,
@@ -65,10 +64,11 @@ def train(
     Args:
         recipe: of one of the tasks, see `swiftformer.train.recipe`.
         train_source, val_source: pictures of the task, from `open_source`, `open_segmentation` or `open_detection`.
-        variant: `xs`, `s`, `l1` or `l3`, with random weights in the July 2023 form; ignored where `model` is given.
+        variant: `xs` (the default), `s`, `l1` or `l3`, with random weights in the July 2023 form; ignored where `model`
+            is given.
         model: a checkpoint reference to start from; its head is replaced where the classes differ.
         form: numeric form of `model`, where its file cannot tell.
-        resume: go on from `output/states`, which also knows the model.
+        resume: go on from `output/states`, which also knows variant and model.
         device: where to train; CUDA if there is one.
         workers: processes that load images, for each training process.
         save_minutes: the state is saved after every epoch, and in the middle of one that takes longer than this.
@@ -80,8 +80,8 @@ def train(
 
     Raises:
         ValueError: train and val have different classes, or are the same images; `output` holds a run and `resume` is
-            not set, or another process trains there; there is nothing to resume, or its recipe, its classes or the
-            number of its images differ.
+            not set, or other files, or another process trains there; there is nothing to resume, or its recipe, its
+            classes, the number of its images, its variant or model differ.
         OSError: `output` cannot be written, or the disk is full; the last state stays.
         FloatingPointError: the loss is not finite; the last state stays.
         TrainingStopped: SIGTERM or Ctrl-C came; the state is saved, in the middle of an epoch too.
@@ -89,14 +89,11 @@ def train(
     """
     output = Path(output)
     check_writable(output)
-    if train_source.name(0) == val_source.name(0):
-        raise ValueError(f"expected a split to validate on, found the training images again ({train_source.name(0)})")
-    if train_source.classes != val_source.classes:
-        found = differences(train_source.classes, val_source.classes, "train", "val")
-        raise ValueError(f"expected the same classes in train and val, found {found}")
-    state = resumable_state(output, recipe, train_source, val_source) if resume else None
-    if state is None and (has_state(output) or (output / "best").exists()):
-        raise ValueError(f"{output} holds a run already: choose another folder, or resume it")
+    expect_two_splits(train_source, val_source)
+    state = resumable_state(output, recipe, train_source, val_source, variant, model) if resume else None
+    if state is None:
+        expect_free(output)
+    origin = (state or {}).get("origin", {"command": command, "started_from": model})
     with join_processes(device) as processes, StopRequest() as stop:
         if not processes.agree(0 if state is None else state["epochs"] * 10**10 + state["images"]):
             raise ValueError(f"{output}: expected that all processes see the same states, found different ones")
@@ -104,7 +101,7 @@ def train(
         torch.manual_seed(recipe.seed)
         task = task_of(recipe)
         net: Any = (
-            task.new_network(train_source.classes, variant, model, form)
+            task.new_network(train_source.classes, variant or "xs", model, form)
             if state is None
             else task.network_of(state["config"])
         )
@@ -121,13 +118,14 @@ def train(
             stop,
             net,
             state,
+            origin,
             workers=workers,
             save_minutes=save_minutes,
             keep_states=keep_states,
         )
         del net, state
         try:
-            return run.train({"data": data_name, "command": command, "started_from": model})
+            return run.train(data_name)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise OSError(error.errno, f"{output}: no space left to write to; {what_is_left(output)}") from error
@@ -148,6 +146,7 @@ class _Run:
         stop: StopRequest,
         net: Any,
         state: dict[str, Any] | None,
+        origin: dict[str, str | None],
         *,
         workers: int,
         save_minutes: float,
@@ -155,16 +154,8 @@ class _Run:
     ) -> None:
         self.recipe, self.task, self.output, self.processes, self.stop = recipe, task, output, processes, stop
         self.train_source, self.val_source, self.workers = train_source, val_source, workers
-        self.save_minutes, self.keep_states = save_minutes, keep_states
-        self.batch_size, accumulation = recipe.batches(processes.world_size)
-        share = len(train_source) // processes.world_size
-        if recipe.total_batch_size is None and 2 <= share < self.batch_size:
-            fitting = share - share % 2  # which Mixup needs
-            logger.warning(
-                "%d training images: taking %d at once instead of %d", len(train_source), fitting, self.batch_size
-            )
-            self.batch_size = fitting
-        check_batch(recipe, self.batch_size, len(train_source))
+        self.save_minutes, self.keep_states, self.origin = save_minutes, keep_states, origin
+        self.batch_size, accumulation = batches_at_once(recipe, processes.world_size, len(train_source))
         self.images_per_batch = self.batch_size * processes.world_size
         self.epoch = 0 if state is None else state["epochs"]
         self.loader = self.loader_at(self.epoch)
@@ -184,7 +175,7 @@ class _Run:
         task.prepare(self.step.net, train_source)
         task.prepare(self.step.evaluated, train_source)
         self.normalize = Normalization(recipe, processes.device, task.erasing)
-        self.best, self.metrics, self.seconds = -1.0, {}, 0.0
+        self.best, self.metrics, self.best_metrics, self.seconds = -1.0, {}, {}, 0.0
         self.batch = 0  # of the epoch under way
         self.saved = (-1, -1)  # epoch and batch of the last state
         # Of the epoch under way: the sums of losses, of hits and of unreadable pictures; `totals` over the
@@ -197,6 +188,7 @@ class _Run:
             self.batch = min(self.batch, self.batches)  # with more processes the last images may be padded
             self.saved = (self.epoch, self.batch)
             self.best, self.metrics, self.seconds = state["best"], state["metrics"], state["seconds"]
+            self.best_metrics = state.get("best_metrics", self.metrics)
             self.summed = state["totals"]
             if processes.main:
                 self.totals += torch.tensor(self.summed, device=processes.device)
@@ -206,20 +198,22 @@ class _Run:
         epoch = min(epoch, self.recipe.epochs - 1)
         return self.task.training_loader(self.train_source, epoch, self.batch_size, self.workers, self.processes)
 
-    def train(self, card: dict[str, Any]) -> dict[str, float]:
+    def train(self, data_name: str) -> dict[str, float]:
         recipe, output, main = self.recipe, self.output, self.processes.main
         fields = dataclasses.asdict(recipe)
         measures = self.task.measures
         data = len(self.train_source), len(self.val_source), len(self.train_source.classes)
         progress = TrainingProgress(recipe.epochs, self.batches, data[1], self.epoch, measures[:2], enabled=main)
-        with RunLog(output, fields, epochs_done=self.epoch, enabled=main) as log, progress:
+        with RunLog(output, fields, epochs_done=self.epoch, rank=self.processes.rank) as log, progress:
             if main:
                 write_recipe(fields, output)
             logger.info(
                 "%d training and %d validation images of %d classes, %d pixels, %d at once; %s; %s",
                 *(*data, recipe.image_size, self.batch_size),
-                f"starting from {card['started_from']}" if card.get("started_from") else "from random weights",
-                card["command"] or "called from Python",
+                f"starting from {self.origin['started_from']}"
+                if self.origin["started_from"]
+                else "from random weights",
+                self.origin["command"] or "called from Python",
             )
             if self.epoch or self.batch:
                 images = self.batch * self.images_per_batch
@@ -243,9 +237,10 @@ class _Run:
                     log.figure("confusion", output / "confusion.png", self.epoch)
                 if measures[0] in self.metrics:
                     config = self.step.net.config
-                    val_images = len(self.val_source) - self.metrics["val_unreadable"]
-                    sizes = {"train_images": len(self.train_source), "val_images": val_images}
-                    write_card(output, recipe, self.metrics, config, self.processes, **sizes, **card)
+                    best = self.best_metrics
+                    sizes = {"train_images": len(self.train_source), "val_images": data[1] - best["val_unreadable"]}
+                    known = {"data": data_name, "last_epoch": self.epoch, **sizes, **self.origin}
+                    write_card(output, recipe, best, config, self.processes, **known)
                 self.save()
         self.processes.wait()
         return self.metrics
@@ -253,17 +248,17 @@ class _Run:
     def train_epoch(self, progress: TrainingProgress, log: RunLog) -> None:
         """Train from `self.batch` to the end of the epoch, and fill `self.metrics`."""
         processes, recipe, step, epoch = self.processes, self.recipe, self.step, self.epoch
-        read_every = max(LOG_EVERY // step.accumulation, 1) * step.accumulation
         step.net.train()
         began = last_saved = time.perf_counter()
-        earlier = self.seconds
+        earlier, pace = self.seconds, Pace(self.batch, step.accumulation)
         batches = self.loader.batches(epoch, self.batch, self.batches)
         while True:
-            if self.batch % read_every == 0 or self.batch == self.batches or self.interrupted():
+            if self.batch in (pace.next, self.batches) or self.interrupted():
                 self.seconds = earlier + time.perf_counter() - began
                 overdue = time.perf_counter() - last_saved > 60 * self.save_minutes
-                flags = self.totals.new_tensor([self.stop.signal > 0, overdue])
-                *self.summed, stopped, overdue = processes.sum(torch.cat([self.totals, flags])).tolist()
+                told = self.totals.new_tensor([self.stop.signal > 0, overdue, pace.passed()])
+                *self.summed, stopped, overdue, passed = processes.sum(torch.cat([self.totals, told])).tolist()
+                pace.looked(self.batch, passed / processes.world_size)
                 self.read(progress, log)
                 if stopped:
                     self.stop_here()
@@ -359,7 +354,7 @@ class _Run:
         if unread and main:
             logger.warning("%d of %d validation images could not be used", unread, len(self.val_source))
         if self.metrics[self.task.measures[0]] >= self.best:  # of equals the one that was trained longer
-            self.best = self.metrics[self.task.measures[0]]
+            self.best, self.best_metrics = self.metrics[self.task.measures[0]], self.metrics
             if main:
                 save_weights(evaluated, fields, output / "best")
         return confusion
@@ -382,6 +377,8 @@ class _Run:
             "seconds": self.seconds,
             "best": self.best,
             "metrics": self.metrics,
+            "best_metrics": self.best_metrics,
+            "origin": self.origin,
             "config": json.loads(self.step.net.config.to_json_string()),
             "recipe": dataclasses.asdict(self.recipe),
             "pictures": [len(self.train_source), len(self.val_source)],

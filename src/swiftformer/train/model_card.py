@@ -121,6 +121,7 @@ def write_model_card(
     started_from: str | None,
     world_size: int,
     seconds: float,
+    last_epoch: int | None = None,
     device: str | None = None,
     task: str = "classify",
 ) -> Path:
@@ -129,13 +130,14 @@ def write_model_card(
     Args:
         output: the run folder; `curves.png` and `confusion.png` are shown where they are in it.
         recipe: the fields of the task's recipe.
-        metrics: of the last evaluation, those of `RESULTS` in percent, and its `epoch`.
+        metrics: of the weights in `best/`, those of `RESULTS` in percent, and their `epoch`.
         model_name: a variant (`xs`), or another name.
         data: the data set: a path, or a name on the hub; empty where nobody said.
         command: the command line, where there was one.
         started_from: reference of the checkpoint that training began with; None for random weights.
         world_size: number of processes.
         seconds: duration of the run.
+        last_epoch: number of the epoch that `last/` is from.
         device: type of the device, such as `cpu`; None for CUDA if there is one.
         task: a key of `WORDINGS`.
 
@@ -172,8 +174,8 @@ def write_model_card(
         *(line for file, title in PICTURES.items() if (output / file).exists() for line in (f"![{title}]({file})", "")),
         "## Use",
         "",
-        f"`best/` holds the weights of the epoch with the best {wording.best}, `last/` those of the last epoch. In "
-        "this folder:",
+        f"`best/` holds the weights of the epoch with the best {wording.best}, which are those that were measured; "
+        f"`last/` those of the last epoch{f', {last_epoch}' if last_epoch else ''}. In this folder:",
         "",
         "```console",
         f"$ swiftformer {wording.verb} --model best picture.jpg",

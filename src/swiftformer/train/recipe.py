@@ -29,7 +29,8 @@ class TrainingRecipe:
         epochs, warmup_epochs: length of the run, and of its linear warm-up.
         batch_size: images that go through the model at once, in every process.
         total_batch_size: images per update of the weights, over all processes, reached by accumulating gradients; None
-            for `batch_size` in every process. Where that alone is more, every process takes fewer at once.
+            for `batch_size` in every process. Where that alone is more, every process takes fewer at once. Where the
+            processes cannot share it equally, it is the nearest number that they can.
         lr, warmup_lr, min_lr: peak, first and last learning rate.
         schedule: how it falls: with every update by `cosine` or `poly`, a power of 0.9 of what is left of the run, or
             by `multistep`, to a tenth behind each of the epochs in
@@ -104,26 +105,18 @@ class TrainingRecipe:
                 raise ValueError(f"{name}: expected {what}, found {value}")
 
     def batches(self, world_size: int = 1) -> tuple[int, int]:
-        """Images that every process takes at once, and how many such batches make an update of the weights.
-
-        Raises:
-            ValueError: `total_batch_size` cannot be divided so.
-        """
+        """Images that every process takes at once, and how many such batches make an update of the weights."""
         total = self.total_batch_size
         if total is None:
             return self.batch_size, 1
-        if total % world_size:
-            raise ValueError(
-                f"expected a number of processes that divides total_batch_size ({total}), found {world_size}"
-            )
-        share = total // world_size
-        for batch_size in range(min(self.batch_size, share), 0, -1):
-            if share % batch_size == 0 and not (self.mixes and batch_size % 2):
-                return batch_size, share // batch_size
-        raise ValueError(
-            f"Mixup and CutMix need an even number of images per process, found {share} (total_batch_size {total} in "
-            f"{world_size} processes)"
-        )
+        step = 2 if self.mixes else 1  # Mixup pairs the images of a batch
+        fewest = math.ceil(total / (world_size * self.batch_size))
+        for count in range(fewest, 2 * fewest + 1):
+            batch_size, rest = divmod(total, world_size * count)
+            if batch_size and not rest and batch_size % step == 0:
+                return batch_size, count
+        nearest = step * round(total / (world_size * fewest * step))
+        return max(min(nearest, self.batch_size - self.batch_size % step), step), fewest
 
     @property
     def mixes(self) -> bool:

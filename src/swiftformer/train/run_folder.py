@@ -10,16 +10,37 @@ from typing import Any
 from swiftformer.checkpoints import save
 from swiftformer.config import SwiftFormerConfig
 from swiftformer.files import atomic_file
+from swiftformer.messages import one_line
+from swiftformer.train.dense_recipe import DetectionRecipe, InstanceRecipe, SegmentationRecipe
 from swiftformer.train.distributed import Processes
 from swiftformer.train.model_card import write_model_card
-from swiftformer.train.recipe import TrainingRecipe
+from swiftformer.train.recipe import Recipe, TrainingRecipe
 from swiftformer.variants import variant_of
+
+RECIPES: tuple[type[TrainingRecipe], ...] = (Recipe, SegmentationRecipe, DetectionRecipe, InstanceRecipe)
 
 
 def write_recipe(recipe: dict[str, Any], folder: Path) -> None:
     """Write `recipe.json`."""
     with atomic_file(folder / "recipe.json") as file:
         file.write_text(json.dumps(recipe, indent=2) + "\n")
+
+
+def read_recipe(run: Path) -> TrainingRecipe:
+    """The recipe that `write_recipe` has written for a run.
+
+    Raises:
+        ValueError: there is none.
+    """
+    file = run / "recipe.json"
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        # Of the tasks that have all these fields the one with the fewest others: older runs lack the newer fields.
+        kinds = [kind for kind in RECIPES if {*stored} <= {field.name for field in dataclasses.fields(kind)}]
+        kind = min(kinds, key=lambda kind: len(dataclasses.fields(kind)))
+        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
+    except (OSError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{file}: expected the recipe of a run ({one_line(error)})") from None
 
 
 def save_weights(model: Any, recipe: dict[str, Any], folder: Path) -> None:

@@ -36,25 +36,29 @@ class RunLog:
         output: the run folder.
         recipe: the configuration that W&B shows.
         epochs_done: finished epochs of a run that goes on; whatever was written down after them is dropped.
-        enabled: False in all processes but the main one: nothing is written.
+        rank: of the process: others than the first write their warnings, if there are any, to `train-RANK.log`.
 
     Raises:
         OSError: on entry, `train.log` or `metrics.jsonl` cannot be written.
         ValueError: on entry, another process has the log.
     """
 
-    def __init__(
-        self, output: str | Path, recipe: dict[str, Any], *, epochs_done: int = 0, enabled: bool = True
-    ) -> None:
-        self.output, self.recipe, self.epochs_done, self.enabled = Path(output), recipe, epochs_done, enabled
+    def __init__(self, output: str | Path, recipe: dict[str, Any], *, epochs_done: int = 0, rank: int = 0) -> None:
+        self.output, self.recipe, self.epochs_done, self.rank = Path(output), recipe, epochs_done, rank
         self._file: logging.FileHandler | None = None
         self._level = logging.NOTSET
         self._dashboards: list[Dashboard] = []
 
     def __enter__(self) -> Self:
-        if not self.enabled:
-            return self
+        package = logging.getLogger("swiftformer")
+        self._level = package.level
         self.output.mkdir(parents=True, exist_ok=True)
+        if self.rank:  # several machines cannot append to one file without losing lines
+            self._file = logging.FileHandler(self.output / f"train-{self.rank}.log", encoding="utf-8", delay=True)
+            self._file.setFormatter(logging.Formatter(LOG_LINE))
+            self._file.setLevel(logging.WARNING)
+            package.addHandler(self._file)
+            return self
         self._file = logging.FileHandler(self.output / "train.log", encoding="utf-8")
         assert self._file.stream is not None
         if not _locked(self._file.stream):
@@ -63,8 +67,6 @@ class RunLog:
             raise ValueError(f"{self.output}: another process trains in this folder; wait for it or choose another")
         _forget_lines_after(self.output / "metrics.jsonl", self.epochs_done)
         self._file.setFormatter(logging.Formatter(LOG_LINE))
-        package = logging.getLogger("swiftformer")
-        self._level = package.level
         if self._level == logging.NOTSET:
             package.setLevel(logging.INFO)
         package.addHandler(self._file)
@@ -102,7 +104,7 @@ class RunLog:
         Raises:
             OSError: `metrics.jsonl` cannot be written.
         """
-        if not self.enabled:
+        if self.rank:
             return
         with (self.output / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")

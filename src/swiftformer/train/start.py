@@ -3,24 +3,80 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
 from swiftformer.data.class_names import differences
+from swiftformer.locate import WEIGHT_FILES
 from swiftformer.train.recipe import TrainingRecipe
 from swiftformer.train.state import has_state, read_state
 from swiftformer.train.tasks import Examples
+from swiftformer.variants import variant_of
 
+logger = logging.getLogger(__name__)
 ONE_PIXEL = 32  # side of the images of which one pixel is left behind all strides
+# What a run writes, apart from the log, and what would hide its weights from `swiftformer.load`.
+WRITTEN = ("README.md", "metrics.jsonl", "curves.png", "confusion.png", "last", "raw", "tensorboard")
+HIDING = ("config.json", *WEIGHT_FILES)
 
 
-def resumable_state(output: Path, recipe: TrainingRecipe, train: Examples, val: Examples) -> dict[str, Any]:
-    """The newest whole state of a run.
+def expect_free(output: Path) -> None:
+    """Before a new run.
 
     Raises:
-        ValueError: there is none, or it belongs to another recipe, other classes or another number of images.
+        ValueError: the folder holds a run already, or files of something else that the run would write over.
+    """
+    if has_state(output) or (output / "best").exists():
+        raise ValueError(f"{output} holds a run already: choose another folder, or resume it")
+    died_early = (output / "recipe.json").exists()  # a run that has no state yet starts again in its folder
+    found = [name for name in (*HIDING, *(() if died_early else WRITTEN)) if (output / name).exists()]
+    if found:
+        raise ValueError(
+            f"{output}: expected a folder for the run alone, found {found[0]} in it: choose another folder"
+        )
+
+
+def expect_two_splits(train: Examples, val: Examples) -> None:
+    """Different pictures of the same classes.
+
+    Classes that have no names are numbers up to the largest label: of both splits, where one lacks the last of them.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if train.name(0) == val.name(0):
+        raise ValueError(f"expected a split to validate on, found the training images again ({train.name(0)})")
+    numbered = [str(number) for number in range(max(len(train.classes), len(val.classes)))]
+    for source in (train, val):
+        if source.classes == numbered[: len(source.classes)] and {*train.classes, *val.classes} == {*numbered}:
+            source.classes = numbered
+    if train.classes != val.classes:
+        found = differences(train.classes, val.classes, "train", "val")
+        raise ValueError(f"expected the same classes in train and val, found {found}")
+
+
+def resumable_state(
+    output: Path, recipe: TrainingRecipe, train: Examples, val: Examples, variant: str | None, model: str | None
+) -> dict[str, Any]:
+    """The newest whole state of a run.
+
+    Args:
+        variant, model: what it was started as, where that is said again.
+
+    Raises:
+        ValueError: there is none, or it belongs to another recipe, other classes, another number of images, another
+            variant or another checkpoint.
     """
     state = read_state(output)
+    began = state["origin"]["started_from"] if "origin" in state else model  # which older states do not tell
+    if model not in (None, began):
+        raise ValueError(
+            f"{output} was started from {began or 'random weights'}: expected the same model, or none, found {model}"
+        )
+    known = variant_of(state["config"]["depths"], state["config"]["embed_dims"])
+    if variant is not None and known is not None and variant.lower() != known.name:
+        raise ValueError(f"{output} trains {known.name}: expected the same variant, or none, found {variant}")
     # A recipe stored by an older version lacks the newer fields: then their defaults were in force.
     stored, wanted = dataclasses.asdict(type(recipe)()) | state["recipe"], dataclasses.asdict(recipe)
     differing = [f"{k} {stored[k]} -> {v}" for k, v in wanted.items() if stored[k] != v]
@@ -45,6 +101,29 @@ def what_is_left(output: Path) -> str:
     if not has_state(output):
         return f"{output} holds no state to resume yet"
     return f"the last state stays in {output}, for --resume"
+
+
+def batches_at_once(recipe: TrainingRecipe, world_size: int, images: int) -> tuple[int, int]:
+    """As `recipe.batches`, fewer at once where there are so few images; tells where that is not what was asked for.
+
+    Raises:
+        ValueError: batches that BatchNorm cannot learn from.
+    """
+    batch_size, accumulation = recipe.batches(world_size)
+    total, share = batch_size * accumulation * world_size, images // world_size
+    if recipe.total_batch_size is None and 2 <= share < batch_size:
+        fitting = share - share % 2  # which Mixup needs
+        logger.warning("%d training images: taking %d at once instead of %d", images, fitting, batch_size)
+        batch_size = fitting
+    elif recipe.total_batch_size not in (None, total):
+        logger.warning(
+            "%d processes cannot share total_batch_size %d equally: taking %d",
+            world_size,
+            recipe.total_batch_size,
+            total,
+        )
+    check_batch(recipe, batch_size, images)
+    return batch_size, accumulation
 
 
 def check_batch(recipe: TrainingRecipe, batch_size: int, images: int) -> None:

@@ -65,7 +65,7 @@ def read_state(run: Path) -> dict[str, Any]:
     """
     paths = _states(run)[::-1]
     if not paths:
-        raise ValueError(f"{run / FOLDER}: expected the state of a run to resume, found none")
+        raise ValueError(f"{run / FOLDER}: expected a state to resume from, found none; without --resume it begins")
     for path in paths:
         try:
             told = path.with_suffix(".sha256").read_text().split()[0]

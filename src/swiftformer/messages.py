@@ -1,0 +1,9 @@
+"""What other packages' errors say, short enough to be part of a message."""
+
+from __future__ import annotations
+
+
+def one_line(error: BaseException, line: int = 0) -> str:
+    """A line of what an error says, or its class where it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[line].strip()
