@@ -200,7 +200,9 @@ def export(
 
     weights = Path(model).name in ("best", "last", "raw")  # of a run, by whose name they are told apart
     name = re.sub(r"[^\w.-]+", "-", "-".join(Path(model).parts[-2:]) if weights else Path(model).name or model)
-    folder = output or Path("exports") / "-".join(filter(None, [name, format_, precision, size, batch and f"batch{batch}"]))
+    folder = output or Path("exports") / "-".join(
+        filter(None, [name, format_, precision, size, batch and f"batch{batch}"])
+    )
     if (max_drop is None) != (validation is None):
         raise ValueError("expected --max-drop together with --validation DATA, found one of them")
     artifact = run(

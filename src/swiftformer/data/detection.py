@@ -114,7 +114,7 @@ def open_detection(
     if masks:
         coco_mask()  # which may be missing
     problems = Problems(on_error)
-    names = USUAL | {split, split_of(split)} - {ALL} if split else set()
+    names = USUAL | ({split, split_of(split)} - {ALL} if split else set())
     recognised = partial(_recognised, root, masks=bool(masks), problems=problems, classes=default_classes)
     splits = recognised(names) or recognised(names | _unusual_names(root))
     if not splits:
