@@ -2,6 +2,7 @@
 
     python benchmarks/start_up.py
     python benchmarks/start_up.py --formats native,onnx,openvino --processes 20
+    python benchmarks/start_up.py --python runtime/bin/python    # of an environment without torch, see docs/export.md
 
 Exports the bundled model in each format, then starts processes in turn: Python alone and with NumPy and Pillow, for
 comparison; a script of five lines that opens the artifact and classifies a JPEG file; and `swiftformer classify
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--formats", default="native,onnx,openvino,litert")
     parser.add_argument("--model", default="swiftformer-xs-cifar10")
     parser.add_argument("--processes", type=int, default=15, help="of each kind")
+    parser.add_argument("--python", default=sys.executable, help="what the processes run in, if not in this Python")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         commands = {
@@ -49,7 +51,8 @@ def main() -> None:
         for name in arguments.formats.split(","):
             models[name] = str(Path(folder) / name), "auto"
             export(arguments.model, models[name][0], name)
-        for name in [*(found for found in models if found == "native"), "torch"]:
+        own = arguments.python == sys.executable  # others need not have torch
+        for name in [*(found for found in models if found == "native"), *(["torch"] if own else [])]:
             models[f"the checkpoint in {name}"] = arguments.model, name
         for name, (model, engine) in models.items():
             commands[f"{name}, script"] = ["-c", SCRIPT, model, PICTURE, engine]
@@ -61,7 +64,7 @@ def main() -> None:
         for number in range(1 + arguments.processes):
             for name, command in commands.items():
                 start = time.perf_counter()
-                done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
+                done = subprocess.run([arguments.python, *command], env=environment, capture_output=True, text=True)
                 taken = time.perf_counter() - start
                 if done.returncode:
                     sys.exit(f"{name}: {(done.stderr.strip().splitlines() or ['no answer'])[-1]}")

@@ -56,7 +56,12 @@ def test_resuming_takes_the_recipe_of_the_run(image_folder, tmp_path):
     for name in ("small_segmentation", "small_detection", "small_instances", "paper_l3"):
         write_recipe(dataclasses.asdict(get_recipe(name)), output)
         assert read_recipe(output) == get_recipe(name)
-    for content, reason in (("[]", "attribute"), ('{"epochs": -1}', "epochs"), ('{"unknown": 1}', "empty"), ("", "column")):
+    for content, reason in (
+        ("[]", "attribute"),
+        ('{"epochs": -1}', "epochs"),
+        ('{"unknown": 1}', "empty"),
+        ("", "column"),
+    ):
         (output / "recipe.json").write_text(content)
         with pytest.raises(ValueError, match=f"recipe.json: expected the recipe of a run .*{reason}"):
             read_recipe(output)

@@ -237,7 +237,8 @@ def fuse(model: SwiftFormerForImageClassification | SwiftFormerBackbone, *, raw_
 
     Returns:
         The same function as of the model in eval mode, up to rounding: to 1e-4 relative in float32, and where the
-        result is run in half precision to 0.05 in bfloat16 and 0.01 in float16, each against the model in float32.
+        result is run in half precision to 0.05 in bfloat16 and 0.01 in float16, each against the model in float32; in
+        float16 the forms that do not normalise keys and queries may overflow, unless `swiftformer.export` fits them.
         Weights are folded in float64 and kept in the model's dtype, in channels-last memory.
 
     Raises:

@@ -185,7 +185,7 @@ def _package(name: str) -> str:
 
 
 def _able(artifact: Artifact) -> list[str]:
-    """The engines that are installed and run the format, the fastest first."""
+    """The engines that are installed and run the format, in the order of `ENGINES`, as a rule the fastest first."""
     able = [name for name, (_, _, formats) in ENGINES.items() if artifact.format in formats]
     if not able:
         raise ArtifactError(f"expected a format that runs on this system, found {artifact.format}")
