@@ -286,8 +286,11 @@ def _check_calibration(
 ) -> None:
     calibrated = precision == "int8" and target.calibrated
     if calibrated != (calibration is not None):
-        wanted = "pictures to calibrate int8 with (--calibration)" if calibrated else f"no calibration for {precision}"
-        raise ExportError(f"{format}: expected {wanted}, found {'none' if calibration is None else 'some'}")
+        if calibrated:
+            raise ExportError(
+                f"{format}: expected pictures to calibrate int8 with, found none; --calibration takes a folder"
+            )
+        raise ExportError(f"{format}: expected no calibration for {precision}, found some")
     if (max_drop is None) != (top1 is None) or (max_drop is not None and not calibrated):
         raise ExportError(
             "max_drop: expected together with int8 that is calibrated, and a measure of accuracy, found it without"
