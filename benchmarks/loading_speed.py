@@ -26,7 +26,7 @@ from timm.data import create_dataset, create_loader
 
 from swiftformer.data.loaders import Normalization, TrainingLoader
 from swiftformer.data.sources import open_source
-from swiftformer.export import evenly
+from swiftformer.export.calibration import evenly
 from swiftformer.train.recipes import get_recipe
 
 

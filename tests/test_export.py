@@ -21,6 +21,7 @@ from swiftformer.engines import EngineError, open_engine
 from swiftformer.engines.openvino import shared_core
 from swiftformer.export import FORMATS, ExportError, calibration_pictures, export
 from swiftformer.export import compare as comparison
+from swiftformer.export.calibration import evenly
 from swiftformer.export.compare import pictures
 from swiftformer.export.sensitivity import round_activations, round_weights, sensitivities
 from swiftformer.image_processing import Preprocessing
@@ -471,8 +472,8 @@ os.kill(os.getpid(), signal.SIGCHLD)
 
 
 def test_evenly():
-    assert exports.evenly(599, 300)[-1] > 590 and len(set(exports.evenly(599, 300))) == 300
-    assert exports.evenly(3, 10) == [0, 1, 2] and exports.evenly(10, 3) == [0, 3, 6]
+    assert evenly(599, 300)[-1] > 590 and len(set(evenly(599, 300))) == 300
+    assert evenly(3, 10) == [0, 1, 2] and evenly(10, 3) == [0, 3, 6]
 
 
 def test_the_model_is_left_as_it_was(tmp_path):

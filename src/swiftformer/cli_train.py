@@ -78,7 +78,8 @@ def train(
 
     name = recipe or DEFAULT_RECIPES[task or "classify"]
     if resume and recipe is None and not set_ and (output / "recipe.json").exists():
-        name, chosen = f"that of {output}", read_recipe(output)
+        chosen: Any = read_recipe(output)
+        name = f"that of {output}"
     else:
         chosen = get_recipe(name, set_ or ())
     if task not in (None, chosen.task):

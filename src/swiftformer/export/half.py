@@ -50,7 +50,9 @@ def _power(factor: float) -> float:
 
 def _scale(attention: DeployAttention, of_key: float, of_query: float) -> None:
     """Multiply keys and queries, and divide what is made of them by the same where they are not normalised."""
-    dim, both, output = attention.dim, attention.key_query, attention.output
+    dim = attention.dim
+    both: Any = attention.key_query
+    output: Any = attention.output
     for part, factor in ((slice(dim), of_key), (slice(dim, None), of_query)):
         for tensor in (both.weight, both.bias):
             tensor[part] *= factor

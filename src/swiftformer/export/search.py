@@ -44,7 +44,8 @@ def write_within_drop(
     Raises:
         ExportError: not even half of the layers in floating point suffice.
     """
-    from swiftformer.export import ExportError, evenly
+    from swiftformer.export import ExportError
+    from swiftformer.export.calibration import evenly
 
     ranked = list(sensitivities(net, torch.from_numpy(images[evenly(len(images), IMAGES)])))
     count, tried, found = 0, 0, 0.0

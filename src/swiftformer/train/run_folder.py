@@ -38,7 +38,8 @@ def read_recipe(run: Path) -> TrainingRecipe:
         # Of the tasks that have all these fields the one with the fewest others: older runs lack the newer fields.
         kinds = [kind for kind in RECIPES if {*stored} <= {field.name for field in dataclasses.fields(kind)}]
         kind = min(kinds, key=lambda kind: len(dataclasses.fields(kind)))
-        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        return kind(**fields)
     except (OSError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: expected the recipe of a run ({one_line(error)})") from None
 
