@@ -121,7 +121,6 @@ def test_every_picture_is_counted_once(images, single, tmp_path):
         assert found[name] == pytest.approx(expected[name], abs=1e-4)
 
 
-@pytest.mark.exhaustive
 def test_torchrun_starts_the_command_line(images, tmp_path):
     train = ["train", "--data", str(images), "--recipe", "smoke", "--device", "cpu", "--workers", "0"]
     train += ["--model", str(tiny_checkpoint(tmp_path)), "--set", "epochs=1", "--output", str(tmp_path / "run")]
@@ -146,8 +145,7 @@ def tiny_checkpoint(folder: Path) -> Path:
     return save(tiny(), folder / "tiny")
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("update", [7, 10])
+@pytest.mark.parametrize("update", [7, pytest.param(10, marks=pytest.mark.exhaustive)])
 def test_sigterm_to_all_processes_saves_one_state(images, double, tmp_path, update):
     """To their loader processes as well; update 10 is the last of an epoch, and it is evaluated."""
     output = tmp_path / "run"
