@@ -4,7 +4,9 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +27,16 @@ def weight(*shape):
     return (0.3 * random.standard_normal(shape)).astype(np.float32)
 
 
-def tiny_network(classes=10, **options):
+def tiny_network(classes=10, encoder=False, **options):
     generator = np.random.default_rng(1)
     weights = lambda *shape: (0.3 * generator.standard_normal(shape)).astype(np.float32)  # noqa: E731
     network = native.Network(**options)
     network.stem(weights(8, 3, 3, 3), weights(8), weights(18, 8, 3, 3), weights(18), [0.5] * 3, [0.25] * 3)
     network.branch(weights(18, 1, 3, 3), weights(18), weights(36, 18), weights(36), weights(18, 36), weights(18))
+    if encoder:
+        branch = weights(18, 1, 3, 3), weights(18), weights(18, 18), weights(18), weights(18, 18), weights(18)
+        attention = weights(36, 18), weights(36), weights(18), weights(18, 36), weights(18), True, 0.3
+        network.encoder(*branch, *attention, weights(72, 18), weights(72), weights(18, 72), weights(18))
     network.head(weights(classes, 18), weights(classes))
     return network
 
@@ -187,19 +193,82 @@ def test_what_the_processor_cannot():
         assert len(set(names)) == len(names) and set(names) <= set(native.supported())
 
 
-def test_a_forked_process(recwarn):
-    """Its threads are not there any more: it computes alone, frees what they slept on, and ends."""
-    network = tiny_network(threads=3)
-    images = weight(2, 3, 32, 32)
-    expected = network(images)[0].sum()
-    time.sleep(0.05)  # the threads sleep by now
-    assert sys.getrefcount(network) == 2
+@pytest.mark.parametrize("kind", ["floats", "bytes"])
+def test_sides_that_are_too_large(kind, tmp_path):
+    """As a number of 32 bits, 2^32 + 1 would be 1."""
+    network, many = tiny_network(), 2**32 + 1
+    shape = (many, 3, 1, 1) if kind == "floats" else (many, 1, 1, 3)
+    size = 12 * many if kind == "floats" else 3 * many
+    with (tmp_path / "sparse").open("wb") as file:
+        try:
+            file.truncate(size)
+        except OSError:
+            pytest.skip("no sparse files of this size here")
+    pixels = np.memmap(tmp_path / "sparse", np.float32 if kind == "floats" else np.uint8, "r", shape=shape)
+    with pytest.raises(ValueError, match=f"^expected sides below 2\\^31, found {many}$"):
+        network(pixels)
+    with pytest.raises(ValueError, match=r"^expected pictures of less than 2\^31 pixels, found 65536x65536$"):
+        network(np.memmap(tmp_path / "sparse", np.uint8, "r", shape=(1, 2**16, 2**16, 3)))
+
+
+def test_layers_are_all_there_before_the_first_call():
+    network = tiny_network()
+    network(weight(1, 3, 32, 32))
+    for add in (network.output, lambda: network.head(weight(10, 18), weight(10))):
+        with pytest.raises(ValueError, match=r"^expected all layers before the first call, found one behind it$"):
+            add()
+    assert len(network(weight(1, 3, 32, 32))) == 1
+
+
+def beats_within(task):
+    """How often another thread of Python ran while `task` did."""
+    beats, ended = [], threading.Event()
+
+    def beat():
+        while not ended.wait(0.001):
+            beats.append(time.perf_counter())
+
+    with ThreadPoolExecutor() as pool:
+        beating = pool.submit(beat)
+        start = time.perf_counter()
+        task()
+        end = time.perf_counter()
+        ended.set()
+        beating.result()
+    margin = (end - start) / 10
+    return sum(start + margin < at < end - margin for at in beats)
+
+
+def test_others_run_during_a_call():
+    network, images = tiny_network(isa="plain", threads=1), weight(4, 3, 512, 512)
+    assert beats_within(lambda: network(images)) > 5
+
+
+def test_others_run_while_a_layer_is_added():
+    network = native.Network(isa="plain", precision="int8", threads=1)
+    network.stem(weight(8, 3, 3, 3), weight(8), weight(64, 8, 3, 3), weight(64))
+    large = np.ones((8192, 64, 3, 3), np.float32), np.ones(8192, np.float32)
+    assert beats_within(lambda: network.downsampling(*large)) > 5
+
+
+@pytest.mark.parametrize(("isa", "precision"), MODES)
+def test_calls_at_once_change_nothing(isa, precision):
+    """They share the processors, so that each has fewer threads than alone."""
+    images = [weight(batch, 3, 65, 97) for batch in (1, 2, 3, 5)]
+    networks = [tiny_network(encoder=True, isa=isa, precision=precision, threads=threads) for threads in (0, 2, 3, 4)]
+    expected = [network(some)[0] for network, some in zip(networks, images, strict=True)]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            found = pool.map(lambda network, some: network(some)[0], networks, images)
+            assert all((a == b).all() for a, b in zip(found, expected, strict=True))
+
+
+def right_in_a_forked_process(task):
+    """Whether `task` gives true there, and in time."""
     child = os.fork()
     if child == 0:
         try:
-            right = network(images)[0].sum() == expected
-            del network
-            os._exit(0 if right else 1)
+            os._exit(0 if task() else 1)
         finally:
             os._exit(2)
     ended = 0
@@ -209,11 +278,46 @@ def test_a_forked_process(recwarn):
             if ended:
                 break
             time.sleep(0.02)
-        assert ended and os.waitstatus_to_exitcode(status) == 0
+        return ended and os.waitstatus_to_exitcode(status) == 0
     finally:
         if not ended:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
+
+
+def test_a_forked_process(recwarn):
+    """The threads are not there any more: it starts its own, and leaves alone what the others slept on."""
+    network = tiny_network(threads=3)
+    images = weight(2, 3, 32, 32)
+    expected = network(images)[0]
+    time.sleep(0.05)  # the threads sleep by now
+    assert sys.getrefcount(network) == 2
+
+    def task():
+        nonlocal network
+        right = (network(images)[0] == expected).all()
+        del network
+        return right
+
+    assert right_in_a_forked_process(task)
+
+
+def test_a_process_forked_during_a_call(recwarn):
+    """One thread has the network, and all of its threads are at work: in the child none of them ever ends."""
+    network, images, many = tiny_network(isa="plain", threads=3), weight(2, 3, 32, 32), weight(8, 3, 512, 512)
+    expected = network(images)[0]
+
+    def task():
+        with ThreadPoolExecutor(2) as pool:  # both find that there was a fork
+            return all((found[0] == expected).all() for found in pool.map(network, [images] * 4))
+
+    for _ in range(5):
+        calling = threading.Thread(target=network, args=(many,))
+        calling.start()
+        time.sleep(0.02)
+        right = right_in_a_forked_process(task)
+        calling.join()
+        assert right
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="tells the instruction sets on Linux alone")

@@ -35,6 +35,9 @@ class Memory {
   void grow(size_t size) {
     if (size > size_) *this = Memory(size);
   }
+  void grow_in_zeros(size_t size) {
+    if (size > size_) *this = Memory(size);
+  }
 
  private:
   void swap(Memory& other) {

@@ -6,6 +6,8 @@
 #include <stdexcept>
 
 #include "cpu.h"
+#include "processors.h"
+#include "turn.h"
 
 namespace swiftformer {
 
@@ -63,10 +65,9 @@ Network::Network(const std::string& isa, const std::string& precision, int threa
              : kernels_.levels ? kernels_for(kernels_.name, "bf16")
                                : kernels_),
       precision_(kernels_.values_per_word == 1 ? "fp32" : precision),
-      threads_(threads > 0 ? threads : processors(), pin),
-      operand_(threads_.count()),
-      hidden_(threads_.count()),
-      rows_(threads_.count()) {}
+      thread_count_(threads > 0 ? threads : processors()),
+      pin_(pin),
+      work_(new Work(thread_count_, pin)) {}
 
 void Network::expect(const Weight& weight, const std::vector<int>& shape, const char* name) const {
   if (*std::min_element(shape.begin(), shape.end()) < 1) {
@@ -84,7 +85,7 @@ void Network::expect_stem() const {
 
 void Network::stem(const Weight& weight1, const Weight& bias1, const Weight& weight2, const Weight& bias2,
                    const std::vector<float>& mean, const std::vector<float>& std) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  const Adding adding(*this);
   if (!layers_.empty()) throw std::invalid_argument("expected the stem as the first layer");
   if (weight1.shape.size() != 4 || weight2.shape.size() != 4) {
     throw std::invalid_argument("expected weights of 4 dimensions in the stem");
@@ -129,12 +130,12 @@ void Network::add_convolution(const Weight& weight, const Weight& bias, bool rel
 }
 
 void Network::downsampling(const Weight& weight, const Weight& bias) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  const Adding adding(*this);
   add_convolution(weight, bias, false, 2, "downsampling");
 }
 
 void Network::convolution(const Weight& weight, const Weight& bias, bool relu) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  const Adding adding(*this);
   add_convolution(weight, bias, relu, 1, "convolution");
 }
 
@@ -157,14 +158,14 @@ Branch Network::packed_branch(const std::vector<Weight>& weights) {
 }
 
 void Network::branch(const std::vector<Weight>& weights) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  const Adding adding(*this);
   expect_stem();
   layers_.push_back(packed_branch(weights));
 }
 
 void Network::encoder(const std::vector<Weight>& local, const std::vector<Weight>& attention, const Weight* score,
                       bool normalize, float pooled_scale, const std::vector<Weight>& mlp) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  const Adding adding(*this);
   expect_stem();
   const int dim = channels_, stride = filled(dim), hidden = mlp[0].shape.empty() ? 0 : mlp[0].shape[0];
   expect(attention[0], {2 * dim, dim}, "key_query");
@@ -191,7 +192,7 @@ void Network::encoder(const std::vector<Weight>& local, const std::vector<Weight
 }
 
 void Network::output(const Weight* factor, const Weight* shift) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  const Adding adding(*this);
   expect_stem();
   if (!factor != !shift) throw std::invalid_argument("expected both factor and shift, or neither");
   MapOutput output{{}, {}, channels_};
@@ -205,7 +206,7 @@ void Network::output(const Weight* factor, const Weight* shift) {
 }
 
 void Network::head(const Weight& weight, const Weight& bias) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  const Adding adding(*this);
   expect_stem();
   const int classes = weight.shape.empty() ? 0 : weight.shape[0];
   expect(weight, {classes, channels_}, "head weight");
@@ -214,7 +215,7 @@ void Network::head(const Weight& weight, const Weight& bias) {
 }
 
 void Network::lateral(const Weight& weight, const Weight& bias) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  const Adding adding(*this);
   expect_stem();
   if (pyramid_left_ < pyramid_levels_ || pyramid_levels_ == most_pyramid_levels) {
     throw std::invalid_argument("expected at most " + std::to_string(most_pyramid_levels) +
@@ -229,7 +230,7 @@ void Network::lateral(const Weight& weight, const Weight& bias) {
 }
 
 void Network::pyramid_level(int index) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  const Adding adding(*this);
   if (pyramid_left_ == 0 || index != pyramid_left_ - 1) {
     throw std::invalid_argument("expected each lateral's level once, that of the last lateral first, found level " +
                                 std::to_string(index));
@@ -247,13 +248,13 @@ void Network::expect_level(int index) const {
 }
 
 void Network::enlarging(int level) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  const Adding adding(*this);
   expect_level(level);
   layers_.push_back(Enlarging{level});
 }
 
 void Network::scores(const Weight& weight, const Weight& bias) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  const Adding adding(*this);
   expect_level(0);
   const bool first = classes_ == 0;
   const int classes = !first ? classes_ : weight.shape.empty() ? 0 : weight.shape[0];
@@ -264,7 +265,7 @@ void Network::scores(const Weight& weight, const Weight& bias) {
 }
 
 void Network::scores_output() {
-  std::lock_guard<std::mutex> lock(mutex_);
+  const Adding adding(*this);
   if (classes_ == 0) throw std::invalid_argument("expected scores in front of their output");
   layers_.push_back(ScoresOutput{classes_});
 }

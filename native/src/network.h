@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include <memory>
+#include <atomic>
 #include <mutex>
 #include <string>
 #include <variant>
@@ -102,8 +102,9 @@ class Network {
   static constexpr int most_pyramid_levels = 8;
 
   Network(const std::string& isa, const std::string& precision, int threads, bool pin);
+  ~Network();
 
-  // Layers in their order. Throw std::invalid_argument where shapes do not fit.
+  // Layers in their order, until `freeze`. Throw std::invalid_argument where shapes do not fit.
   void stem(const Weight& weight1, const Weight& bias1, const Weight& weight2, const Weight& bias2,
             const std::vector<float>& mean, const std::vector<float>& std);
   void downsampling(const Weight& weight, const Weight& bias);
@@ -119,11 +120,16 @@ class Network {
   void scores(const Weight& weight, const Weight& bias);
   void scores_output();
 
+  // No more layers: what follows is asked of a network that stays as it is. `run` does it as well.
+  void freeze();
+  bool frozen() const { return frozen_.load(std::memory_order_acquire); }
+
   // Shapes of what `run` writes: (images, classes), or (images, channels, height, width) for each map and for
   // scores of pixels.
   std::vector<std::vector<size_t>> outputs(const Pixels& pixels) const;
 
-  // From any thread; calls at once take turns. Allocates only where pictures need more memory than any before.
+  // From any thread; calls at once take turns. Allocates only where pictures need more memory than any before, and in
+  // a forked process.
   void run(const Pixels& pixels, const std::vector<float*>& outputs);
 
   // Seconds of each layer in the last run, over all its pictures, of a thread on average.
@@ -132,7 +138,7 @@ class Network {
   std::string isa() const { return kernels_.name; }
   // What it computes in: fp32 instead of bf16 where the instruction set has none.
   std::string precision() const { return precision_; }
-  int threads() const { return threads_.count(); }
+  int threads() const { return thread_count_; }
   int input_channels() const { return input_channels_; }
   bool takes_uint8() const { return !pixel_factor_.empty(); }
 
@@ -141,7 +147,7 @@ class Network {
 
   Product packed(const Kernels& kernels, const Weight& weight, const Weight& bias, const std::vector<int>& source,
                  Operand operand = Operand::map) {
-    return swiftformer::packed(kernels, weight, bias, source, operand, threads_);
+    return swiftformer::packed(kernels, weight, bias, source, operand, work().threads);
   }
   Branch packed_branch(const std::vector<Weight>& weights);
   void expect(const Weight& weight, const std::vector<int>& shape, const char* name) const;
@@ -156,22 +162,35 @@ class Network {
     size_t operand_of_all = 0, hidden_of_all = 0;  // where threads share columns of matrices
   };
   Room room_for(int images, int height, int width, bool alone) const;
-  void reserve(const Room& of_thread, const Room& of_all);
+
+  // What calls change.
+  struct Work {
+    Work(int threads, bool pin);
+    void reserve(const Kernels& kernels, const Room& of_thread, const Room& of_all);
+
+    const int process;
+    std::mutex mutex;
+    Threads threads;
+    std::vector<double> layer_seconds;  // (threads, layers)
+    Memory<float> maps[2], kept, key_query, sums, zeros;
+    std::vector<Memory<uint32_t>> operand, hidden, rows;  // of each thread
+    Memory<uint32_t> operand_of_all, hidden_of_all;
+  };
+  Work& work();
+  struct Turn;
+  struct Adding;
 
   const Kernels& kernels_;
   const Kernels& outer_;  // of the first and the last layers, where these kernels do not serve
   std::string precision_;
-  Threads threads_;
+  const int thread_count_;
+  const bool pin_;
   std::vector<Layer> layers_;
   int input_channels_ = 0, channels_ = 0;
   int pyramid_channels_ = 0, pyramid_levels_ = 0, pyramid_left_ = 0, classes_ = 0;
   std::vector<float> pixel_factor_, pixel_shift_;
-
-  std::mutex mutex_;
-  std::vector<double> layer_seconds_;  // (threads, layers)
-  Memory<float> maps_[2], kept_, key_query_, sums_, zeros_;
-  std::vector<Memory<uint32_t>> operand_, hidden_, rows_;  // of each thread
-  Memory<uint32_t> operand_of_all_, hidden_of_all_;
+  std::atomic<bool> adding_{false}, frozen_{false};
+  std::atomic<Work*> work_;
 };
 
 // Multiply-adds per second of one thread, in a product whose operand and matrix stay in its first-level cache.

@@ -41,7 +41,8 @@ bool columns_are_shared(const Product& expand, const Product& project, size_t pi
 }  // namespace
 
 struct Network::Pass {
-  Network& network;
+  const Network& network;
+  Work& work;
   const Kernels& kernels;
   Pixels pixels;
   const std::vector<float*>& outputs;
@@ -65,12 +66,12 @@ struct Network::Pass {
     return maps + static_cast<size_t>(image) * tokens() * filled(of_channels);
   }
 
-  int threads() const { return alone < 0 ? network.threads_.count() : 1; }
+  int threads() const { return alone < 0 ? network.thread_count_ : 1; }
 
   // Calls task(index, thread) for every index below `tasks`.
   template <class Task>
   void each(int tasks, const Task& task) {
-    if (alone < 0) return network.threads_.run(tasks, [&](int index, int thread) { task(index, thread); });
+    if (alone < 0) return work.threads.run(tasks, [&](int index, int thread) { task(index, thread); });
     for (int index = 0; index < tasks; ++index) task(index, alone);
   }
 
@@ -144,14 +145,14 @@ struct Network::Pass {
   };
 
   Rows rows_for(const Product& product, int values, int thread) const {
-    if (product.kernels->levels) return {network.rows_[thread].get(), filled(values)};
-    return {network.operand_[thread].get(), operand_stride(*product.kernels, values)};
+    if (product.kernels->levels) return {work.rows[thread].get(), filled(values)};
+    return {work.operand[thread].get(), operand_stride(*product.kernels, values)};
   }
 
   Rows operand_of(const Product& product, Rows from, int values, int rows, int thread) const {
     if (!product.kernels->levels) return from;
     return levels_of(product, reinterpret_cast<const float*>(from.at), from.stride, values, rows,
-                     network.operand_[thread].get());
+                     work.operand[thread].get());
   }
 
   Rows levels_of(const Product& product, const float* from, int stride, int values, int rows, uint32_t* to) const {
@@ -162,7 +163,7 @@ struct Network::Pass {
 
   // The operand of a product with pixels of a map.
   Rows operand_of_map(const Product& product, const float* from, int rows, int thread) const {
-    uint32_t* to = network.operand_[thread].get();
+    uint32_t* to = work.operand[thread].get();
     return operand_of_map(product, from, rows, Rows{to, operand_stride(*product.kernels, channels)});
   }
 
@@ -198,8 +199,8 @@ struct Network::Pass {
     each_line(first, rows, [&](int y, int x, int count, int done) {
       const size_t line = static_cast<size_t>(width) * stride;
       const float* at = in + y * line;
-      const float* lines[3] = {y % height > 0 ? at - line : network.zeros_.get(), at,
-                               (y + 1) % height > 0 ? at + line : network.zeros_.get()};
+      const float* lines[3] = {y % height > 0 ? at - line : work.zeros.get(), at,
+                               (y + 1) % height > 0 ? at + line : work.zeros.get()};
       kernels.depth_wise(lines, width, x, count, stride, layer.depth_wise.get(), to.at + done * to.stride, to.stride);
     });
   }
@@ -231,10 +232,10 @@ struct Network::Pass {
 
   void expand_and_project(const Product& expand, const Product& project, Rows operand, int rows, int thread, float* out,
                           const float* residual) const {
-    uint32_t* to = network.hidden_[thread].get();
+    uint32_t* to = work.hidden[thread].get();
     Rows hidden{to, operand_stride(kernels, expand.outputs)};
     if (kernels.levels) {
-      float* activations = reinterpret_cast<float*>(network.rows_[thread].get());
+      float* activations = reinterpret_cast<float*>(work.rows[thread].get());
       multiply(expand, operand, rows, Then::store, activations, expand.matrix.columns);
       kernels.quantize_gelu(activations, expand.matrix.columns, rows, expand.matrix.columns, to, hidden.stride);
     } else {
@@ -264,7 +265,7 @@ struct Network::Pass {
       void* kept = key_query_of(image, first);
       // float32 may stay where it is.
       float* of_tile = kernels.kept_bytes == sizeof(float) ? static_cast<float*>(kept)
-                                                           : reinterpret_cast<float*>(network.hidden_[thread].get());
+                                                           : reinterpret_cast<float*>(work.hidden[thread].get());
       multiply(layer.key_query, operand_of_map(layer.key_query, out, rows, thread), rows, Then::store, of_tile,
                2 * stride);
       each_image_of_tile(first, rows, [&](int before, int count, int done) {
@@ -348,7 +349,7 @@ struct Network::Pass {
 
   void head_of_images(const Product& product, int first, int count, float* output) {
     const int stride = filled(channels), columns = product.matrix.columns;
-    const Rows operand{network.operand_[std::max(alone, 0)].get(), operand_stride(*product.kernels, channels)};
+    const Rows operand{work.operand[std::max(alone, 0)].get(), operand_stride(*product.kernels, channels)};
     each(count, [&](int image, int) {
       float* mean = sums + image * stride;
       const float* in = image_of(map, first + image, channels);

@@ -30,7 +30,7 @@ void Network::Pass::each_columns(const Product& product, const Task& task) {
 
 inline Network::Pass::Rows Network::Pass::operand_of_all(const Product& product, int image, int first) const {
   const int stride = operand_stride(*product.kernels, channels);
-  return {network.operand_of_all_.get() + (static_cast<size_t>(image) * tokens() + first) * stride, stride};
+  return {work.operand_of_all.get() + (static_cast<size_t>(image) * tokens() + first) * stride, stride};
 }
 
 // Not by products, as these are several at once.
@@ -54,7 +54,7 @@ inline void Network::Pass::multiply_columns(const Product& product, Rows operand
 // Of the operand of all pixels.
 inline void Network::Pass::expand_and_project_columns(const Product& expand, const Product& project, float* out,
                                                       const float* residual) {
-  const Rows hidden{network.hidden_of_all_.get(), operand_stride(kernels, expand.outputs)};
+  const Rows hidden{work.hidden_of_all.get(), operand_stride(kernels, expand.outputs)};
   multiply_columns(expand, operand_of_all(expand, 0, 0), Then::gelu, hidden.at, hidden.stride * kernels.values_per_word,
                    out);
   multiply_columns(project, hidden, Then::add, out, filled(channels), residual);

@@ -26,7 +26,7 @@ inline Network::Pass::Rows Network::Pass::gather(const Convolution& layer, const
                                                  int in_width, int first, int rows, int thread) const {
   const Kernels& of_layer = *layer.product.kernels;
   const int step = filled(layer.inputs), apart = joined(layer.inputs, of_layer.parts);
-  const Rows to{network.operand_[thread].get(), operand_stride(of_layer, convolution_width(layer))};
+  const Rows to{work.operand[thread].get(), operand_stride(of_layer, convolution_width(layer))};
   uint32_t* row_of_taps = to.at;
   for (int r = 0; r < rows; ++r, row_of_taps += to.stride) {
     const int line = (first + r) / width, y = layer.stride * (line % height) - 1;
@@ -35,7 +35,7 @@ inline Network::Pass::Rows Network::Pass::gather(const Convolution& layer, const
     for (int tap = 0; tap < 9; ++tap) {
       const int row = y + tap / 3, column = x + tap % 3;
       const bool inside = row >= 0 && row < in_height && column >= 0 && column < in_width;
-      const float* from = inside ? in + (static_cast<size_t>(row) * in_width + column) * step : network.zeros_.get();
+      const float* from = inside ? in + (static_cast<size_t>(row) * in_width + column) * step : work.zeros.get();
       of_layer.convert(from, step, row_of_taps, tap * apart);
     }
   }
@@ -50,7 +50,7 @@ inline Network::Pass::Rows Network::Pass::gather_levels(const Convolution& layer
                                                         int in_width, int first, int rows, int thread) const {
   const Kernels& of_layer = *layer.product.kernels;
   const int inputs = layer.inputs, step = filled(inputs), stride = layer.stride;
-  const Rows to{network.operand_[thread].get(), operand_stride(of_layer, convolution_width(layer))};
+  const Rows to{work.operand[thread].get(), operand_stride(of_layer, convolution_width(layer))};
   // Calls task(first pixel within the map, pixels left of that one, pixels within, pixels) for each of the three lines
   // around `count` output pixels.
   const auto each_input_line = [&](int y, int x, int count, const auto& task) {
@@ -64,7 +64,7 @@ inline Network::Pass::Rows Network::Pass::gather_levels(const Convolution& layer
       task(from, begin - left, inside ? end - begin : 0, of_line);
     }
   };
-  uint8_t* levels = reinterpret_cast<uint8_t*>(network.rows_[thread].get());
+  uint8_t* levels = reinterpret_cast<uint8_t*>(work.rows[thread].get());
   const auto gather_block = [&](int y, int x, int count, uint32_t* row) {
     const int block = x / block_of_pixels * block_of_pixels;
     float most = 0.0f;
@@ -76,7 +76,7 @@ inline Network::Pass::Rows Network::Pass::gather_levels(const Convolution& layer
     each_input_line(y, x, count, [&](const float* from, int before, int within, int of_line) {
       for (int i = 0; i < of_line; ++i, pixel += inputs) {
         const bool inside = i >= before && i < before + within;
-        of_layer.quantize_pixel(inside ? from + static_cast<size_t>(i - before) * step : network.zeros_.get(), step,
+        of_layer.quantize_pixel(inside ? from + static_cast<size_t>(i - before) * step : work.zeros.get(), step,
                                 level_step, pixel);
       }
     });
@@ -138,13 +138,13 @@ inline void Network::Pass::operator()(const FirstConvolution& layer) {
   height = halved(height);
   width = halved(width);
   const auto convolve = [&](int image, int y, int x, int count, int thread, float* out) {
-    uint32_t* lines = network.operand_[thread].get();
+    uint32_t* lines = work.operand[thread].get();
     gather_pixels(image, in_height, in_width, y, x, count, lines);
     network.outer_.first_convolution(layer.product.matrix, lines, tap_stride, count, out, stride);
   };
   if (layer.to_bf16) {
     each_part_of_line([&](int image, int y, int x, int count, int thread) {
-      float* part = reinterpret_cast<float*>(network.hidden_[thread].get());
+      float* part = reinterpret_cast<float*>(work.hidden[thread].get());
       convolve(image, y, x, count, thread, part);
       const auto pixel = [&](int at_y, int at_x) {
         return bf16_pixel(other, outputs_of_layer, height, width, image, at_y, at_x);

@@ -4,7 +4,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <climits>
 #include <optional>
+#include <stdexcept>
 
 #include "cpu.h"
 #include "network.h"
@@ -22,10 +24,16 @@ using Array = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using Planes = nb::ndarray<const float, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
 using Packed = nb::ndarray<const uint8_t, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
 using Result = nb::ndarray<nb::numpy, float>;
+using Release = nb::call_guard<nb::gil_scoped_release>;
+
+int side_of(size_t size) {
+  if (size > INT_MAX) throw std::invalid_argument("expected sides below 2^31, found " + std::to_string(size));
+  return static_cast<int>(size);
+}
 
 Weight weight_of(const Array& array) {
   Weight weight{array.data(), {}};
-  for (size_t i = 0; i < array.ndim(); ++i) weight.shape.push_back(static_cast<int>(array.shape(i)));
+  for (size_t i = 0; i < array.ndim(); ++i) weight.shape.push_back(side_of(array.shape(i)));
   return weight;
 }
 
@@ -36,6 +44,13 @@ std::vector<Weight> weights_of(std::initializer_list<const Array*> arrays) {
 }
 
 std::vector<Result> run(Network& network, const Pixels& pixels, size_t channels) {
+  if (!network.frozen()) {
+    nb::gil_scoped_release release;  // a layer that another thread adds may take its time
+    network.freeze();
+  }
+  if (pixels.packed && !network.takes_uint8()) {
+    throw nb::value_error("expected a stem with mean and std for uint8 pictures");
+  }
   if (static_cast<int>(channels) != network.input_channels()) {
     throw nb::value_error(("expected pictures of " + std::to_string(network.input_channels()) + " channels, found " +
                            std::to_string(channels))
@@ -43,6 +58,11 @@ std::vector<Result> run(Network& network, const Pixels& pixels, size_t channels)
   }
   if (pixels.images < 1 || pixels.height < 1 || pixels.width < 1)
     throw nb::value_error("expected pictures, found none");
+  if (static_cast<int64_t>(pixels.height) * pixels.width > INT_MAX) {
+    throw nb::value_error(("expected pictures of less than 2^31 pixels, found " + std::to_string(pixels.height) + "x" +
+                           std::to_string(pixels.width))
+                              .c_str());
+  }
   std::vector<Result> results;
   std::vector<float*> places;
   for (const std::vector<size_t>& shape : network.outputs(pixels)) {
@@ -68,7 +88,6 @@ Value* at(uintptr_t address) {
 
 void add_training(nb::module_ m) {
   using namespace swiftformer;
-  using Release = nb::call_guard<nb::gil_scoped_release>;
   m.def("supported", &training_supported, "Names of this processor's instruction sets, the best last.");
   m.def("has_openmp", &has_openmp, "Whether GNU OpenMP's threads are there to be used, as PyTorch brings them.");
   m.def(
@@ -159,17 +178,19 @@ NB_MODULE(_core, m) {
 
   nb::class_<Network>(
       m, "Network",
-      "A fused SwiftFormer. Its layers are added in their order; then it is called with pictures.\n\n"
+      "A fused SwiftFormer. Its layers are added in their order; then it is called with pictures, from any thread,\n"
+      "in a forked process as well.\n\n"
       "Weights are contiguous float32 arrays in torch's layout, with BatchNorms and layer scales folded.")
-      .def(nb::init<const std::string&, const std::string&, int, bool>(), "isa"_a = "auto", "precision"_a = "fp32",
-           "threads"_a = 0, "pin"_a = false,
-           "isa: auto, or one of supported(). precision: fp32, bf16 or int8. threads: 0 for one on each processor. "
-           "pin: keep\n"
-           "each thread but the caller's on a processor of its own.")
+      .def(
+          nb::init<const std::string&, const std::string&, int, bool>(), "isa"_a = "auto", "precision"_a = "fp32",
+          "threads"_a = 0, "pin"_a = false,
+          "isa: auto, or one of supported(). precision: fp32, bf16 or int8. threads: the most that work, 0 for one on\n"
+          "each processor; less where calls of other networks at the same time have some of the processors. pin: keep\n"
+          "each thread but the caller's on a processor of its own.")
       .def_prop_ro("isa", &Network::isa)
       .def_prop_ro("precision", &Network::precision)
       .def_prop_ro("threads", &Network::threads)
-      .def_prop_ro("layer_seconds", &Network::layer_seconds, nb::call_guard<nb::gil_scoped_release>(),
+      .def_prop_ro("layer_seconds", &Network::layer_seconds, Release(),
                    "Of each layer in the last call; the stem counts as two.")
       .def(
           "stem",
@@ -178,21 +199,21 @@ NB_MODULE(_core, m) {
             network.stem(weight_of(weight1), weight_of(bias1), weight_of(weight2), weight_of(bias2),
                          mean.value_or(std::vector<float>()), std.value_or(std::vector<float>()));
           },
-          "weight1"_a, "bias1"_a, "weight2"_a, "bias2"_a, "mean"_a = nb::none(), "std"_a = nb::none(),
+          "weight1"_a, "bias1"_a, "weight2"_a, "bias2"_a, "mean"_a = nb::none(), "std"_a = nb::none(), Release(),
           "Two 3x3 convolutions of stride 2, each with a ReLU. mean and std, fractions of 1, are for uint8 pictures.")
       .def(
           "downsampling",
           [](Network& network, const Array& weight, const Array& bias) {
             network.downsampling(weight_of(weight), weight_of(bias));
           },
-          "weight"_a, "bias"_a, "A 3x3 convolution of stride 2.")
+          "weight"_a, "bias"_a, Release(), "A 3x3 convolution of stride 2.")
       .def(
           "branch",
           [](Network& network, const Array& depth_wise, const Array& depth_wise_bias, const Array& expand,
              const Array& expand_bias, const Array& project, const Array& project_bias) {
             network.branch(weights_of({&depth_wise, &depth_wise_bias, &expand, &expand_bias, &project, &project_bias}));
           },
-          "depth_wise"_a, "depth_wise_bias"_a, "expand"_a, "expand_bias"_a, "project"_a, "project_bias"_a,
+          "depth_wise"_a, "depth_wise_bias"_a, "expand"_a, "expand_bias"_a, "project"_a, "project_bias"_a, Release(),
           "x + project(gelu(expand(depth_wise(x))))")
       .def(
           "encoder",
@@ -211,7 +232,7 @@ NB_MODULE(_core, m) {
           },
           "depth_wise"_a, "depth_wise_bias"_a, "local_expand"_a, "local_expand_bias"_a, "local_project"_a,
           "local_project_bias"_a, "key_query"_a, "key_query_bias"_a, "score"_a.none(), "output"_a, "output_bias"_a,
-          "normalize"_a, "pooled_scale"_a, "expand"_a, "expand_bias"_a, "project"_a, "project_bias"_a,
+          "normalize"_a, "pooled_scale"_a, "expand"_a, "expand_bias"_a, "project"_a, "project_bias"_a, Release(),
           "A branch, then attention and an MLP, each added to its input.")
       .def(
           "output",
@@ -221,50 +242,50 @@ NB_MODULE(_core, m) {
             if (shift) shifts = weight_of(*shift);
             network.output(factors ? &*factors : nullptr, shifts ? &*shifts : nullptr);
           },
-          "factor"_a = nb::none(), "shift"_a = nb::none(),
+          "factor"_a = nb::none(), "shift"_a = nb::none(), Release(),
           "The map at this place is an output, times factor plus shift.")
       .def(
           "head",
           [](Network& network, const Array& weight, const Array& bias) {
             network.head(weight_of(weight), weight_of(bias));
           },
-          "weight"_a, "bias"_a, "The mean over the pixels and a linear layer.")
+          "weight"_a, "bias"_a, Release(), "The mean over the pixels and a linear layer.")
       .def(
           "lateral",
           [](Network& network, const Array& weight, const Array& bias) {
             network.lateral(weight_of(weight), weight_of(bias));
           },
-          "weight"_a, "bias"_a, "A product of the map at this place is the next level of a pyramid, the finest first.")
-      .def("pyramid_level", &Network::pyramid_level, "index"_a,
+          "weight"_a, "bias"_a, Release(),
+          "A product of the map at this place is the next level of a pyramid, the finest first.")
+      .def("pyramid_level", &Network::pyramid_level, "index"_a, Release(),
            "Go on with a level and what the coarser ones add to it; each level once, the coarsest first.")
       .def(
           "convolution",
           [](Network& network, const Array& weight, const Array& bias, bool relu) {
             network.convolution(weight_of(weight), weight_of(bias), relu);
           },
-          "weight"_a, "bias"_a, "relu"_a, "A 3x3 convolution of stride 1.")
-      .def("enlarging", &Network::enlarging, "level"_a, "To the size of a level, bilinear.")
+          "weight"_a, "bias"_a, Release(), "relu"_a, "A 3x3 convolution of stride 1.")
+      .def("enlarging", &Network::enlarging, "level"_a, Release(), "To the size of a level, bilinear.")
       .def(
           "scores",
           [](Network& network, const Array& weight, const Array& bias) {
             network.scores(weight_of(weight), weight_of(bias));
           },
-          "weight"_a, "bias"_a, "Scores of every pixel, enlarged to the finest level and added up.")
-      .def("scores_output", &Network::scores_output, "The sum of the scores is an output.")
+          "weight"_a, "bias"_a, Release(), "Scores of every pixel, enlarged to the finest level and added up.")
+      .def("scores_output", &Network::scores_output, Release(), "The sum of the scores is an output.")
       .def(
           "__call__",
           [](Network& network, const Planes& pixels) {
-            const Pixels pictures{pixels.data(), nullptr, static_cast<int>(pixels.shape(0)),
-                                  static_cast<int>(pixels.shape(2)), static_cast<int>(pixels.shape(3))};
+            const Pixels pictures{pixels.data(), nullptr, side_of(pixels.shape(0)), side_of(pixels.shape(2)),
+                                  side_of(pixels.shape(3))};
             return run(network, pictures, pixels.shape(1));
           },
           "pixels"_a.noconvert())
       .def(
           "__call__",
           [](Network& network, const Packed& pixels) {
-            if (!network.takes_uint8()) throw nb::value_error("expected a stem with mean and std for uint8 pictures");
-            const Pixels pictures{nullptr, pixels.data(), static_cast<int>(pixels.shape(0)),
-                                  static_cast<int>(pixels.shape(1)), static_cast<int>(pixels.shape(2))};
+            const Pixels pictures{nullptr, pixels.data(), side_of(pixels.shape(0)), side_of(pixels.shape(1)),
+                                  side_of(pixels.shape(2))};
             return run(network, pictures, pixels.shape(3));
           },
           "pixels"_a.noconvert(),

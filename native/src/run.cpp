@@ -1,12 +1,17 @@
 // How a network is run: memory made ready, and pictures taken through the layers, a few at a time.
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
+#include <memory>
+#include <stdexcept>
 #include <variant>
 
 #include "pass_columns.h"
 #include "pass_convolution.h"
 #include "pass_pyramid.h"
+#include "turn.h"
 
 namespace swiftformer {
 
@@ -94,7 +99,7 @@ Network::Room Network::room_for(int images, int height, int width, bool alone) c
     extent.pass(layer);
     const size_t tokens = static_cast<size_t>(extent.height) * extent.width;
     const size_t rows = alone ? kernels_.tile_rows_alone : kernels_.tile_rows;
-    const size_t most_tiles = (tokens + rows - 1) / rows + (alone ? 0 : 4 * threads_.count());
+    const size_t most_tiles = (tokens + rows - 1) / rows + (alone ? 0 : 4 * thread_count_);
     const auto convolve = [&](const Product& product) {
       channels = product.outputs;
       widen(room.map, pixels() * filled(channels));
@@ -145,40 +150,68 @@ Network::Room Network::room_for(int images, int height, int width, bool alone) c
   return room;
 }
 
-void Network::reserve(const Room& of_thread, const Room& of_all) {
-  const size_t threads = threads_.count();
+Network::Work::Work(int threads, bool pin)
+    : process(getpid()), threads(threads, pin), operand(threads), hidden(threads), rows(threads) {}
+
+void Network::Work::reserve(const Kernels& kernels, const Room& of_thread, const Room& of_all) {
+  const size_t count = threads.count();
   const auto grow = [&](auto& memory, size_t Room::* size) {
-    memory.grow(std::max(threads * of_thread.*size, of_all.*size));
+    memory.grow(std::max(count * of_thread.*size, of_all.*size));
   };
   const auto grow_of_threads = [&](std::vector<Memory<uint32_t>>& memories, size_t Room::* size) {
     for (Memory<uint32_t>& memory : memories)
-      memory.grow(kernels_.tile_rows_alone * std::max(of_thread.*size, of_all.*size));
+      memory.grow(kernels.tile_rows_alone * std::max(of_thread.*size, of_all.*size));
   };
-  for (Memory<float>& memory : maps_) grow(memory, &Room::map);
-  grow(kept_, &Room::kept);
-  grow(key_query_, &Room::key_query);
-  grow(sums_, &Room::sums);
-  operand_of_all_.grow(of_all.operand_of_all);
-  hidden_of_all_.grow(of_all.hidden_of_all);
-  zeros_.grow(std::max(of_thread.zeros, of_all.zeros));
-  grow_of_threads(operand_, &Room::operand);
-  grow_of_threads(hidden_, &Room::hidden);
-  if (kernels_.levels) grow_of_threads(rows_, &Room::rows);
+  for (Memory<float>& memory : maps) grow(memory, &Room::map);
+  grow(kept, &Room::kept);
+  grow(key_query, &Room::key_query);
+  grow(sums, &Room::sums);
+  operand_of_all.grow(of_all.operand_of_all);
+  hidden_of_all.grow(of_all.hidden_of_all);
+  zeros.grow_in_zeros(std::max(of_thread.zeros, of_all.zeros));
+  grow_of_threads(operand, &Room::operand);
+  grow_of_threads(hidden, &Room::hidden);
+  if (kernels.levels) grow_of_threads(rows, &Room::rows);
+}
+
+// A forked process has none of the threads, one of which may have been at work, or may have had the mutex. It leaves
+// all that alone, and begins with its own.
+Network::Work& Network::work() {
+  Work* found = work_.load(std::memory_order_acquire);
+  if (const int process = getpid(); found->process != process) {
+    if (adding_) throw std::runtime_error("expected a network that had all its layers when the process was forked");
+    auto fresh = std::make_unique<Work>(thread_count_, pin_);
+    if (work_.compare_exchange_strong(found, fresh.get())) found = fresh.release();
+  }
+  return *found;
+}
+
+Network::~Network() {
+  Work* work = work_;
+  if (work->process == getpid()) delete work;
+}
+
+void Network::freeze() {
+  if (frozen()) return;
+  const std::lock_guard<std::mutex> lock(work().mutex);
+  frozen_.store(true, std::memory_order_release);
 }
 
 // As many pictures as every thread can get the same number of go through the network in threads that never wait for
 // each other; all threads share what is left.
 void Network::run(const Pixels& pixels, const std::vector<float*>& outputs) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  const int threads = threads_.count();
+  freeze();
+  const Turn turn(*this);
+  Work& work = turn.work;
+  const int threads = thread_count_;
   const int of_thread = pixels.images / threads, left = pixels.images % threads;
   const int together = pictures_together(kernels_, pixels, of_thread);
   const int groups = of_thread > 0 ? threads * ((of_thread + together - 1) / together) : 0;
   Room room, room_of_all;
   if (of_thread > 0) room = room_for(together, pixels.height, pixels.width, true);
   if (left > 0) room_of_all = room_for(left, pixels.height, pixels.width, false);
-  reserve(room, room_of_all);
-  layer_seconds_.assign(threads * layers_.size(), 0.0);
+  work.reserve(kernels_, room, room_of_all);
+  work.layer_seconds.assign(threads * layers_.size(), 0.0);
   const auto pass = [&](int first, int end, int alone) {
     const size_t picture = static_cast<size_t>(input_channels_) * pixels.height * pixels.width;
     const size_t part = std::max(alone, 0);
@@ -186,21 +219,21 @@ void Network::run(const Pixels& pixels, const std::vector<float*>& outputs) {
     some.images = end - first;
     if (some.planes) some.planes += picture * first;
     if (some.packed) some.packed += picture * first;
-    Pass pass{*this, kernels_, some, outputs, first, alone, pixels.height, pixels.width};
-    pass.map = maps_[0].get() + part * room.map;
-    pass.other = maps_[1].get() + part * room.map;
-    pass.kept = kept_.get() + part * room.kept;
-    pass.key_query = key_query_.get() + part * room.key_query;
-    pass.sums = sums_.get() + part * room.sums;
+    Pass pass{*this, work, kernels_, some, outputs, first, alone, pixels.height, pixels.width};
+    pass.map = work.maps[0].get() + part * room.map;
+    pass.other = work.maps[1].get() + part * room.map;
+    pass.kept = work.kept.get() + part * room.kept;
+    pass.key_query = work.key_query.get() + part * room.key_query;
+    pass.sums = work.sums.get() + part * room.sums;
     for (size_t i = 0; i < layers_.size(); ++i) {
       const auto start = std::chrono::steady_clock::now();
       std::visit(pass, layers_[i]);
       const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      layer_seconds_[part * layers_.size() + i] += alone < 0 ? threads * seconds : seconds;
+      work.layer_seconds[part * layers_.size() + i] += alone < 0 ? work.threads.working() * seconds : seconds;
     }
   };
   const int even = threads * of_thread;
-  threads_.run(groups, [&](int group, int thread) {
+  work.threads.run(groups, [&](int group, int thread) {
     pass(static_cast<int>(static_cast<int64_t>(even) * group / groups),
          static_cast<int>(static_cast<int64_t>(even) * (group + 1) / groups), thread);
   });
@@ -209,10 +242,11 @@ void Network::run(const Pixels& pixels, const std::vector<float*>& outputs) {
 }
 
 std::vector<double> Network::layer_seconds() {
-  std::lock_guard<std::mutex> lock(mutex_);
+  Work& of_calls = work();
+  const std::lock_guard<std::mutex> lock(of_calls.mutex);
   std::vector<double> seconds(layers_.size());
-  for (size_t i = 0; i < layer_seconds_.size(); ++i)
-    seconds[i % layers_.size()] += layer_seconds_[i] / threads_.count();
+  for (size_t i = 0; i < of_calls.layer_seconds.size(); ++i)
+    seconds[i % layers_.size()] += of_calls.layer_seconds[i] / of_calls.threads.working();
   return seconds;
 }
 

@@ -4,10 +4,10 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
-#include <fstream>
 #include <stdexcept>
 #include <string>
+
+#include "processors.h"
 
 #if defined(__linux__)
 #include <pthread.h>
@@ -46,63 +46,71 @@ void pin_to(int place) {
 #endif
 }
 
-}  // namespace
+// How many threads of the process work in shares, below its id: a forked process begins with none.
+std::atomic<uint64_t> in_use{0};
+constexpr uint64_t count_in_use = 0xffffffff;
 
-int processors() {
-  int count = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-#if defined(__linux__)
-  cpu_set_t allowed;
-  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) count = std::min(count, CPU_COUNT(&allowed));
-  double quota, period;  // of version 2; "max" stands for no quota
-  if (std::ifstream("/sys/fs/cgroup/cpu.max") >> quota >> period && period > 0) {
-    count = std::min(count, static_cast<int>(std::ceil(quota / period)));
+int take_share(int most, int processors) {
+  const uint64_t process = static_cast<uint64_t>(getpid()) << 32;
+  uint64_t seen = in_use.load(std::memory_order_relaxed);
+  for (;;) {
+    const uint64_t used = (seen & ~count_in_use) == process ? seen & count_in_use : 0;
+    const int taken = std::clamp(std::max(processors, most) - static_cast<int>(used), 1, most);
+    if (in_use.compare_exchange_weak(seen, process | (used + taken), std::memory_order_relaxed)) return taken;
   }
-#endif
-  return std::max(1, count);
 }
+
+}  // namespace
 
 Threads::Threads(int count, bool pin)
     : tickets_(new Ticket[std::max(1, count)]),
-      sleep_(new Sleep),
+      working_(std::max(1, count)),
       count_(std::max(1, count)),
-      process_(getpid()),
-      threads_(new std::vector<std::thread>) {
+      processors_(processors()) {
   try {
     for (int thread = 1; thread < count; ++thread) {
-      threads_->emplace_back([this, thread, pin] {
+      threads_.emplace_back([this, thread, pin] {
         if (pin) pin_to(thread);
         attend(thread);
       });
     }
   } catch (const std::exception&) {
-    const size_t started = threads_->size() + 1;
+    const size_t started = threads_.size() + 1;
     stop();
     throw std::runtime_error("expected " + std::to_string(count) + " threads, found room for " +
                              std::to_string(started));
   }
 }
 
-Threads::~Threads() {
-  if (process_ == getpid()) {
-    stop();
-  } else {
-    // A forked process has no threads to wait for, and what they slept on could not be destroyed.
-    static_cast<void>(threads_.release());
-    static_cast<void>(sleep_.release());
-  }
-}
+Threads::~Threads() { stop(); }
 
 void Threads::stop() {
   {
-    std::lock_guard<std::mutex> lock(sleep_->mutex);
+    std::lock_guard<std::mutex> lock(mutex_);
     stop_ = true;
   }
-  sleep_->wake.notify_all();
-  for (std::thread& thread : *threads_) thread.join();
+  wake_.notify_all();
+  let_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+Threads::Share::Share(Threads& threads) : taken_(take_share(threads.count_, threads.processors_)) {
+  threads.let_work(taken_);
+}
+
+Threads::Share::~Share() { in_use.fetch_sub(taken_, std::memory_order_relaxed); }
+
+void Threads::let_work(int count) {
+  if (count == working()) return;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    working_ = count;
+  }
+  let_.notify_all();
 }
 
 void Threads::run_all(int tasks, Call call, void* context) {
-  if (threads_->empty() || tasks <= 1) {
+  if (working() == 1 || tasks <= 1) {
     for (int index = 0; index < tasks; ++index) call(context, index, 0);
     return;
   }
@@ -120,9 +128,9 @@ void Threads::run_all(int tasks, Call call, void* context) {
   // A change, if by nothing: who goes to sleep after it sees the tickets, and who did before is seen.
   if (asleep_.fetch_add(0, std::memory_order_acq_rel) > 0) {
     {
-      std::lock_guard<std::mutex> lock(sleep_->mutex);
+      std::lock_guard<std::mutex> lock(mutex_);
     }
-    sleep_->wake.notify_all();
+    wake_.notify_all();
   }
   work(0);
   for (unsigned turns = 0; done_.load(std::memory_order_acquire) != tasks; ++turns) {
@@ -160,6 +168,11 @@ void Threads::attend(int thread) {
   uint64_t seen = 0;
   auto since = std::chrono::steady_clock::now();
   for (unsigned turns = 1; !stop_.load(std::memory_order_relaxed); ++turns) {
+    if (thread >= working()) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      let_.wait(lock, [&] { return stop_ || thread < working(); });
+      since = std::chrono::steady_clock::now();
+    }
     const uint64_t job = ticket.load(std::memory_order_acquire) >> 32;
     if (job != seen) {
       seen = job;
@@ -169,9 +182,9 @@ void Threads::attend(int thread) {
     }
     pause();
     if (turns % 64 != 0 || std::chrono::steady_clock::now() - since < patience) continue;
-    std::unique_lock<std::mutex> lock(sleep_->mutex);
+    std::unique_lock<std::mutex> lock(mutex_);
     ++asleep_;
-    sleep_->wake.wait(lock, [&] { return stop_ || ticket.load() >> 32 != seen; });
+    wake_.wait(lock, [&] { return stop_ || thread >= working() || ticket.load() >> 32 != seen; });
     --asleep_;
     since = std::chrono::steady_clock::now();
   }
