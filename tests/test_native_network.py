@@ -1,6 +1,8 @@
 """The compiled network by itself: every number of classes and threads, exactness on whole variants, and bad input."""
 
+import ctypes
 import os
+import platform
 import re
 import signal
 import sys
@@ -320,9 +322,47 @@ def test_a_process_forked_during_a_call(recwarn):
         assert right
 
 
-@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="tells the instruction sets on Linux alone")
-def test_tiles_are_taken_only_where_the_processor_has_them():
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    flags = {word for line in lines if line.startswith("flags") for word in line.split()}
-    has = {"amx_tile", "amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni"} <= flags
-    assert has or "amx" not in native.supported()  # the system may refuse the tiles that the processor has
+X86 = platform.system() == "Linux" and platform.machine() == "x86_64"
+AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+FLAGS = {
+    "plain": set(),
+    "avx2": {"avx2", "fma"},
+    "avx_vnni": {"avx2", "fma", "avx_vnni"},
+    "avx512": AVX512,
+    "avx512_bf16": {*AVX512, "avx512_bf16"},
+    "avx512_vnni": {*AVX512, "avx512_vnni"},
+    "avx512_vbmi": {*AVX512, "avx512_vnni", "avx512vbmi"},
+    "amx": {*AVX512, "avx512_bf16", "avx512_vnni", "avx512vbmi", "amx_tile", "amx_bf16", "amx_int8"},
+}
+
+
+def system_saves_tiles():
+    request, tile_data, arch_prctl = 0x1023, 18, 158
+    return ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0
+
+
+@pytest.mark.skipif(not X86, reason="tells the instruction sets on Linux and x86-64 alone")
+def test_the_best_instruction_set_is_chosen():
+    """By what the system says, whatever the engine finds out by itself; `built` is what the compiler knew."""
+    line = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    flags = set(line[1].split())
+    assert set(native.built()) <= set(FLAGS) and {"plain", "avx2", "avx512"} <= set(native.built())
+    expected = [isa for isa in FLAGS if isa in native.built() and FLAGS[isa] <= flags]
+    if "amx" in expected and not system_saves_tiles():
+        expected.remove("amx")
+    assert native.supported() == expected
+
+    def best(*names):
+        return next((name for name in names if name in expected), None)
+
+    fp32 = best("amx", "avx512", "avx2", "plain")
+    bf16 = best("amx", "avx512_bf16")
+    int8 = best("amx", "avx512_vnni", "avx2")  # the second is a part of avx512
+    assert tiny_network(precision="fp32").isa == fp32
+    network = tiny_network(precision="bf16")
+    assert (network.isa, network.precision) == ((bf16.removesuffix("_bf16"), "bf16") if bf16 else (fp32, "fp32"))
+    if int8:
+        assert tiny_network(precision="int8").isa == int8.removesuffix("_vnni")
+    else:
+        with pytest.raises(ValueError, match="expected an instruction set of this processor"):
+            tiny_network(precision="int8")

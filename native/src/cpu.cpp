@@ -3,9 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <stdexcept>
 
-#if defined(SWIFTFORMER_AMX)
+#if defined(SWIFTFORMER_HAS_AMX)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -20,7 +21,7 @@ namespace swiftformer {
 
 namespace {
 
-#if defined(SWIFTFORMER_AMX)
+#if defined(SWIFTFORMER_HAS_AMX)
 // Tiles with products of both types, which the system saves for this process.
 bool has_amx() {
   unsigned a, b, c, d;
@@ -45,74 +46,84 @@ bool has_dot_products() {
 #endif
 
 struct Entry {
-  std::string isa, precision;
+  const char *isa, *precision;
   const Kernels* kernels;
+  bool has;  // this processor
 };
 
-// The best last.
+// All of this build, the best last.
 std::vector<Entry> entries() {
-  std::vector<Entry> found{
-      {"plain", "fp32", &plain_fp32}, {"plain", "bf16", &plain_bf16}, {"plain", "int8", &plain_int8}};
+  std::vector<Entry> all;
+  const auto add = [&](const char* isa, const char* precision, const Kernels& kernels, bool has) {
+    all.push_back({isa, precision, &kernels, has});
+  };
+  add("plain", "fp32", plain_fp32, true);
+  add("plain", "bf16", plain_bf16, true);
+  add("plain", "int8", plain_int8, true);
 #if defined(SWIFTFORMER_CHECK)
-  found.push_back({"emulated_amx", "fp32", &emulated_amx_fp32});
-  found.push_back({"emulated_amx", "bf16", &emulated_amx_bf16});
-  found.push_back({"emulated_amx", "int8", &emulated_amx_int8});
+  add("emulated_amx", "fp32", emulated_amx_fp32, true);
+  add("emulated_amx", "bf16", emulated_amx_bf16, true);
+  add("emulated_amx", "int8", emulated_amx_int8, true);
 #endif
 #if defined(SWIFTFORMER_X86)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #if defined(SWIFTFORMER_CHECK)
-    found.push_back({"emulated_avx_vnni", "int8", &emulated_avx_vnni_int8});
+  add("emulated_avx_vnni", "int8", emulated_avx_vnni_int8, avx2);
 #endif
-    found.push_back({"avx2", "fp32", &avx2_fp32});
-    found.push_back({"avx2", "bf16", &avx2_fp32});  // without instructions for it, bfloat16 gains nothing
-    found.push_back({"avx2", "int8", &avx2_int8});
+  add("avx2", "fp32", avx2_fp32, avx2);
+  add("avx2", "bf16", avx2_fp32, avx2);  // without instructions for it, bfloat16 gains nothing
+  add("avx2", "int8", avx2_int8, avx2);
 #if defined(SWIFTFORMER_HAS_AVX_VNNI)
-    // Few such processors were at hand: one that disagrees must not be trusted silently.
-    static const bool avx_vnni = __builtin_cpu_supports("avxvnni") && multiplies_like(avx_vnni_int8, plain_int8);
-    if (avx_vnni) {
-      found.push_back({"avx2", "int8", &avx_vnni_int8});
-      found.push_back({"avx_vnni", "int8", &avx_vnni_int8});
-    }
+  // Few such processors were at hand: one that disagrees must not be trusted silently.
+  static const bool avx_vnni = avx2 && __builtin_cpu_supports("avxvnni") && multiplies_like(avx_vnni_int8, plain_int8);
+  add("avx2", "int8", avx_vnni_int8, avx_vnni);
+  add("avx_vnni", "int8", avx_vnni_int8, avx_vnni);
 #endif
-  }
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl")) {
-    found.push_back({"avx512", "fp32", &avx512_fp32});
-    found.push_back({"avx512", "bf16", &avx512_fp32});
-    if (__builtin_cpu_supports("avx512bf16")) {
-      found.push_back({"avx512", "bf16", &avx512_bf16});
-      found.push_back({"avx512_bf16", "bf16", &avx512_bf16});
-    }
-    if (__builtin_cpu_supports("avx512vnni")) {
-      found.push_back({"avx512", "int8", &avx512_int8});
-      found.push_back({"avx512_vnni", "int8", &avx512_int8});
-      if (__builtin_cpu_supports("avx512vbmi")) {
-        found.push_back({"avx512", "int8", &avx512_vbmi_int8});
-        found.push_back({"avx512_vbmi", "int8", &avx512_vbmi_int8});
-      }
-    }
-#if defined(SWIFTFORMER_AMX)
-    static const bool amx =  // as for AVX-VNNI; float32 takes the instructions of bf16
-        has_amx() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
-        __builtin_cpu_supports("avx512vbmi") && multiplies_like(amx_bf16, avx512_bf16) &&
-        multiplies_like(amx_int8, avx512_int8);
-    if (amx) {
-      found.push_back({"amx", "fp32", &amx_fp32});
-      found.push_back({"amx", "bf16", &amx_bf16});
-      found.push_back({"amx", "int8", &amx_int8});
-    }
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  const bool vbmi = vnni && __builtin_cpu_supports("avx512vbmi");
+  add("avx512", "fp32", avx512_fp32, avx512);
+  add("avx512", "bf16", avx512_fp32, avx512);
+#if defined(SWIFTFORMER_HAS_AVX512_BF16)
+  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  add("avx512", "bf16", avx512_bf16, bf16);
+  add("avx512_bf16", "bf16", avx512_bf16, bf16);
 #endif
-  }
+  add("avx512", "int8", avx512_int8, vnni);
+  add("avx512_vnni", "int8", avx512_int8, vnni);
+  add("avx512", "int8", avx512_vbmi_int8, vbmi);
+  add("avx512_vbmi", "int8", avx512_vbmi_int8, vbmi);
+#if defined(SWIFTFORMER_HAS_AMX)
+  static const bool amx =  // as for AVX-VNNI; float32 takes the instructions of bf16
+      bf16 && vbmi && has_amx() && multiplies_like(amx_bf16, avx512_bf16) && multiplies_like(amx_int8, avx512_int8);
+  add("amx", "fp32", amx_fp32, amx);
+  add("amx", "bf16", amx_bf16, amx);
+  add("amx", "int8", amx_int8, amx);
+#endif
 #elif defined(SWIFTFORMER_ARM)
-  found.push_back({"neon", "fp32", &neon_fp32});
-  found.push_back({"neon", "bf16", &neon_fp32});
-  if (has_dot_products()) {
-    found.push_back({"neon", "int8", &neon_int8});
-    found.push_back({"neon_dot", "int8", &neon_int8});
-  }
+  const bool dot_products = has_dot_products();
+  add("neon", "fp32", neon_fp32, true);
+  add("neon", "bf16", neon_fp32, true);
+  add("neon", "int8", neon_int8, dot_products);
+  add("neon_dot", "int8", neon_int8, dot_products);
 #endif
-  return found;
+  return all;
+}
+
+std::vector<Entry> supported_entries() {
+  std::vector<Entry> all = entries();
+  all.erase(std::remove_if(all.begin(), all.end(), [](const Entry& entry) { return !entry.has; }), all.end());
+  return all;
+}
+
+std::vector<std::string> names_of(const std::vector<Entry>& some) {
+  std::vector<std::string> names;
+  for (const Entry& entry : some) {
+    if (std::find(names.begin(), names.end(), entry.isa) == names.end()) names.push_back(entry.isa);
+  }
+  return names;
 }
 
 }  // namespace
@@ -169,32 +180,28 @@ bool multiplies_like(const Kernels& kernels, const Kernels& other) {
   return true;
 }
 
-std::vector<std::string> supported() {
-  std::vector<std::string> names;
-  for (const Entry& entry : entries()) {
-    if (std::find(names.begin(), names.end(), entry.isa) == names.end()) names.push_back(entry.isa);
-  }
-  return names;
-}
+std::vector<std::string> built() { return names_of(entries()); }
+
+std::vector<std::string> supported() { return names_of(supported_entries()); }
 
 const Kernels& kernels_for(const std::string& isa, const std::string& precision) {
   if (precision != "fp32" && precision != "bf16" && precision != "int8") {
     throw std::invalid_argument("precision: expected fp32, bf16 or int8, found " + precision);
   }
+  const std::vector<Entry> all = supported_entries();
   const Kernels* best = nullptr;
-  for (const Entry& entry : entries()) {
+  for (const Entry& entry : all) {
     // The plain kernels of half and less precision are a reference: chosen by name only.
-    const bool asked = isa == "auto" ? precision == "fp32" || entry.isa != "plain" : isa == entry.isa;
+    const bool asked = isa == "auto" ? precision == "fp32" || entry.isa != std::string("plain") : isa == entry.isa;
     if (asked && precision == entry.precision) best = entry.kernels;
   }
   if (best) return *best;
   if (isa == "auto" && precision == "bf16") return kernels_for(isa, "fp32");
+  std::vector<Entry> with_it;
+  std::copy_if(all.begin(), all.end(), std::back_inserter(with_it),
+               [&](const Entry& entry) { return precision == entry.precision; });
   std::string names;
-  const std::vector<Entry> all = entries();
-  for (const std::string& name : supported()) {
-    const auto has_it = [&](const Entry& entry) { return entry.isa == name && entry.precision == precision; };
-    if (std::any_of(all.begin(), all.end(), has_it)) names += (names.empty() ? "" : ", ") + name;
-  }
+  for (const std::string& name : names_of(with_it)) names += (names.empty() ? "" : ", ") + name;
   throw std::invalid_argument(precision + ": expected an instruction set of this processor that has it (" + names +
                               "), or another precision, found " + isa);
 }

@@ -9,9 +9,12 @@
 
 namespace swiftformer {
 
-// Names of the instruction sets, better ones last; `neon_dot` stands for int8 in NEON, `avx_vnni` stands for int8 in
-// AVX2 with an instruction for it, `avx512_bf16` for bfloat16 in AVX-512, `avx512_vnni` for int8 and `avx512_vbmi` for
-// int8 with faster look-ups.
+// Names of the instruction sets that this build has kernels for, better ones last; `neon_dot` stands for int8 in NEON,
+// `avx_vnni` stands for int8 in AVX2 with an instruction for it, `avx512_bf16` for bfloat16 in AVX-512, `avx512_vnni`
+// for int8 and `avx512_vbmi` for int8 with faster look-ups.
+std::vector<std::string> built();
+
+// Those of them that this processor has.
 std::vector<std::string> supported();
 
 // The kernels of an instruction set, or `auto` for the best one, in precision `fp32`, `bf16` or `int8`. Throws

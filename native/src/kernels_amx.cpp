@@ -8,7 +8,7 @@
 #include "kernels_tiles.h"
 
 namespace swiftformer {
-const Kernels amx_fp32 = table_of_tiles<Fp32InTiles>("amx", &avx512_fp32);
-const Kernels amx_bf16 = table_of_tiles<Bf16InTiles>("amx");
-const Kernels amx_int8 = table_of_tiles<Int8InTiles>("amx");
+constexpr Kernels amx_fp32 = table_of_tiles<Fp32InTiles>("amx", &avx512_fp32);
+constexpr Kernels amx_bf16 = table_of_tiles<Bf16InTiles>("amx");
+constexpr Kernels amx_int8 = table_of_tiles<Int8InTiles>("amx");
 }  // namespace swiftformer

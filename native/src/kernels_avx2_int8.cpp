@@ -7,5 +7,5 @@
 #include "kernels_impl.h"
 
 namespace swiftformer {
-const Kernels avx2_int8 = table<Int8>("avx2");
+constexpr Kernels avx2_int8 = table<Int8>("avx2");
 }

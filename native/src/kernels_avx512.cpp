@@ -7,5 +7,5 @@
 #include "kernels_impl.h"
 
 namespace swiftformer {
-const Kernels avx512_fp32 = table<Fp32>("avx512");
+constexpr Kernels avx512_fp32 = table<Fp32>("avx512");
 }

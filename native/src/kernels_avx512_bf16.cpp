@@ -7,5 +7,5 @@
 #include "kernels_impl.h"
 
 namespace swiftformer {
-const Kernels avx512_bf16 = table<Bf16>("avx512");
+constexpr Kernels avx512_bf16 = table<Bf16>("avx512");
 }

@@ -7,5 +7,5 @@
 #include "kernels_impl.h"
 
 namespace swiftformer {
-const Kernels avx512_vbmi_int8 = table<Int8>("avx512");
+constexpr Kernels avx512_vbmi_int8 = table<Int8>("avx512");
 }

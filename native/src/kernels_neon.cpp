@@ -6,5 +6,5 @@
 #include "kernels_impl.h"
 
 namespace swiftformer {
-const Kernels neon_fp32 = table<Fp32>("neon");
+constexpr Kernels neon_fp32 = table<Fp32>("neon");
 }

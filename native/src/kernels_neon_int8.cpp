@@ -7,5 +7,5 @@
 #include "kernels_impl.h"
 
 namespace swiftformer {
-const Kernels neon_int8 = table<Int8>("neon");
+constexpr Kernels neon_int8 = table<Int8>("neon");
 }

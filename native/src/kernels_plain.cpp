@@ -8,7 +8,7 @@
 #include "kernels_impl.h"
 
 namespace swiftformer {
-const Kernels plain_fp32 = table<Fp32>("plain");
-const Kernels plain_bf16 = table<Bf16>("plain");
-const Kernels plain_int8 = table<Int8>("plain");
+constexpr Kernels plain_fp32 = table<Fp32>("plain");
+constexpr Kernels plain_bf16 = table<Bf16>("plain");
+constexpr Kernels plain_int8 = table<Int8>("plain");
 }  // namespace swiftformer

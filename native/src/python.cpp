@@ -167,6 +167,8 @@ NB_MODULE(_core, m) {
 
   m.def("supported", &swiftformer::supported,
         "Names of the instruction sets of this processor that there are kernels for, the best last.");
+  m.def("built", &swiftformer::built,
+        "Names of all instruction sets that there are kernels for, the best last: those that the compiler knew.");
 
   m.def(
       "product_limit",

@@ -72,7 +72,7 @@ bool has_openmp() { return parallel() != nullptr; }
 
 std::vector<std::string> training_supported() {
   std::vector<std::string> names{"plain"};
-#if defined(SWIFTFORMER_X86)
+#if defined(SWIFTFORMER_HAS_AVX512_BF16)
   const std::vector<std::string> all = supported();
   if (std::find(all.begin(), all.end(), "avx512_bf16") != all.end()) names.push_back("avx512_bf16");
 #endif
@@ -84,7 +84,7 @@ const TrainingKernels& training_kernels_for(const std::string& isa) {
   if (std::find(names.begin(), names.end(), isa) == names.end()) {
     throw std::invalid_argument("expected an instruction set of this processor for training, found " + isa);
   }
-#if defined(SWIFTFORMER_X86)
+#if defined(SWIFTFORMER_HAS_AVX512_BF16)
   if (isa != "plain") return avx512_training;
 #endif
   return plain_training;

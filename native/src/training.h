@@ -50,7 +50,7 @@ struct TrainingKernels {
 };
 
 extern const TrainingKernels plain_training;
-#if defined(SWIFTFORMER_X86)
+#if defined(SWIFTFORMER_HAS_AVX512_BF16)
 extern const TrainingKernels avx512_training;
 #endif
 

@@ -3,5 +3,5 @@
 #include "training_impl.h"
 
 namespace swiftformer {
-const TrainingKernels avx512_training = training_table("avx512_bf16");
+constexpr TrainingKernels avx512_training = training_table("avx512_bf16");
 }

@@ -3,5 +3,5 @@
 #include "training_impl.h"
 
 namespace swiftformer {
-const TrainingKernels plain_training = training_table("plain");
+constexpr TrainingKernels plain_training = training_table("plain");
 }

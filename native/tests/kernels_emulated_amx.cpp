@@ -11,7 +11,7 @@
 #include "kernels_tiles.h"
 
 namespace swiftformer {
-const Kernels emulated_amx_fp32 = table_of_tiles<Fp32InTiles>("emulated_amx", &plain_fp32);
-const Kernels emulated_amx_bf16 = table_of_tiles<Bf16InTiles>("emulated_amx");
-const Kernels emulated_amx_int8 = table_of_tiles<Int8InTiles>("emulated_amx");
+constexpr Kernels emulated_amx_fp32 = table_of_tiles<Fp32InTiles>("emulated_amx", &plain_fp32);
+constexpr Kernels emulated_amx_bf16 = table_of_tiles<Bf16InTiles>("emulated_amx");
+constexpr Kernels emulated_amx_int8 = table_of_tiles<Int8InTiles>("emulated_amx");
 }  // namespace swiftformer

@@ -21,5 +21,5 @@ inline __m256i dot_of_eight(__m256i levels, __m256i weights, __m256i sum) {
 #include "kernels_impl.h"
 
 namespace swiftformer {
-const Kernels emulated_avx_vnni_int8 = table<Int8>("avx2");
+constexpr Kernels emulated_avx_vnni_int8 = table<Int8>("avx2");
 }
