@@ -32,8 +32,13 @@ class Memory {
   Value& operator[](size_t place) { return values_[place]; }
   size_t size() const { return size_; }
 
+  // What is read of it was written before: a check, in which it is NaN and not zero, tells where that is not so.
   void grow(size_t size) {
-    if (size > size_) *this = Memory(size);
+    if (size <= size_) return;
+    *this = Memory(size);
+#if defined(SWIFTFORMER_CHECK)
+    std::memset(values_, 0xff, size * sizeof(Value));
+#endif
   }
   void grow_in_zeros(size_t size) {
     if (size > size_) *this = Memory(size);

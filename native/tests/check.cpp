@@ -1,7 +1,9 @@
 // Compares the engine with the same networks in double precision, without Python: run_checks.sh runs it with sanitizers
 // and on emulated processors. Prints a line for each group; the exit code is 1 if something differs.
 //
-//     check [--quick] [--isa NAME] [--real]      --real: without the kernels that emulate instructions
+//     check [--quick] [--isa NAME] [--real] [--sizes promised]
+//
+// --real: without the kernels that emulate instructions. --sizes promised: nothing but promised.h.
 
 #include <algorithm>
 #include <atomic>
@@ -16,8 +18,10 @@
 #include <string>
 #include <thread>
 
+#include "checks.h"
 #include "cpu.h"
-#include "reference.h"
+#include "groups.h"
+#include "promised.h"
 #include "training.h"
 
 static std::atomic<long> allocations{0};
@@ -40,76 +44,10 @@ void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std
 
 namespace {
 
-using reference::Example;
-using reference::Model;
+using namespace checks;
 using swiftformer::filled;
-using swiftformer::Kernels;
 using swiftformer::lanes;
-using swiftformer::Network;
-using swiftformer::Pixels;
 using swiftformer::Then;
-using Outputs = std::vector<std::vector<float>>;
-
-bool failed = false;
-
-struct Mode {
-  std::string isa, precision;
-  const Kernels* kernels;
-  std::string name() const { return isa + " " + precision; }
-};
-
-// Largest difference allowed, relative to the largest value of an output: about twice what is found.
-// Weights have larger steps where sums are short.
-double allowed(const Mode& mode) {
-  if (mode.precision == "fp32") return 1e-5;
-  return mode.precision == "bf16" ? 5e-2 : mode.kernels->short_sums ? 12e-2 : 8e-2;
-}
-
-void report(const std::string& group, double found, double most, const std::string& where) {
-  const bool ok = found <= most;
-  std::printf("%-34s %s: expected at most %.3g, found %.3g%s\n", group.c_str(), ok ? "ok" : "FAILED", most, found,
-              ok || where.empty() ? "" : (" at " + where).c_str());
-  std::fflush(stdout);
-  failed |= !ok;
-}
-
-struct Worst {
-  double found = 0;
-  std::string where;
-  void see(double difference, const std::string& place) {
-    if (difference <= found) return;
-    found = std::isnan(difference) ? std::numeric_limits<double>::infinity() : difference;
-    where = place;
-  }
-};
-
-std::unique_ptr<Network> network_of(const Mode& mode, const Model& model, int threads) {
-  auto network = std::make_unique<Network>(mode.isa, mode.precision, threads, false);
-  model.add_to(*network);
-  return network;
-}
-
-Outputs room_for(const Network& network, const Pixels& pixels) {
-  Outputs outputs;
-  for (const std::vector<size_t>& shape : network.outputs(pixels)) {
-    size_t size = 1;
-    for (size_t side : shape) size *= side;
-    outputs.emplace_back(size, std::nanf(""));
-  }
-  return outputs;
-}
-
-std::vector<float*> places_of(Outputs& outputs) {
-  std::vector<float*> places;
-  for (std::vector<float>& output : outputs) places.push_back(output.data());
-  return places;
-}
-
-Outputs run(Network& network, const Pixels& pixels) {
-  Outputs outputs = room_for(network, pixels);
-  network.run(pixels, places_of(outputs));
-  return outputs;
-}
 
 // Widths of released networks beside odd ones, of panels of one to seven vectors, and weights that threads share by
 // columns.
@@ -768,7 +706,7 @@ std::vector<Mode> modes_of(const std::vector<std::string>& names, std::string& e
 }  // namespace
 
 int main(int count, char** arguments) {
-  bool quick = false, real = false;
+  bool quick = false, real = false, promised = false;
   std::vector<std::string> names = swiftformer::supported();
   for (int i = 1; i < count; ++i) {
     const std::string argument = arguments[i];
@@ -778,8 +716,11 @@ int main(int count, char** arguments) {
       names = {arguments[++i]};
     } else if (argument == "--real") {
       real = true;
+    } else if (argument == "--sizes" && i + 1 < count && std::string(arguments[i + 1]) == "promised") {
+      promised = true;
+      ++i;
     } else {
-      std::fprintf(stderr, "expected --quick, --isa NAME or --real, found %s\n", argument.c_str());
+      std::fprintf(stderr, "expected --quick, --isa NAME, --real or --sizes promised, found %s\n", argument.c_str());
       return 2;
     }
   }
@@ -791,6 +732,13 @@ int main(int count, char** arguments) {
     std::fprintf(stderr, "%s\n", error.c_str());
     return 2;
   }
+  if (promised) {
+    const Promised sizes(quick);
+    for (const Mode& mode : suite.modes) sizes.check(mode);
+    return failed ? 1 : 0;
+  }
+  quotas_of_groups();
+  shares_of_processors();
   suite.prepare();
   for (const Mode& mode : suite.modes) suite.networks(mode);
   for (const Mode& mode : suite.modes) suite.packing(mode);
