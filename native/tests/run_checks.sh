@@ -55,21 +55,27 @@ plain() {
 addresses() {
   expect 0 "build with address and undefined-behaviour sanitizers" sanitized addresses -fsanitize=address,undefined
   expect 0 "addresses and undefined behaviour" "$builds/addresses/check" --quick
+  expect 0 "the same at promised sizes" "$builds/addresses/check" --sizes promised
 }
 
 threads() {
   expect 0 "build with the thread sanitizer" sanitized threads -fsanitize=thread
   TSAN_OPTIONS=halt_on_error=1 expect 0 "threads" "$builds/threads/check" --quick
+  TSAN_OPTIONS=halt_on_error=1 expect 0 "the same at promised sizes" "$builds/threads/check" --sizes promised
 }
 
 # It knows no AVX-512, and replaces only some of the check's own functions that allocate and free.
 valgrind_() {
   has valgrind || return
   expect 0 "build" build plain
-  local isa
+  local isa arguments
   for isa in plain $([ "$(uname -m)" = x86_64 ] && echo avx2); do
-    expect 0 "valgrind, $isa" valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite \
-      --fair-sched=yes --show-mismatched-frees=no "$builds/plain/check" --quick --isa "$isa"
+    for arguments in --quick "--quick --sizes promised"; do
+      # shellcheck disable=SC2086
+      expect 0 "valgrind, $isa, $arguments" valgrind --quiet --error-exitcode=9 --leak-check=full \
+        --errors-for-leak-kinds=definite --fair-sched=yes --show-mismatched-frees=no "$builds/plain/check" $arguments \
+        --isa "$isa"
+    done
   done
 }
 
