@@ -8,9 +8,9 @@
 #include <optional>
 #include <stdexcept>
 
-#include "cpu.h"
-#include "network.h"
-#include "training.h"
+#include "kernels/cpu.h"
+#include "network/network.h"
+#include "training/training.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

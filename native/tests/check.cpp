@@ -19,10 +19,10 @@
 #include <thread>
 
 #include "checks.h"
-#include "cpu.h"
+#include "kernels/cpu.h"
 #include "groups.h"
 #include "promised.h"
-#include "training.h"
+#include "training/training.h"
 
 static std::atomic<long> allocations{0};
 

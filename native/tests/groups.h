@@ -14,8 +14,8 @@
 #include <string>
 
 #include "checks.h"
-#include "processors.h"
-#include "threads.h"
+#include "threads/processors.h"
+#include "threads/threads.h"
 
 namespace checks {
 

@@ -1,6 +1,6 @@
 // The kernels for AMX in plain C++, for processors without.
 
-#include "vec_plain.h"
+#include "kernels/vec_plain.h"
 
 #define SWIFTFORMER_EMULATED_TILES
 #define SWIFTFORMER_BF16
@@ -8,7 +8,7 @@
 #define WIDEST_PANEL 1
 #define ROWS_OF_A_BLOCK(vectors) 4
 
-#include "kernels_tiles.h"
+#include "kernels/amx_impl.h"
 
 namespace swiftformer {
 constexpr Kernels emulated_amx_fp32 = table_of_tiles<Fp32InTiles>("emulated_amx", &plain_fp32);

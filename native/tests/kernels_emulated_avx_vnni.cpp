@@ -1,6 +1,6 @@
 // The kernels for AVX-VNNI with its one instruction made of others, for processors without.
 
-#include "vec_avx2.h"
+#include "kernels/vec_avx2.h"
 
 namespace {
 
@@ -18,7 +18,7 @@ inline __m256i dot_of_eight(__m256i levels, __m256i weights, __m256i sum) {
 #define WIDEST_PANEL 1
 #define ROWS_OF_A_BLOCK(vectors) 6
 
-#include "kernels_impl.h"
+#include "kernels/kernels_impl.h"
 
 namespace swiftformer {
 constexpr Kernels emulated_avx_vnni_int8 = table<Int8>("avx2");

@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "network.h"
+#include "network/network.h"
 
 namespace reference {
 

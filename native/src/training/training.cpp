@@ -1,0 +1,226 @@
+#include "training/training.h"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+#include "kernels/cpu.h"
+
+namespace swiftformer {
+
+namespace {
+
+// GNU OpenMP's entry, which compilers call for a parallel region. Threads of our own would have to wake up for every
+// call, beside PyTorch's, which wait busily for their next.
+using Parallel = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+
+Parallel parallel() { return reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel")); }
+
+template <class Part>
+struct Region {
+  const Part& part;
+  int parts;
+  std::atomic<int> next{0};
+
+  static void body(void* data) {
+    Region& region = *static_cast<Region*>(data);
+    for (int i = region.next++; i < region.parts; i = region.next++) region.part(i);
+  }
+};
+
+// Calls `part(i)` for every i below `parts`. What part i is does not depend on the thread that takes it.
+template <class Part>
+void in_threads(int parts, const Part& part) {
+  Region<Part> region{part, parts};
+  const Parallel run = parts > 1 ? parallel() : nullptr;
+  if (run) {
+    run(Region<Part>::body, &region, static_cast<unsigned>(parts), 0);
+  } else {
+    Region<Part>::body(&region);
+  }
+}
+
+float to_float(Bf16 half) {
+  const uint32_t bits = static_cast<uint32_t>(half.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+constexpr int64_t worth_a_thread = 16384;  // values
+
+// Parts of equal size, but for the last, of `count` things with `values` each; `part(i, first, count)`.
+template <class Part>
+int split(int64_t count, int64_t values, int threads, const Part& part) {
+  const int64_t useful = std::max<int64_t>(1, count * values / worth_a_thread);
+  const int64_t parts = std::min<int64_t>({useful, std::max(threads, 1), std::max<int64_t>(count, 1)});
+  const int64_t size = (count + parts - 1) / parts;
+  in_threads(static_cast<int>(parts), [&](int i) {
+    const int64_t first = std::min(i * size, count);
+    part(i, first, std::min(size, count - first));
+  });
+  return static_cast<int>(parts);
+}
+
+}  // namespace
+
+bool has_openmp() { return parallel() != nullptr; }
+
+std::vector<std::string> training_supported() {
+  std::vector<std::string> names{"plain"};
+#if defined(SWIFTFORMER_HAS_AVX512_BF16)
+  const std::vector<std::string> all = supported();
+  if (std::find(all.begin(), all.end(), "avx512_bf16") != all.end()) names.push_back("avx512_bf16");
+#endif
+  return names;
+}
+
+const TrainingKernels& training_kernels_for(const std::string& isa) {
+  static const std::vector<std::string> names = training_supported();
+  if (std::find(names.begin(), names.end(), isa) == names.end()) {
+    throw std::invalid_argument("expected an instruction set of this processor for training, found " + isa);
+  }
+#if defined(SWIFTFORMER_HAS_AVX512_BF16)
+  if (isa != "plain") return avx512_training;
+#endif
+  return plain_training;
+}
+
+void gelu(const TrainingKernels& kernels, const Bf16* x, int64_t count, Bf16* y, int threads) {
+  split(count, 1, threads, [&](int, int64_t first, int64_t size) { kernels.gelu(x + first, size, y + first); });
+}
+
+void gelu_gradient(const TrainingKernels& kernels, const Bf16* gradient, const Bf16* x, int64_t count, Bf16* to,
+                   int threads) {
+  split(count, 1, threads, [&](int, int64_t first, int64_t size) {
+    kernels.gelu_gradient(gradient + first, x + first, size, to + first);
+  });
+}
+
+namespace {
+
+// Calls `some(from, count)` for values at `from` on, multiples of `lanes`, and `rest(from, count)` for what is left.
+template <class Some, class Rest>
+void in_lanes(int64_t first, int64_t size, const Some& some, const Rest& rest) {
+  constexpr int64_t most = 1 << 20;
+  int64_t whole = size / lanes * lanes;
+  for (int64_t done = 0; done < whole; done += most) some(first + done, static_cast<int>(std::min(most, whole - done)));
+  if (whole < size) rest(first + whole, static_cast<int>(size - whole));
+}
+
+}  // namespace
+
+void gelu(const Kernels& kernels, const float* x, int64_t count, float* y, int threads) {
+  const auto some = [&](int64_t from, int size) {
+    kernels.gelu(x + from, size, reinterpret_cast<uint32_t*>(y + from));
+  };
+  const auto rest = [&](int64_t from, int size) {
+    float in[lanes] = {}, out[lanes];
+    std::copy_n(x + from, size, in);
+    kernels.gelu(in, lanes, reinterpret_cast<uint32_t*>(out));
+    std::copy_n(out, size, y + from);
+  };
+  split(count, 1, threads, [&](int, int64_t first, int64_t size) { in_lanes(first, size, some, rest); });
+}
+
+void gelu_gradient(const Kernels& kernels, const float* gradient, const float* x, int64_t count, float* to,
+                   int threads) {
+  const auto some = [&](int64_t from, int size) { kernels.gelu_gradient(gradient + from, x + from, size, to + from); };
+  const auto rest = [&](int64_t from, int size) {
+    float of_y[lanes] = {}, in[lanes] = {}, out[lanes];
+    std::copy_n(gradient + from, size, of_y);
+    std::copy_n(x + from, size, in);
+    kernels.gelu_gradient(of_y, in, lanes, out);
+    std::copy_n(out, size, to + from);
+  };
+  split(count, 1, threads, [&](int, int64_t first, int64_t size) { in_lanes(first, size, some, rest); });
+}
+
+void add_scaled(const TrainingKernels& kernels, const void* x, bool x_is_bf16, const float* scale, const Bf16* branch,
+                int64_t rows, int channels, float* to, int threads) {
+  split(rows, channels, threads, [&](int, int64_t first, int64_t size) {
+    const int64_t at = first * channels;
+    if (x_is_bf16) {
+      kernels.add_scaled_to_bf16(static_cast<const Bf16*>(x) + at, scale, branch + at, size, channels, to + at);
+    } else {
+      kernels.add_scaled(static_cast<const float*>(x) + at, scale, branch + at, size, channels, to + at);
+    }
+  });
+}
+
+void scaled_gradient(const TrainingKernels& kernels, const float* gradient, const float* scale, const Bf16* branch,
+                     int64_t rows, int channels, Bf16* to, float* scale_gradient, int threads) {
+  std::vector<double> sums(static_cast<size_t>(std::max(threads, 1)) * channels);
+  const int parts = split(rows, channels, threads, [&](int i, int64_t first, int64_t size) {
+    const int64_t at = first * channels;
+    kernels.scaled_gradient(gradient + at, scale, branch + at, size, channels, to + at, &sums[i * channels]);
+  });
+  for (int c = 0; c < channels; ++c) {
+    double total = 0;
+    for (int i = 0; i < parts; ++i) total += sums[i * channels + c];
+    scale_gradient[c] = static_cast<float>(total);
+  }
+}
+
+void batch_norm(const TrainingKernels& kernels, const Bf16* x, int64_t rows, int channels, const float* weight,
+                const float* bias, float eps, Bf16* y, float* mean, float* inverse, int threads) {
+  std::vector<double> sums(static_cast<size_t>(std::max(threads, 1)) * 2 * channels);
+  std::vector<float> shift(channels), factor(channels);
+  // About the means, so that sums of squares lose nothing: those of some rows.
+  const int64_t seen = std::min<int64_t>(rows, 32);
+  for (int64_t i = 0; i < seen; ++i) {
+    const Bf16* row = x + rows * i / seen * channels;
+    for (int c = 0; c < channels; ++c) shift[c] += to_float(row[c]) / seen;
+  }
+  const int parts = split(rows, channels, threads, [&](int i, int64_t first, int64_t size) {
+    kernels.moments(x + first * channels, size, channels, shift.data(), &sums[2 * i * channels]);
+  });
+  for (int c = 0; c < channels; ++c) {
+    double total = 0, squares = 0;
+    for (int i = 0; i < parts; ++i) {
+      total += sums[2 * i * channels + c];
+      squares += sums[(2 * i + 1) * channels + c];
+    }
+    const double moved = total / rows;
+    mean[c] = static_cast<float>(shift[c] + moved);
+    inverse[c] = static_cast<float>(1 / std::sqrt(std::max(squares / rows - moved * moved, 0.0) + eps));
+    factor[c] = weight[c] * inverse[c];
+  }
+  split(rows, channels, threads, [&](int, int64_t first, int64_t size) {
+    kernels.normalize(x + first * channels, size, channels, mean, factor.data(), bias, y + first * channels);
+  });
+}
+
+void batch_norm_gradient(const TrainingKernels& kernels, const Bf16* gradient, const Bf16* x, int64_t rows,
+                         int channels, const float* weight, const float* mean, const float* inverse, Bf16* to,
+                         float* weight_gradient, float* bias_gradient, int threads) {
+  std::vector<double> sums(static_cast<size_t>(std::max(threads, 1)) * 2 * channels);
+  std::vector<float> factor(channels), slope(channels), offset(channels);
+  const int parts = split(rows, channels, threads, [&](int i, int64_t first, int64_t size) {
+    const int64_t at = first * channels;
+    kernels.normalize_sums(gradient + at, x + at, size, channels, mean, &sums[2 * i * channels]);
+  });
+  for (int c = 0; c < channels; ++c) {
+    double total = 0, products = 0;
+    for (int i = 0; i < parts; ++i) {
+      total += sums[2 * i * channels + c];
+      products += sums[(2 * i + 1) * channels + c];
+    }
+    bias_gradient[c] = static_cast<float>(total);
+    weight_gradient[c] = static_cast<float>(products * inverse[c]);
+    factor[c] = weight[c] * inverse[c];
+    slope[c] = static_cast<float>(-factor[c] * products / rows * inverse[c] * inverse[c]);
+    offset[c] = static_cast<float>(-factor[c] * total / rows);
+  }
+  split(rows, channels, threads, [&](int, int64_t first, int64_t size) {
+    const int64_t at = first * channels;
+    kernels.normalize_gradient(gradient + at, x + at, size, channels, mean, factor.data(), slope.data(), offset.data(),
+                               to + at);
+  });
+}
+
+}  // namespace swiftformer

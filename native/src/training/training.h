@@ -1,0 +1,90 @@
+// What training gets from here: operations between the matrix products, on the bfloat16 maps of PyTorch, in PyTorch's
+// own threads.
+
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/kernels.h"
+
+namespace swiftformer {
+
+struct Bf16 {
+  uint16_t bits;
+};
+
+// Of dense values; rows have `channels` values each. Nothing is aligned, and outputs may not overlap inputs.
+struct TrainingKernels {
+  const char* name;
+
+  void (*gelu)(const Bf16* x, int64_t count, Bf16* y);
+
+  // The gradient of x from that of GELU(x).
+  void (*gelu_gradient)(const Bf16* gradient, const Bf16* x, int64_t count, Bf16* to);
+
+  // x + scale * branch, with a scale for each channel.
+  void (*add_scaled)(const float* x, const float* scale, const Bf16* branch, int64_t rows, int channels, float* to);
+  void (*add_scaled_to_bf16)(const Bf16* x, const float* scale, const Bf16* branch, int64_t rows, int channels,
+                             float* to);
+
+  // The gradient of `branch` there, from that of the sum; adds that of `scale` to `sums`.
+  void (*scaled_gradient)(const float* gradient, const float* scale, const Bf16* branch, int64_t rows, int channels,
+                          Bf16* to, double* sums);
+
+  // Of each channel: adds the sum of x - shift to `sums`, and that of its squares behind them.
+  void (*moments)(const Bf16* x, int64_t rows, int channels, const float* shift, double* sums);
+
+  // (x - mean) * factor + bias
+  void (*normalize)(const Bf16* x, int64_t rows, int channels, const float* mean, const float* factor,
+                    const float* bias, Bf16* y);
+
+  // Of each channel: adds the sum of the gradient to `sums`, and that of gradient * (x - mean) behind them.
+  void (*normalize_sums)(const Bf16* gradient, const Bf16* x, int64_t rows, int channels, const float* mean,
+                         double* sums);
+
+  // gradient * factor + (x - mean) * slope + offset
+  void (*normalize_gradient)(const Bf16* gradient, const Bf16* x, int64_t rows, int channels, const float* mean,
+                             const float* factor, const float* slope, const float* offset, Bf16* to);
+};
+
+extern const TrainingKernels plain_training;
+#if defined(SWIFTFORMER_HAS_AVX512_BF16)
+extern const TrainingKernels avx512_training;
+#endif
+
+// Names of the instruction sets, better ones last; `plain` is a reference.
+std::vector<std::string> training_supported();
+
+// Throws std::invalid_argument where this processor or this build lacks the instruction set.
+const TrainingKernels& training_kernels_for(const std::string& isa);
+
+// Whether the process has threads of GNU OpenMP, as PyTorch brings them: without, there is one thread for all.
+bool has_openmp();
+
+// The same for values in memory, in `threads` threads of OpenMP. `x_is_bf16`: else it is float32.
+void gelu(const TrainingKernels& kernels, const Bf16* x, int64_t count, Bf16* y, int threads);
+void gelu_gradient(const TrainingKernels& kernels, const Bf16* gradient, const Bf16* x, int64_t count, Bf16* to,
+                   int threads);
+
+// The same in float32, with kernels of that precision.
+void gelu(const Kernels& kernels, const float* x, int64_t count, float* y, int threads);
+void gelu_gradient(const Kernels& kernels, const float* gradient, const float* x, int64_t count, float* to,
+                   int threads);
+
+void add_scaled(const TrainingKernels& kernels, const void* x, bool x_is_bf16, const float* scale, const Bf16* branch,
+                int64_t rows, int channels, float* to, int threads);
+// Overwrites `scale_gradient`.
+void scaled_gradient(const TrainingKernels& kernels, const float* gradient, const float* scale, const Bf16* branch,
+                     int64_t rows, int channels, Bf16* to, float* scale_gradient, int threads);
+
+// BatchNorm over all rows, in training. Of each channel `mean` and `inverse`, 1 / sqrt(variance + eps), are outputs of
+// the first and inputs of the second; weights and biases are float32.
+void batch_norm(const TrainingKernels& kernels, const Bf16* x, int64_t rows, int channels, const float* weight,
+                const float* bias, float eps, Bf16* y, float* mean, float* inverse, int threads);
+void batch_norm_gradient(const TrainingKernels& kernels, const Bf16* gradient, const Bf16* x, int64_t rows,
+                         int channels, const float* weight, const float* mean, const float* inverse, Bf16* to,
+                         float* weight_gradient, float* bias_gradient, int threads);
+
+}  // namespace swiftformer

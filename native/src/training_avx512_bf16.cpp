@@ -1,7 +1,0 @@
-#include "vec_avx512.h"
-//
-#include "training_impl.h"
-
-namespace swiftformer {
-constexpr TrainingKernels avx512_training = training_table("avx512_bf16");
-}
