@@ -2,9 +2,11 @@
 
     python benchmarks/native_roofline.py --variant xs --batch 1 --precision bf16
 
-The limit is what one thread of the engine reaches in a matrix product that stays in its first-level cache, times the
-threads. Arithmetic is that of the convolutions and products; GELU, norms and sums come on top. Bytes are the weights
-once, and the maps read and written once for each pass over them. Times are medians over `--repeats` calls.
+A layer takes no less than its arithmetic at the rate of products, nor than its bytes at that of memory: the larger of
+both is its limit. The rate of products is what one thread of the engine reaches at best in a matrix product that stays
+in its caches, times the threads; that of memory what the threads reach when they read an array as large as all weights
+again and again. Arithmetic is that of the convolutions and products; GELU, norms and sums come on top. Bytes are the
+weights once, and the maps read and written once for each pass over them. Times are medians over `--repeats` calls.
 In int8, the first convolution (with AMX both of the stem) and the head are held against the same limit, but computed
 in bfloat16 or float32; so is, in float32 with AMX, whose weights are three bfloat16, what AVX-512 computes.
 """
@@ -12,6 +14,7 @@ in bfloat16 or float32; so is, in float32 with AMX, whose weights are three bflo
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -54,6 +57,18 @@ def work_of(
         yield f"{layer['kind']} {channels} channels, {height}x{width}", total * pixels, total * weight_bytes, moved
 
 
+def reading_rate(size: int, threads: int) -> float:
+    """Bytes per second at which threads together read an array of `size` bytes again and again."""
+    torch.set_num_threads(threads)
+    values = torch.ones(size // 4)
+    best = float("inf")
+    for _ in range(20):
+        start = time.perf_counter()
+        values.sum()
+        best = min(best, time.perf_counter() - start)
+    return size / best
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variant", default="xs")
@@ -76,20 +91,23 @@ def main() -> None:
     seconds = np.median(measured[3:], axis=0)
     machine = {key: value for key, value in describe_machine().items() if key in ("processor", "cores")}
     print(f"{machine}, {network.isa} {network.precision}, {network.threads} threads")
-    print(f"limit {limit / 1e9:.0f} billion multiply-adds a second, in all {1e3 * seconds.sum():.2f} ms\n")
     in_parts = network.precision == "fp32" and network.isa == "amx"
     weight_bytes = 6 if in_parts else WEIGHT_BYTES[arguments.precision]
     rows = list(work_of(layers, tensors, (arguments.size, arguments.size), weight_bytes))
-    print("| layer | million multiply-adds | MB | ms | share of the time | share of the limit |")
-    print("|---|---|---|---|---|---|")
-    total = 0.0
-    for (name, operations, size, maps), spent in zip(rows, seconds, strict=True):
-        operations *= arguments.batch
-        size += maps * arguments.batch
-        total += operations
-        shares = f"{100 * spent / seconds.sum():.0f}% | {100 * operations / spent / limit:.0f}%"
-        print(f"| {name} | {operations / 1e6:.1f} | {size / 1e6:.2f} | {1e3 * spent:.3f} | {shares} |")
-    print(f"| all | {total / 1e6:.0f} | | {1e3 * seconds.sum():.2f} | | {100 * total / seconds.sum() / limit:.0f}% |")
+    reading = reading_rate(int(sum(weights for _, _, weights, _ in rows)), network.threads)
+    print(f"limits: {limit / 1e9:.0f} billion multiply-adds and {reading / 1e9:.0f} GB a second\n")
+    print("| layer | million multiply-adds | MB | ms | share of the time | its limit, ms | share of the limit |")
+    print("|---|---|---|---|---|---|---|")
+    least = 0.0
+    for (name, operations, weights, maps), spent in zip(rows, seconds, strict=True):
+        operations, size = operations * arguments.batch, weights + maps * arguments.batch
+        by_products, by_memory = operations / limit, size / reading
+        bound = max(by_products, by_memory)
+        least += bound
+        limited = f"{1e3 * bound:.3f} by {'products' if by_products > by_memory else 'memory'}"
+        amounts = f"{operations / 1e6:.1f} | {size / 1e6:.2f} | {1e3 * spent:.3f} | {100 * spent / seconds.sum():.0f}%"
+        print(f"| {name} | {amounts} | {limited} | {100 * bound / spent:.0f}% |")
+    print(f"| all | | | {1e3 * seconds.sum():.2f} | | {1e3 * least:.2f} | {100 * least / seconds.sum():.0f}% |")
 
 
 if __name__ == "__main__":

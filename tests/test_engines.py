@@ -236,7 +236,7 @@ def test_other_checkpoints_run_in_torch(native, checkpoint, tmp_path, monkeypatc
 def test_a_package_that_is_not_installed(onnx, tmp_path, monkeypatch):
     absent = {name: ("no_such_module", extra, formats) for name, (_, extra, formats) in engines.ENGINES.items()}
     monkeypatch.setattr(engines, "ENGINES", absent)
-    with pytest.raises(EngineError, match=r"the engine torch needs no_such_module: pip install swiftformer$"):
+    with pytest.raises(EngineError, match=r"the engine torch needs no_such_module: pip install torch$"):
         open_engine(broken(onnx, tmp_path, lambda copy: rewrite(copy, format="torch-export")), "torch")
 
 

@@ -193,7 +193,7 @@ class Network {
   std::atomic<Work*> work_;
 };
 
-// Multiply-adds per second of one thread, in a product whose operand and matrix stay in its first-level cache.
+// Multiply-adds per second of one thread at best, in products whose operand and matrix stay in its caches.
 double product_limit(const Kernels& kernels);
 
 }  // namespace swiftformer

@@ -250,8 +250,10 @@ std::vector<double> Network::layer_seconds() {
   return seconds;
 }
 
-double product_limit(const Kernels& kernels) {
-  const int at_once = kernels.depth_step, depth = (64 + at_once - 1) / at_once * at_once, stride = depth + lanes;
+namespace {
+
+double product_rate(const Kernels& kernels, int words) {
+  const int at_once = kernels.depth_step, depth = (words + at_once - 1) / at_once * at_once, stride = depth + lanes;
   constexpr int columns = 3 * lanes, repeats = 100;
   const int rows = kernels.tile_rows;
   Memory<uint32_t> words(depth * columns), operand(rows * stride);
@@ -266,8 +268,16 @@ double product_limit(const Kernels& kernels) {
     }
     best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
   }
-  if (kernels.release) kernels.release();
   return static_cast<double>(rows) * depth * kernels.values_per_word / kernels.parts * columns * repeats / best;
+}
+
+}  // namespace
+
+double product_limit(const Kernels& kernels) {
+  double best = 0;
+  for (const int words : {64, 128, 192}) best = std::max(best, product_rate(kernels, words));
+  if (kernels.release) kernels.release();
+  return best;
 }
 
 }  // namespace swiftformer

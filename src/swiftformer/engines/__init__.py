@@ -8,13 +8,13 @@ from pathlib import Path
 
 from swiftformer.artifact import Artifact, ArtifactError, is_artifact, read_artifact
 from swiftformer.engines.base import (
+    NATIVE,
     Engine,
     EngineError,
     EngineOptions,
     checked_threads,
     expect_torch,
     may_have_gpu,
-    package_of,
 )
 from swiftformer.messages import one_line
 
@@ -22,15 +22,15 @@ __all__ = ["ENGINES", "Engine", "EngineError", "open_engine"]
 
 logger = logging.getLogger(__name__)
 
-# Engine: the module that it needs, the extra that installs it, and the formats that it runs.
+# Engine: the module that it needs, what pip installs to have it, and the formats that it runs.
 ENGINES: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "native": ("swiftformer_native", "native", ("native",)),
+    "native": ("swiftformer_native", NATIVE, ("native",)),
     "openvino": ("openvino", "openvino", ("openvino", "onnx", "tensorrt", "qnn")),
-    "onnxruntime": ("onnxruntime", "onnx", ("onnx", "tensorrt", "qnn")),
+    "onnxruntime": ("onnxruntime", "onnxruntime", ("onnx", "tensorrt", "qnn")),
     "executorch": ("executorch", "executorch", ("executorch", "executorch-coreml", "executorch-vulkan")),
-    "litert": ("ai_edge_litert", "litert", ("litert",)),
-    "coreml": ("coremltools", "coreml", ("coreml",)),
-    "torch": ("torch", "", ("torch-export", "aoti")),
+    "litert": ("ai_edge_litert", "ai-edge-litert", ("litert",)),
+    "coreml": ("coremltools", "coremltools", ("coreml",)),
+    "torch": ("torch", "torch", ("torch-export", "aoti")),
 }
 
 # Engines for checkpoints alone.
@@ -177,11 +177,7 @@ def _installed(name: str) -> bool:
 
 def _expect_installed(name: str) -> None:
     if not _installed(name):
-        raise EngineError(f"the engine {name} needs {ENGINES[name][0]}: pip install {_package(name)}")
-
-
-def _package(name: str) -> str:
-    return package_of(ENGINES[name][1])
+        raise EngineError(f"the engine {name} needs {ENGINES[name][0]}: pip install {ENGINES[name][1]}")
 
 
 def _able(artifact: Artifact) -> list[str]:
@@ -193,5 +189,5 @@ def _able(artifact: Artifact) -> list[str]:
         return installed
     modules = " or ".join(ENGINES[name][0] for name in able)
     raise EngineError(
-        f"an artifact of {artifact.format} needs {modules}: pip install {' or '.join(map(_package, able))}"
+        f"an artifact of {artifact.format} needs {modules}: pip install {' or '.join(ENGINES[name][1] for name in able)}"
     )

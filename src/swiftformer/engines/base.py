@@ -20,6 +20,7 @@ from swiftformer.messages import one_line
 ROUNDING = 0.05  # of probabilities in low precision
 # Of NVIDIA (whose devices may appear with the first call), Tegra, AMD, and Windows below WSL.
 GPU_DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
+NATIVE = "./native, in a clone of swiftformer"  # what pip installs: no package index has it
 MOST_THREADS = 1024  # more crash some runtimes
 
 
@@ -62,8 +63,8 @@ def checked_threads(threads: Any) -> int:
 
 def package_of(extra: str) -> str:
     """What pip installs for one of this package's extras; empty for the package alone."""
-    if extra == "native":  # no package index has it
-        return "./native, in a clone of swiftformer"
+    if extra == "native":
+        return NATIVE
     return f"'swiftformer[{extra}]'" if extra else "swiftformer"
 
 
