@@ -188,6 +188,5 @@ def _able(artifact: Artifact) -> list[str]:
     if installed := [name for name in able if _installed(name)]:
         return installed
     modules = " or ".join(ENGINES[name][0] for name in able)
-    raise EngineError(
-        f"an artifact of {artifact.format} needs {modules}: pip install {' or '.join(ENGINES[name][1] for name in able)}"
-    )
+    packages = " or ".join(ENGINES[name][1] for name in able)
+    raise EngineError(f"an artifact of {artifact.format} needs {modules}: pip install {packages}")
