@@ -19,8 +19,8 @@
 #include <thread>
 
 #include "checks.h"
-#include "kernels/cpu.h"
 #include "groups.h"
+#include "kernels/cpu.h"
 #include "promised.h"
 #include "training/training.h"
 
@@ -522,7 +522,7 @@ struct Suite {
     const auto some = [&] { return (random() / 4294967296.0f - 0.5f) * 16.0f; };
     const auto halves = [&](int64_t count) {
       std::vector<Bf16> values;
-      for (int64_t i = 0; i < count; ++i) values.push_back({rounded(some())});
+      for (int64_t i = 0; i < count; ++i) values.push_back({static_cast<uint16_t>(rounded(some()))});
       return values;
     };
     const auto value = [](Bf16 half) {

@@ -252,8 +252,8 @@ std::vector<double> Network::layer_seconds() {
 
 namespace {
 
-double product_rate(const Kernels& kernels, int words) {
-  const int at_once = kernels.depth_step, depth = (words + at_once - 1) / at_once * at_once, stride = depth + lanes;
+double product_rate(const Kernels& kernels, int least) {  // words of a column
+  const int at_once = kernels.depth_step, depth = (least + at_once - 1) / at_once * at_once, stride = depth + lanes;
   constexpr int columns = 3 * lanes, repeats = 100;
   const int rows = kernels.tile_rows;
   Memory<uint32_t> words(depth * columns), operand(rows * stride);
