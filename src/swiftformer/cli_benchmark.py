@@ -43,6 +43,7 @@ def benchmark(
 ) -> None:
     """Time this project and every peer that is installed, in turn, with random weights."""
     if context.invoked_subcommand is not None:
+        expect_no_options(context)
         return
     from swiftformer.benchmark.latency import run_benchmark
     from swiftformer.benchmark.report import benchmark_table, plot_benchmark
@@ -63,6 +64,9 @@ def benchmark(
         save=lambda result: write_results(result, output, plot_benchmark),
     )
     print_json(result) if as_json else benchmark_table(result)
+    if all("error" in row for row in result["rows"]):
+        typer.echo(f"error: expected a candidate that can be timed, found {len(result['rows'])} that fail", err=True)
+        raise typer.Exit(1)
 
 
 @benchmark_app.command()
@@ -106,6 +110,20 @@ def layers(
     net: Any = SwiftFormerForImageClassification.from_variant(model.lower()).eval() if known else load(model)
     result = profile_layers(fuse(net), batch, parse_size(size), device=device)
     print_json(result) if as_json else layers_table(result)
+
+
+def expect_no_options(context: typer.Context) -> None:
+    """A command of the group has options of its own; those before its name would be lost without a word."""
+    given = [
+        (option.secondary_opts if context.params[option.name] is False else option.opts)[0]
+        for option in context.command.params
+        if option.name and getattr(context.get_parameter_source(option.name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        name = context.invoked_subcommand
+        raise ValueError(
+            f"benchmark: expected the options of {name} behind its name, found {', '.join(given)} before it"
+        )
 
 
 def check_output(output: Path | None) -> None:
