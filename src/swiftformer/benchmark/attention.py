@@ -1,4 +1,4 @@
-"""Time and allocations of the four attention modules of the paper's figure 2, over the number of tokens."""
+"""Time and memory of the four attention modules of the paper's figure 2, over the number of tokens."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def run_attention_benchmark(
         threads: on the CPU; by default torch's own choice.
 
     Returns:
-        `{"machine", "rows", "slopes"}`: rows with `module`, `tokens`, `median_ms` and `allocated_mb`, the 10^6 bytes
-        that a call allocates in all, which is more than it holds at a time; slopes by module, of log time over log
+        `{"machine", "rows", "slopes"}`: rows with `module`, `tokens`, `median_ms` and `peak_mb`, the 10^6 bytes that
+        a call holds at most, its result among them, its input and weights not; slopes by module, of log time over log
         tokens from 1,024 tokens on.
 
     Raises:
@@ -62,9 +62,7 @@ def run_attention_benchmark(
                     measured[name] += time_calls(partial(_run, module, x), seconds)
             for name, module in modules.items():
                 median = 1e3 * statistics.median(measured[name])
-                rows.append(
-                    {"module": name, "tokens": count, "median_ms": median, "allocated_mb": allocated(module, x) / 1e6}
-                )
+                rows.append({"module": name, "tokens": count, "median_ms": median, "peak_mb": peak(module, x) / 1e6})
     return {"machine": describe_machine(device), "dim": dim, "batch": batch, "rows": rows, "slopes": slopes(rows)}
 
 
@@ -74,18 +72,23 @@ def _run(module: torch.nn.Module, x: torch.Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def allocated(module: torch.nn.Module, x: torch.Tensor) -> int:
-    """Bytes that a call allocates in all, as the profiler counts them."""
+def peak(module: torch.nn.Module, x: torch.Tensor) -> int:
+    """Most bytes that a call holds at a time, besides what was there before."""
+    if x.is_cuda:
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        _run(module, x)
+        return torch.cuda.max_memory_allocated() - before
     from torch.profiler import ProfilerActivity, profile
 
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # it tells of its beginning and end otherwise
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if x.is_cuda else [])
-    with profile(activities=activities, profile_memory=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         _run(module, x)
-    sizes = [
-        event.self_device_memory_usage if x.is_cuda else event.self_cpu_memory_usage for event in profiler.events()
-    ]
-    return sum(size for size in sizes if size > 0)
+    # One event for each block that is taken or given back: `events()` has sums by operator instead.
+    changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = np.cumsum([event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())], dtype=np.int64)
+    return int(held.max(initial=0))
 
 
 def slopes(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -100,18 +103,18 @@ def slopes(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def plot_attention(result: dict[str, Any], file: Path) -> None:
-    """Time and allocations over tokens, all logarithmic."""
+    """Time and peak memory over tokens, all logarithmic."""
     from swiftformer.train.plots import GRID, new_figure, save_figure
 
     figure, axes = new_figure(12, 4, columns=2)
     for name in dict.fromkeys(row["module"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["module"] == name]
         slope = result["slopes"].get(name)
-        for axis, key in zip(axes, ("median_ms", "allocated_mb"), strict=True):
+        for axis, key in zip(axes, ("median_ms", "peak_mb"), strict=True):
             points = [(row["tokens"], row[key]) for row in rows]
             named = name + (f", slope {slope:.2f}" if slope and key == "median_ms" else "")
             axis.loglog(*zip(*points, strict=True), marker="o", label=named)
-    for axis, label in zip(axes, ("median time, ms", "allocated in all, MB"), strict=True):
+    for axis, label in zip(axes, ("median time, ms", "peak memory, MB"), strict=True):
         axis.set(xlabel="tokens", ylabel=label)
         axis.grid(which="both", color=GRID)
         axis.legend(frameon=False)

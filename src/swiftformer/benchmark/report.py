@@ -51,19 +51,19 @@ def benchmark_table(result: dict[str, Any]) -> None:
 
 
 def attention_table(result: dict[str, Any]) -> None:
-    """A row for each number of tokens: milliseconds of each module, and megabytes that it allocates."""
+    """A row for each number of tokens: milliseconds of each module, and megabytes that it holds at most."""
     names = list(dict.fromkeys(row["module"] for row in result["rows"]))
     found = {(row["tokens"], row["module"]): row for row in result["rows"]}
     lines = [
         (
             str(count),
-            *(f"{found[count, n]['median_ms']:.3g} ms, {found[count, n]['allocated_mb']:.3g} MB" for n in names),
+            *(f"{found[count, n]['median_ms']:.3g} ms, {found[count, n]['peak_mb']:.3g} MB" for n in names),
         )
         for count in dict.fromkeys(row["tokens"] for row in result["rows"])
     ]
     if result["slopes"]:
         lines.append(("slope", *(f"{result['slopes'][name]:.2f}" for name in names)))
-    _print(f"width {result['dim']}, batch {result['batch']}; time, allocated MB", ("tokens", *names), lines)
+    _print(f"width {result['dim']}, batch {result['batch']}; time, peak MB", ("tokens", *names), lines)
 
 
 def layers_table(result: dict[str, Any]) -> None:
