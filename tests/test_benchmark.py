@@ -13,7 +13,7 @@ from PIL import Image
 
 from swiftformer.attention import SelfAttention
 from swiftformer.benchmark import latency
-from swiftformer.benchmark.attention import allocated, run_attention_benchmark, slopes
+from swiftformer.benchmark.attention import peak, run_attention_benchmark, slopes
 from swiftformer.benchmark.candidates import CANDIDATES, Case, torch_call
 from swiftformer.benchmark.footprint import footprint
 from swiftformer.benchmark.latency import run_benchmark, summary, time_calls
@@ -62,7 +62,9 @@ QUICK = {"rounds": 1, "seconds": 0.01, "footprints": False}
 
 
 def test_one_that_computes_something_else_is_an_error_and_costs_no_other(monkeypatch, tmp_path, caplog):
-    wrong = dataclasses.replace(CANDIDATES[0], engine="wrong", build=lambda case: lambda: np.ones((1, 1000), "f"))
+    wrong = dataclasses.replace(
+        CANDIDATES[0], engine="wrong", build=lambda case: lambda number=0: np.ones((1, 1000), "f")
+    )
     monkeypatch.setattr(latency, "CANDIDATES", [wrong, CANDIDATES[0]])
     result = run_benchmark(["xs"], [1], [(64, 64), (32, 96)], **QUICK)
     message = "expected a relative difference of at most 0.001 from the model, found"
@@ -74,6 +76,58 @@ def test_one_that_computes_something_else_is_an_error_and_costs_no_other(monkeyp
     benchmark_table(result)
     plot_benchmark(result, tmp_path / "plot.png")
     assert len(result["rows"]) == 1 and result["against_peers"] == [] and not (tmp_path / "plot.png").exists()
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_one_that_ignores_its_pictures_is_refused(monkeypatch, batch):
+    """Even with the best answer that does so, in every precision; a batch has as little as one picture."""
+
+    def build(case):
+        answer = case.expected(CANDIDATES[0]).mean(axis=0, keepdims=True)
+        return lambda number=0: np.repeat(answer, batch, axis=0)
+
+    blind = [
+        dataclasses.replace(CANDIDATES[0], precision=precision, build=build) for precision in ("fp32", "bf16", "int8")
+    ]
+    monkeypatch.setattr(latency, "CANDIDATES", blind)
+    result = run_benchmark(["xs"], [batch], [(64, 64)], **QUICK)
+    assert ["from the model, found 1" in row["error"] for row in result["rows"]] == [True] * 3
+
+
+@pytest.mark.parametrize("batch", [1, 4, 16])
+def test_every_batch_of_pictures_is_checked(batch):
+    """All photographs are in the batches; one that is right about the first batch alone is not enough."""
+    case = Case("xs", batch, (32, 32), None, "cpu", None)
+    every = np.concatenate([pixels.numpy() for pixels in case.batches])
+    assert len(every) == {1: 9, 4: 12, 16: 16}[batch] and np.array_equal(every[:9], case.images)
+    assert np.array_equal(case.pixels.numpy(), every[:batch]) and np.array_equal(every[9:], every[: len(every) - 9])
+    expected = case.expected(CANDIDATES[0])
+    assert latency._agreeing(expected, expected, "fp32") == 0
+    if batch < 9:
+        wrong = expected.copy()
+        wrong[batch:] = expected[:1]
+        with pytest.raises(ValueError, match="expected a relative difference"):
+            latency._agreeing(wrong, expected, "int8")
+    with pytest.raises(ValueError, match="found nan"):
+        latency._agreeing(expected * np.nan, expected, "int8")
+
+
+@pytest.mark.parametrize("form", ["l2", "uniform"])
+def test_random_weights_let_everything_be_seen(form):
+    """Logits that differ from picture to picture as much as they are large, and from a model without a branch."""
+    case = Case("xs", 9, (64, 64), None, "cpu", None)
+    net = case.model(form)
+    with torch.inference_mode():
+        logits = net(case.pixels).logits
+        apart = logits - logits.mean(dim=0)
+        assert apart.abs().max() > 0.5 * logits.abs().max()
+        for name, parameter in net.named_parameters():
+            if name.endswith("layer_scale_1") or name.endswith("network.0.blocks.0.layer_scale"):
+                before = parameter.clone()
+                parameter.zero_()
+                changed = net(case.pixels).logits - logits
+                assert changed.abs().max() > 0.05 * logits.abs().max(), name
+                parameter.copy_(before)
 
 
 def test_a_plot_of_many_cells_is_a_grid(tmp_path):
@@ -126,6 +180,24 @@ def test_candidates_of_a_cpu():
             found.setdefault(candidate.implementation, []).append((candidate.engine, candidate.precision))
     frozen = [("torch-compile frozen", "fp32"), ("torch-compile frozen", "bf16")]
     assert found == {"swiftformer": frozen, "timm": frozen, "transformers": frozen}
+
+
+def test_every_engine_of_a_cpu_is_there():
+    found = {(c.engine, c.precision) for c in CANDIDATES if c.implementation == "swiftformer" and "cpu" in c.devices}
+    assert found >= {(name, p) for name in ("onnxruntime", "executorch", "litert") for p in ("fp32", "int8")}
+    assert found >= {(name, p) for name in ("native", "openvino") for p in ("fp32", "bf16", "int8")}
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("engine", ["onnxruntime", "executorch", "litert"])
+def test_engines_of_phones(engine):
+    pytest.importorskip({"litert": "litert_torch"}.get(engine, engine))
+    options = {"implementations": ["swiftformer"], "engines": [engine]}
+    result = run_benchmark(["xs"], [2], [(64, 64)], **options, **QUICK | {"footprints": True})
+    assert [row["precision"] for row in result["rows"]] == ["fp32", "int8"]
+    for row in result["rows"]:
+        assert row["median_ms"] > 0 and row["load_seconds"] > 0 and "error" not in row
+        assert row["difference"] < {"fp32": 1e-4, "int8": latency.AGREEMENT["int8"] / 2}[row["precision"]]
 
 
 def row_of(implementation, engine, precision, median_ms, **fields):
@@ -215,15 +287,33 @@ def test_attention():
     result = run_attention_benchmark((64, 1024, 2048), 16, rounds=1, seconds=0.001)
     rows = {(row["module"], row["tokens"]): row for row in result["rows"]}
     assert len(rows) == 12 and set(result["slopes"]) == {"self", "transposed", "separable", "additive"}
-    # Bytes are exact where time is not: the additive module allocates in proportion to the tokens.
-    assert rows["additive", 2048]["allocated_mb"] == pytest.approx(2 * rows["additive", 1024]["allocated_mb"], rel=0.01)
+    # Bytes are exact where time is not: the additive module takes them in proportion to the tokens.
+    assert rows["additive", 2048]["peak_mb"] == pytest.approx(2 * rows["additive", 1024]["peak_mb"], rel=0.01)
 
 
+class AllPairs(torch.nn.Module):
+    """Holds a map of all pairs of tokens, then two of them, and ends with the tokens alone."""
+
+    def forward(self, x):
+        pairs = x @ x.transpose(1, 2)
+        return pairs.softmax(dim=-1) @ x
+
+
+@torch.inference_mode()
 def test_memory_by_hand():
-    """Query, key and value in one map, and the output; what the kernel allocates inside comes on top."""
+    """The most that is held at a time; what is given back before is not counted again."""
     x = torch.zeros(1, 128, 16)
-    assert allocated(torch.nn.Linear(16, 48), x) == 128 * 48 * 4
-    assert allocated(SelfAttention(16), x) >= 128 * (48 + 16 + 16) * 4
+    assert peak(torch.nn.Linear(16, 48), x) == 128 * 48 * 4
+    assert peak(torch.nn.Sequential(*(torch.nn.Linear(16, 16) for _ in range(5))), x) == 2 * 128 * 16 * 4
+    assert peak(AllPairs(), x) == 2 * 128 * 128 * 4 + 128 * 16 * 4
+    assert peak(SelfAttention(16), x) >= 128 * (48 + 16) * 4  # what the kernel takes inside comes on top
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+def test_memory_of_a_gpu():
+    x = torch.zeros(1, 1024, 16, device="cuda")
+    assert 2 * 1024 * 1024 * 4 <= peak(AllPairs(), x) < 3 * 1024 * 1024 * 4 + 2**25  # of a workspace
 
 
 @given(st.floats(0.5, 3))
@@ -252,6 +342,19 @@ def test_command_line(cli, tmp_path):  # noqa: F811
     assert code == 0, err
 
 
+def test_candidates_that_all_fail(cli, tmp_path, monkeypatch):  # noqa: F811
+    """Their errors are saved and printed, and the exit code tells."""
+    broken = dataclasses.replace(CANDIDATES[0], build=lambda case: 1 / 0)
+    monkeypatch.setattr(latency, "CANDIDATES", [broken])
+    options = ["--size", 32, "--rounds", 1, "--no-footprints"]
+    code, out, err = cli("benchmark", *options, "--batch", "1,2", "--output", tmp_path / "r", "--json")
+    assert code == 1 and err.splitlines()[-1] == "error: expected a candidate that can be timed, found 2 that fail"
+    assert [row["error"] for row in json.loads(out)["rows"]] == ["division by zero"] * 2
+    assert json.loads((tmp_path / "r" / "results.json").read_text()) == json.loads(out)
+    monkeypatch.setattr(latency, "CANDIDATES", [broken, CANDIDATES[0]])
+    assert cli("benchmark", *options, "--batch", 1)[0] == 0
+
+
 def test_bad_options(cli, tmp_path, monkeypatch):  # noqa: F811
     """Each in one line, before anything is measured."""
     monkeypatch.setattr(latency, "_measure", lambda *_: pytest.fail("measured"))
@@ -264,6 +367,12 @@ def test_bad_options(cli, tmp_path, monkeypatch):  # noqa: F811
         (["attention", "--device", "cuda:7"], device),
         (["attention", "--tokens", "64,0"], "tokens: expected a number of tokens, found '0'"),
         (["layers", "--device", "cuda:7"], device),
+        (
+            ["--device", "cuda", "--no-footprints", "layers", "xs"],
+            "benchmark: expected the options of layers behind its name, found --device, --no-footprints before it",
+        ),
+        (["--rounds", 10, "attention"], "found --rounds before it"),
+        (["--json", "attention", "--tokens", "64"], "found --json before it"),
         (["--output", tmp_path / "file"], "file: expected a folder, found a file"),
         (["attention", "--output", tmp_path / "file" / "more"], "file: expected a folder, found a file"),
     ]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,7 @@ from swiftformer.export.graph import silent
 from swiftformer.hf import SwiftFormerForImageClassification
 from swiftformer.image_processing import AUTHORS, Preprocessing
 
-Call = Callable[[], np.ndarray]
+Call = Callable[..., np.ndarray]  # of the number of one of `Case.batches`, by default the first
 
 
 class Case:
@@ -30,10 +31,22 @@ class Case:
 
     Args:
         folder: for what they write; it is removed in the end.
+        statistics: give BatchNorms those of the pictures, which takes a pass over them.
+
+    Attributes:
+        batches: all pictures, the last batch filled up with the first ones again.
+        pixels: the first batch, which is what candidates are timed with.
     """
 
     def __init__(
-        self, variant: str, batch: int, size: tuple[int, int], threads: int | None, device: str, folder: Path
+        self,
+        variant: str,
+        batch: int,
+        size: tuple[int, int],
+        threads: int | None,
+        device: str,
+        folder: Path,
+        statistics: bool = True,
     ) -> None:
         self.variant, self.batch, self.size = variant, batch, size
         self.threads, self.device, self.folder = threads, device, folder
@@ -41,7 +54,11 @@ class Case:
             torch.set_num_threads(threads)
         # Dynamo counts the compilations of a function over all cases, and compiles no more than eight.
         torch._dynamo.reset()
-        self.pixels = torch.from_numpy(np.resize(self.images, (batch, *self.images.shape[1:])))
+        self.statistics = statistics
+        self.nets: dict[str, Any] = {}
+        count = -(-len(self.images) // batch)
+        self.batches = list(torch.from_numpy(np.resize(self.images, (count, batch, *self.images.shape[1:]))))
+        self.pixels = self.batches[0]
 
     @cached_property
     def images(self) -> np.ndarray:
@@ -49,13 +66,15 @@ class Case:
         return pictures(None, Preprocessing(size=self.size))
 
     def model(self, form: str = "l2") -> Any:
-        """Random weights, with layer scales that let every branch be seen."""
-        torch.manual_seed(0)
-        net = SwiftFormerForImageClassification.from_variant(self.variant, num_labels=1000, global_query_weighting=form)
-        for name, parameter in net.named_parameters():
-            if "layer_scale" in name:
-                parameter.data.fill_(0.1)
-        return net.eval()
+        """Random weights with which every branch and every picture makes a difference to the logits."""
+        if form not in self.nets:
+            torch.manual_seed(0)
+            net = SwiftFormerForImageClassification.from_variant(
+                self.variant, num_labels=1000, global_query_weighting=form
+            )
+            randomize(net, torch.from_numpy(self.images) if self.statistics else None)
+            self.nets[form] = net.eval()
+        return copy.deepcopy(self.nets[form])
 
     def peer(self, name: str) -> nn.Module:
         """timm's or transformers' model with the same weights; transformers' is of the form of March 2023."""
@@ -76,12 +95,38 @@ class Case:
 
     @cached_property
     def _expected(self) -> dict[str, np.ndarray]:
+        found: dict[str, list[np.ndarray]] = {"l2": [], "uniform": []}
         with torch.inference_mode():
-            return {form: self.model(form)(self.pixels).logits.numpy() for form in ("l2", "uniform")}
+            for form, logits in found.items():
+                net = self.model(form)
+                logits += [net(pixels).logits.numpy() for pixels in self.batches]
+        return {form: np.concatenate(logits) for form, logits in found.items()}
 
     def expected(self, candidate: Candidate) -> np.ndarray:
-        """What a candidate should compute, `(batch, 1000)`."""
+        """What a candidate should compute of all batches, `(pictures, 1000)`."""
         return self._expected["uniform" if candidate.implementation == "transformers" else "l2"]
+
+
+def randomize(net: nn.Module, images: Tensor | None) -> None:
+    """Weights that keep the size of what they multiply, layer scales of a half, and BatchNorms that know pictures.
+
+    With the weights and statistics that training begins with, a branch is a thousandth of what it is added to, and all
+    pictures have nearly the same logits: in low precision, one who leaves out both would still agree.
+    """
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if "layer_scale" in name:  # what attention gives is not as large as its width, but of length 1
+                parameter.fill_(0.5 * (len(parameter) ** 0.5 if name.endswith("layer_scale_1") else 1))
+            elif parameter.ndim > 1 and not name.endswith("w_g"):
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
+        norms = [module for module in net.eval().modules() if isinstance(module, nn.BatchNorm2d)]
+        if images is not None:
+            momenta = [norm.momentum for norm in norms]
+            for norm in norms:
+                norm.train().momentum = 1.0  # statistics of this pass alone
+            net(images)
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.eval().momentum = momentum
 
 
 STOCK_FIELDS = ("depths", "embed_dims", "mlp_ratio", "downsamples", "num_labels", "id2label", "label2id")
@@ -92,7 +137,7 @@ class Candidate:
     """An implementation in an engine at a precision.
 
     Attributes:
-        build: of those in torch, makes a call that runs one batch and returns its logits.
+        build: of those in torch, makes a call that runs one of the batches and returns its logits.
         file: of the others, writes the model unless it is there, and says where.
         needs: packages.
         devices: where it runs.
@@ -107,12 +152,13 @@ class Candidate:
     devices: tuple[str, ...] = ("cpu", "cuda")
 
     def call(self, case: Case) -> Call:
-        """What runs one batch and returns its logits `(batch, 1000)`."""
+        """What runs one of the batches and returns its logits `(batch, 1000)`."""
         if self.file is None:
             assert self.build is not None
             return self.build(case)
-        run, images = open_file(self.file(case), self.engine, self.precision, case.threads), case.pixels.numpy()
-        return lambda: run(images)
+        run = open_file(self.file(case), self.engine, self.precision, case.threads)
+        batches = [pixels.numpy() for pixels in case.batches]
+        return lambda number=0: run(batches[number])
 
     def installed(self, device: str) -> bool:
         return device.split(":")[0] in self.devices and all(util.find_spec(name) for name in self.needs)
@@ -156,7 +202,11 @@ def torch_call(
     """A call of a module in eval mode: eager, compiled in a mode of torch.compile, or compiled with frozen weights."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     net = net.to(device=case.device, dtype=dtype, memory_format=layout).eval()  # type: ignore[call-overload]
-    pixels = case.pixels.to(device=case.device, dtype=dtype, memory_format=layout)
+
+    def prepared(number: int) -> Tensor:
+        return case.batches[number].to(device=case.device, dtype=dtype, memory_format=layout)
+
+    timed = prepared(0)
     on_gpu = case.device.startswith("cuda")
     run: Any = net
     if frozen:
@@ -164,9 +214,9 @@ def torch_call(
     elif mode != "eager":
         run = torch.compile(net, mode=mode, dynamic=False)
 
-    def call() -> np.ndarray:
+    def call(number: int = 0) -> np.ndarray:
         with torch.no_grad() if frozen else torch.inference_mode():
-            found = run(pixels)
+            found = run(timed if number == 0 else prepared(number))
             found = found if isinstance(found, Tensor) else found.logits
             if on_gpu:
                 torch.cuda.synchronize()
@@ -207,7 +257,7 @@ def peer_in_openvino(name: str, int8: bool = False) -> Callable[[Case], Path]:
 
                 model = nncf.quantize(
                     model,
-                    nncf.Dataset([np.resize(image, shape) for image in case.images]),
+                    nncf.Dataset(case.images, lambda image: np.resize(image, shape)),
                     subset_size=len(case.images),
                     # It helps the July 2023 form, and breaks that of March, which transformers has.
                     model_type=nncf.ModelType.TRANSFORMER if name == "timm" else None,
@@ -236,6 +286,8 @@ ONNX = ("onnxscript", "onnxruntime")
 NATIVE = ("swiftformer_native",)
 OPENVINO = ("openvino",)
 NNCF = ("openvino", "nncf")
+EXECUTORCH = ("executorch",)
+LITERT = ("litert_torch", "ai_edge_litert")
 
 
 def in_torch(name: str, engine: str, precision: str, build: Callable[[Case], Call], *devices: str) -> Candidate:
@@ -261,9 +313,14 @@ CANDIDATES = [
     in_runtime("swiftformer", "native", "bf16", ours_in_file("native", "fp32"), NATIVE),
     in_runtime("swiftformer", "native", "int8", ours_in_file("native", "fp32"), NATIVE),
     in_runtime("swiftformer", "onnxruntime", "fp32", ours_in_file("onnx", "fp32"), ONNX),
+    in_runtime("swiftformer", "onnxruntime", "int8", ours_in_file("onnx", "int8"), ONNX),
     in_runtime("swiftformer", "openvino", "fp32", ours_in_file("openvino", "fp32"), OPENVINO),
     in_runtime("swiftformer", "openvino", "bf16", ours_in_file("openvino", "fp32"), OPENVINO),
     in_runtime("swiftformer", "openvino", "int8", ours_in_file("openvino", "int8"), NNCF),
+    in_runtime("swiftformer", "executorch", "fp32", ours_in_file("executorch", "fp32"), EXECUTORCH),
+    in_runtime("swiftformer", "executorch", "int8", ours_in_file("executorch", "int8"), EXECUTORCH),
+    in_runtime("swiftformer", "litert", "fp32", ours_in_file("litert", "fp32"), LITERT),
+    in_runtime("swiftformer", "litert", "int8", ours_in_file("litert", "int8"), LITERT),
 ]
 
 for peer in ("timm", "transformers"):

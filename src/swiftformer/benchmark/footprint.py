@@ -83,7 +83,8 @@ def _in_torch(asked: dict[str, Any]) -> None:
     candidate = next(c for c in CANDIDATES if (c.implementation, c.engine, c.precision) == wanted)
     with tempfile.TemporaryDirectory() as folder:
         size = (asked["size"][0], asked["size"][1])
-        candidate.call(Case(asked["variant"], asked["batch"], size, asked["threads"], "cpu", Path(folder)))()
+        case = Case(asked["variant"], asked["batch"], size, asked["threads"], "cpu", Path(folder), statistics=False)
+        candidate.call(case)()
 
 
 def peak_memory() -> int:

@@ -28,10 +28,13 @@ from swiftformer.variants import get_variant
 
 logger = logging.getLogger(__name__)
 
-# Largest difference of the logits over their largest value, by precision: a peer beyond it computes something else.
-AGREEMENT = {"fp32": 1e-3, "bf16": 0.15, "fp16": 0.05, "int8": 0.6}
-AS_FLOAT32 = 1e-5  # what should be bfloat16 and differs by less is not: that differs by hundreds of times as much
+# Largest difference of the logits over their largest value, by precision: a peer beyond it computes something else. Of
+# several variants at 32 to 224 pixels, bf16 was found to differ by up to 0.05 and int8 by up to 0.43; what ignores its
+# pictures differs by 1. On a GPU torch's convolutions of float32 are of TF32, which has ten bits.
+AGREEMENT = {"fp32": 1e-3, "tf32": 0.02, "bf16": 0.15, "fp16": 0.05, "int8": 0.6}
+AS_FLOAT32 = 1e-4  # what should be bfloat16 and differs by less is not: that differs by a hundred times as much
 PACKAGES = ("torch", "timm", "transformers", "swiftformer-native", "openvino", "onnxruntime", "nncf")
+PACKAGES += ("executorch", "litert-torch", "ai-edge-litert")
 
 
 def run_benchmark(
@@ -147,9 +150,11 @@ def _measure(
             start = time.perf_counter()
             try:
                 calls.append(candidate.call(case))
-                found = calls[-1]()
+                found = [np.array(calls[-1]())]
                 row["prepare_seconds"] = time.perf_counter() - start
-                row["difference"] = _agreeing(found, case.expected(candidate), candidate.precision)
+                found += [np.array(calls[-1](number)) for number in range(1, len(case.batches))]
+                kind = "tf32" if device != "cpu" and candidate.precision == "fp32" else candidate.precision
+                row["difference"] = _agreeing(np.concatenate(found), case.expected(candidate), kind)
                 if candidate.precision == "bf16" and row["difference"] < AS_FLOAT32:
                     raise ValueError("float32 was computed instead")
             except Exception as error:  # whatever a peer's package may raise: the others are still measured
@@ -183,8 +188,16 @@ def _measure(
 
 
 def _agreeing(found: np.ndarray, expected: np.ndarray, precision: str) -> float:
-    """The largest difference of a logit over the largest logit; a ValueError beyond `AGREEMENT`."""
-    difference = float(np.abs(found - expected).max() / np.abs(expected).max())
+    """The largest difference of a logit over the largest logit; a ValueError beyond `AGREEMENT`.
+
+    Or that of what tells the pictures apart, logits less their mean over the pictures, whichever is larger: of one that
+    gives all pictures the same logits this is 1.
+
+    Args:
+        found, expected: `(pictures, classes)`.
+    """
+    apart = found - found.mean(axis=0), expected - expected.mean(axis=0)
+    difference = float(np.max([np.abs(a - b).max() / np.abs(b).max() for a, b in ((found, expected), apart)]))
     if not difference <= AGREEMENT[precision]:
         raise ValueError(
             f"expected a relative difference of at most {AGREEMENT[precision]} from the model, found {difference:.2g}"

@@ -19,7 +19,7 @@ def open_file(file: Path, engine: str, precision: str, threads: int | None) -> R
 
     Args:
         file: an artifact of this project (a folder), or a peer's .onnx or .xml.
-        engine: `onnxruntime` or `openvino`, and of artifacts `native`.
+        engine: `onnxruntime` or `openvino`, and of artifacts also `native`, `executorch` or `litert`.
         precision: to compute in; int8 is in the file, but for `native`.
         threads: by default the runtime's own choice.
     """
