@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from swiftformer.export import FORMATS, ExportError, calibration_pictures, expor
 from swiftformer.export import compare as comparison
 from swiftformer.export.calibration import evenly
 from swiftformer.export.compare import pictures
+from swiftformer.export.quantize_openvino import quantize
 from swiftformer.export.sensitivity import round_activations, round_weights, sensitivities
 from swiftformer.image_processing import Preprocessing
 from test_cli import cli  # noqa: F401
@@ -153,6 +155,15 @@ def test_for_tools_that_do_not_run_here(tmp_path, format_):
     assert [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim] == [1, 3, 64, 64]
 
 
+@pytest.mark.parametrize("format_", ["qnn", pytest.param("tensorrt", marks=pytest.mark.exhaustive)])
+def test_operators_that_those_tools_do_not_know_are_refused(tmp_path, format_):
+    pytest.importorskip("onnx")
+    model = small(hidden_act="mish", depths=[1, 1, 1, 1], embed_dims=[8, 12, 16, 24])
+    with pytest.raises(ExportError, match=f"^{format_}: expected operators that its tools take, found Mish$"):
+        export(model, tmp_path / "a", format_)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.exhaustive
 def test_aoti(tmp_path):
     model = small()
@@ -175,6 +186,43 @@ def test_int8(tmp_path, format_):
     bound = 0.3 if torch.cpu._is_vnni_supported() else 0.6
     assert 1e-5 < artifact.comparison["max_relative_difference"] < bound
     assert (tmp_path / "a" / "metadata.json").is_file() and artifact.float_layers == ()
+
+
+def test_openvino_calibrates_with_batches_of_different_pictures(monkeypatch):
+    """One at a time, the last filled up; a picture is in no batch twice."""
+    nncf = pytest.importorskip("nncf")
+    given = {}
+
+    def record(model, dataset, **options):
+        given.update(options, parts=[part.copy() for part in dataset.get_inference_data()], source=dataset.get_data())
+
+    monkeypatch.setattr(nncf, "quantize", record)
+    images = np.random.default_rng(0).random((5, 3, 4, 4), np.float32)
+    for batch, size, count in ((None, 1, 5), (1, 1, 5), (2, 2, 3), (8, 8, 1)):
+        quantize(SimpleNamespace(get_ordered_ops=list), images, batch=batch)
+        assert np.array_equal(np.stack(given["parts"]), np.resize(images, (count, size, 3, 4, 4)))
+        assert given["subset_size"] == count and not any(isinstance(item, np.ndarray) for item in given["source"])
+
+
+@pytest.mark.exhaustive
+def test_the_batch_makes_no_difference_to_ranges(tmp_path):
+    """Those of OpenVINO are means over pictures: the extremes of a batch would be wider."""
+    pytest.importorskip("nncf")
+    shapes = [(64, 64, 3)] * 8
+    dark_and_light = [np.full(shape, 30 * i, np.uint8) for i, shape in enumerate(shapes)]
+    found = {}
+    for batch in (1, 4):
+        options = {"precision": "int8", "calibration": dark_and_light, "batch": batch, "size": (64, 64)}
+        export(small(global_query_weighting="l2"), tmp_path / str(batch), "openvino", **options)
+        graph = shared_core().read_model(tmp_path / str(batch) / "model.xml")
+        found[batch] = [
+            node.input_value(i).get_node().data.item()
+            for node in graph.get_ordered_ops()
+            if node.get_type_name() == "FakeQuantize"
+            for i in (1, 2)
+            if node.input_value(i).get_node().data.size == 1
+        ]
+    assert len(found[1]) > 10 and np.allclose(found[1], found[4], rtol=1e-2)
 
 
 @pytest.mark.exhaustive

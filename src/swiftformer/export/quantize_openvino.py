@@ -32,12 +32,16 @@ def quantize(model: Any, calibration: np.ndarray, float_layers: Sequence[str] = 
     found = {layer: [n for n in names if f"net.{layer}/" in n or f"net.{layer}." in n] for layer in float_layers}
     assert all(found.values()), found
     kept = [name for parts in found.values() for name in parts]
-    parts = [np.repeat(image[None], batch or 1, axis=0) for image in calibration]
+    size = batch or 1
+    starts = range(0, len(calibration), size)
     with silent():
         return nncf.quantize(
             model,
-            nncf.Dataset(parts),
-            subset_size=len(parts),
+            # One batch at a time is made; the last one is filled up with the first images.
+            nncf.Dataset(starts, lambda start: calibration.take(range(start, start + size), axis=0, mode="wrap")),
+            subset_size=len(starts),
             preset=nncf.QuantizationPreset.MIXED,
             ignored_scope=nncf.IgnoredScope(names=kept, types=FLOAT_TYPES, validate=False),
+            # Ranges are means over images, not over batches, whose extremes are those of their widest images.
+            advanced_parameters=nncf.AdvancedQuantizationParameters(batchwise_statistics=True),
         )
