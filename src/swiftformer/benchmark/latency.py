@@ -33,8 +33,10 @@ logger = logging.getLogger(__name__)
 # pictures differs by 1. On a GPU torch's convolutions of float32 are of TF32, which has ten bits.
 AGREEMENT = {"fp32": 1e-3, "tf32": 0.02, "bf16": 0.15, "fp16": 0.05, "int8": 0.6}
 AS_FLOAT32 = 1e-4  # what should be bfloat16 and differs by less is not: that differs by a hundred times as much
-PACKAGES = ("torch", "timm", "transformers", "swiftformer-native", "openvino", "onnxruntime", "nncf")
-PACKAGES += ("executorch", "litert-torch", "ai-edge-litert")
+PACKAGES = (
+    *("torch", "timm", "transformers", "swiftformer-native", "openvino", "onnxruntime", "nncf"),
+    *("executorch", "litert-torch", "ai-edge-litert"),
+)
 
 
 def run_benchmark(
@@ -135,7 +137,7 @@ def _measure(
         rows: list[dict[str, Any]] = []
         failed: list[dict[str, Any]] = []
         measured: list[Candidate] = []
-        calls: list[Callable[[], Any]] = []
+        calls: list[Callable[..., Any]] = []
         times: list[list[float]] = []
         for candidate in chosen:
             progress(f"{cell}: preparing {candidate}")
