@@ -132,6 +132,20 @@ def test_fitted_to_float16(form):
             assert relative(half(images.half()).float(), wanted) < 0.01
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_float16_of_keys_and_queries_that_are_zero(form):
+    model = tiny(**form)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "to_query" in name or "to_key" in name:
+                parameter.zero_()
+    graph, x = DeployGraph(fuse(model)), torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        expected = graph(x)
+        fit_half(graph, x.numpy())
+        assert relative(graph.half()(x.half()).float(), expected) < 0.01
+
+
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_any_form_width_and_size(data):

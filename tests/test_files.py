@@ -35,6 +35,14 @@ def test_a_new_folder_appears_at_once(tmp_path):
     assert content(tmp_path) == {"new/a": "1"} and len(list(tmp_path.iterdir())) == 1
 
 
+def test_two_writers_of_a_new_folder(tmp_path):
+    """The second one replaces the files of the first, as in a folder that was there."""
+    with atomic_folder(tmp_path / "new") as temporary:
+        fill(tmp_path / "new", "1")
+        (temporary / "metadata.json").write_text("2")
+    assert content(tmp_path) == {"new/parts/a.bin": "1", "new/metadata.json": "2"}
+
+
 def test_a_folder_that_exists_keeps_its_other_files(tmp_path):
     (tmp_path / "note").write_text("mine")
     fill(tmp_path, "1")

@@ -57,9 +57,9 @@ def test_resuming_takes_the_recipe_of_the_run(image_folder, tmp_path):
         write_recipe(dataclasses.asdict(get_recipe(name)), output)
         assert read_recipe(output) == get_recipe(name)
     for content, reason in (
-        ("[]", "attribute"),
+        ("[]", "list instead of fields"),
         ('{"epochs": -1}', "epochs"),
-        ('{"unknown": 1}', "empty"),
+        ('{"unknown": 1}', "unknown fields unknown"),
         ("", "column"),
     ):
         (output / "recipe.json").write_text(content)
@@ -82,6 +82,24 @@ def test_the_card_tells_of_the_best_weights(image_folder, tmp_path, monkeypatch)
     assert "epoch 2 | %" in card and "| 90.00 |" in card and "80.00" not in card
     assert "those of the last epoch, 3" in card
     assert read_state(output)["best_metrics"]["epoch"] == 2
+
+
+def test_states_of_older_versions_tell_nothing_of_the_best_weights(image_folder, tmp_path):
+    output = tmp_path / "run"
+    run(image_folder, output)
+    state = read_state(output)
+    for key in ("best_metrics", "origin"):
+        del state[key]
+    metrics = {key: value for key, value in state["metrics"].items() if key not in ("top1", "val_unreadable")}
+    shutil.rmtree(output / "states")
+    write_state(output, 1, 0, state | {"epochs": 1, "best": 101.0, "metrics": metrics})
+    assert run(image_folder, output, resume=True)["epoch"] == 2
+    assert "epoch 2 | %" in (output / "README.md").read_text()
+
+
+def test_what_was_not_asked_for_is_in_the_log(image_folder, tmp_path):
+    run(image_folder, tmp_path / "run", "epochs=1", "batch_size=64")
+    assert "taking 48 at once instead of 64" in (tmp_path / "run" / "train.log").read_text()
 
 
 def test_a_run_writes_over_nothing_else(image_folder, tmp_path):

@@ -1,3 +1,4 @@
+import io
 import logging
 import pickle
 import shutil
@@ -124,6 +125,28 @@ def test_capitals_do_not_matter(image_folder, names):
     train, val = open_source(image_folder, "train"), open_source(image_folder, "val")
     assert train.classes == ["blue", "red"] and (len(train), len(val)) == (48, 16)
     assert len(open_source(image_folder, names[1])) == 16 and len(open_source(image_folder, "all")) == 64
+
+
+def test_capitals_do_not_matter_in_tables(tmp_path):
+    import numpy as np
+    import pyarrow
+    import pyarrow.parquet
+
+    content = io.BytesIO()
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(content, "PNG")
+    for count, name in enumerate(("train-0", "validation-0", "Test-0"), start=2):
+        table = pyarrow.table({"image": [content.getvalue()] * count, "label": [i % 2 for i in range(count)]})
+        pyarrow.parquet.write_table(table, tmp_path / f"{name}.parquet")
+    assert [len(open_source(tmp_path, split)) for split in ("train", "val", "test", "Test")] == [2, 3, 4, 4]
+
+
+def test_a_class_may_be_called_like_a_split(image_folder):
+    """In capitals, beside other classes; as data sets of vehicles have a train."""
+    for name in ("Bus", "Car", "Train/front", "Train/side"):
+        (image_folder / "vehicles" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(image_folder / "vehicles" / name / "a.png")
+    found = open_source(image_folder / "vehicles")
+    assert found.classes == ["Bus", "Car", "Train"] and len(found) == 4
 
 
 def test_capitals_do_not_matter_beside_masks_and_boxes(segmentation_folder, tmp_path):

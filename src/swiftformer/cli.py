@@ -166,7 +166,9 @@ def export(
             help="onnx, openvino, native, coreml, executorch, litert, torch-export, aoti, tensorrt, qnn, ...",
         ),
     ] = "onnx",
-    output: Annotated[Optional[Path], typer.Option(help="Folder; exports/MODEL-FORMAT-PRECISION by default.")] = None,
+    output: Annotated[
+        Optional[Path], typer.Option(help="Folder; by default one in exports/, called after what is asked for.")
+    ] = None,
     precision: Annotated[
         Optional[str], typer.Option(help="fp32, fp16, bf16, int8, palettized, as the format has it.")
     ] = None,

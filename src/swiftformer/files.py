@@ -48,9 +48,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path}: expected a folder, found a file")
-    there = path.is_dir()
     # Within a folder that exists: it may be another file system than the one around it, or a link to one.
-    place = path if there else path.parent
+    place = path if path.is_dir() else path.parent
     place.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{shortened(path.name, 100)}.", suffix=".tmp", dir=place))
     try:
@@ -59,7 +58,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         for file in files:
             file.chmod(0o644)  # some writers make files that only their owner can read
             _sync(file)
-        if not there:
+        if not path.exists():  # nor has another process made it meanwhile
             temporary.chmod(0o755)
             _sync(temporary)
             temporary.replace(path)

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from swiftformer.data.parquet import check_labels, open_entry
-from swiftformer.data.splits import Splits
+from swiftformer.data.splits import Splits, usual
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def find(name: str) -> Splits:
         available = datasets.get_dataset_split_names(name)
     except Exception as error:
         raise _cannot_load(name, error) from error
-    return {split: lambda split=split: _load(name, split) for split in available}  # type: ignore[misc]
+    return {usual(split): lambda split=split: _load(name, split) for split in available}  # type: ignore[misc]
 
 
 def _ask_once(name: str) -> None:

@@ -76,8 +76,10 @@ def find(root: Path, names: Iterable[str]) -> Splits:
     """The splits `ROOT/NAME/CLASS/...` among `names`, and beside a training split others with some of its classes."""
     inside = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not _hidden(entry.name))
     others = any(usual(name) not in USUAL for name in inside)
-    called = {usual(name): name for name in inside} | {name: name for name in inside}  # `Train`, but rather `train`
-    places = {name: root / called[name] for name in names if name in called}
+    called = {name: name for name in inside}
+    if not others or sum(usual(name) in USUAL for name in inside) > 1:  # `Train` alone beside others may be a class
+        called = {usual(name): name for name in inside} | called  # `Train`, but rather `train`
+    places = {usual(name): root / called[usual(name)] for name in names if usual(name) in called}
     folders = {name: place for name, place in places.items() if _is_split(place, others)}
     if train := next((folders[name] for name in SPLIT_ALIASES["train"] if name in folders), None):
         classes = {entry.name for entry in os.scandir(train) if entry.is_dir() and not _hidden(entry.name)}

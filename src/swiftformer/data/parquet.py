@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from swiftformer.data.cache import cache_folder, cached_path
-from swiftformer.data.splits import ALL, Splits
+from swiftformer.data.splits import ALL, USUAL, Splits, usual
 from swiftformer.files import atomic_file
 from swiftformer.images import ImageError, open_image
 
@@ -197,7 +197,8 @@ def find(root: Path, names: Iterable[str]) -> Splits:
             if files:
                 splits.setdefault(name, files)
         for file in sorted(left):
-            others.setdefault(NUMBERS.sub("", file.stem), []).append(file)
+            name = NUMBERS.sub("", file.stem)
+            (splits if usual(name) in USUAL else others).setdefault(usual(name), []).append(file)
     if splits:  # `all` stands for everything, and tables without pictures may lie about
         others = {name: f for name, f in others.items() if name not in ("", ALL) and _has_pictures(f[0])}
     folders = any(entry.is_dir() and entry.name[0] != "." and entry.name != "data" for entry in root.iterdir())

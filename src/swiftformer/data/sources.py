@@ -7,7 +7,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from swiftformer.data.splits import ALL, SPLIT_ALIASES, Splits, choose, usual
+from swiftformer.data.splits import ALL, SPLIT_ALIASES, Splits, choose
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
 # Of iNaturalist's taxonomy: what counts as a class.
@@ -63,7 +63,6 @@ def open_source(data: str | Path, split: str | None = None, *, level: str = "nam
     """
     if level not in LEVELS:
         raise ValueError(f"level: expected one of {', '.join(LEVELS)}, found {level!r}")
-    split = None if split is None else usual(split)
     return choose(_find_splits(str(data), split, level), split, str(data))
 
 

@@ -36,16 +36,16 @@ def fit_half(graph: DeployGraph, images: Any) -> None:
             attention.smallest = SMALLEST_HALF
             key, query = output.split(attention.dim, dim=1)
             if attention.normalize:
-                factors = [_power(1 / part.square().mean().sqrt().item()) for part in (key, query)]
+                factors = [_power(part.square().mean().sqrt(), 1.0) for part in (key, query)]
             else:
-                pooled = query.abs().sum(dim=(2, 3)).max().item()
-                factors = [_power(LARGEST_KEY / key.abs().max().item()), _power(LARGEST_POOLED / pooled)]
+                pooled = query.abs().sum(dim=(2, 3)).max()
+                factors = [_power(key.abs().max(), LARGEST_KEY), _power(pooled, LARGEST_POOLED)]
             _scale(attention, *factors)
 
 
-def _power(factor: float) -> float:
-    """The power of two that is next to a factor."""
-    return float(2.0 ** round(math.log2(min(max(factor, 1e-6), 1e6))))
+def _power(size: Tensor, wanted: float) -> float:
+    """The power of two that brings a size next to the one that is wanted."""
+    return float(2.0 ** round(math.log2(wanted / size.clamp(1e-6, 1e6).item())))
 
 
 def _scale(attention: DeployAttention, of_key: float, of_query: float) -> None:

@@ -155,7 +155,7 @@ class _Run:
         self.recipe, self.task, self.output, self.processes, self.stop = recipe, task, output, processes, stop
         self.train_source, self.val_source, self.workers = train_source, val_source, workers
         self.save_minutes, self.keep_states, self.origin = save_minutes, keep_states, origin
-        self.batch_size, accumulation = batches_at_once(recipe, processes.world_size, len(train_source))
+        self.batch_size, accumulation, self.told = batches_at_once(recipe, processes.world_size, len(train_source))
         self.images_per_batch = self.batch_size * processes.world_size
         self.epoch = 0 if state is None else state["epochs"]
         self.loader = self.loader_at(self.epoch)
@@ -164,7 +164,8 @@ class _Run:
         self.batches = self.updates * accumulation  # per epoch
         if self.updates == 0:
             raise ValueError(
-                f"expected at least {recipe.total_batch_size} training images for one update, found {len(train_source)}"
+                f"expected at least {self.images_per_batch * accumulation} training images for one update, "
+                f"found {len(train_source)}"
             )
         if recipe.channels_last:
             net = net.to(memory_format=torch.channels_last)
@@ -188,7 +189,7 @@ class _Run:
             self.batch = min(self.batch, self.batches)  # with more processes the last images may be padded
             self.saved = (self.epoch, self.batch)
             self.best, self.metrics, self.seconds = state["best"], state["metrics"], state["seconds"]
-            self.best_metrics = state.get("best_metrics", self.metrics)
+            self.best_metrics = state.get("best_metrics", {})  # which older states do not tell
             self.summed = state["totals"]
             if processes.main:
                 self.totals += torch.tensor(self.summed, device=processes.device)
@@ -215,6 +216,8 @@ class _Run:
                 else "from random weights",
                 self.origin["command"] or "called from Python",
             )
+            if main and self.told:
+                logger.warning(self.told)
             if self.epoch or self.batch:
                 images = self.batch * self.images_per_batch
                 left = "" if self.epoch < recipe.epochs else ": nothing is left to train"
@@ -237,7 +240,7 @@ class _Run:
                     log.figure("confusion", output / "confusion.png", self.epoch)
                 if measures[0] in self.metrics:
                     config = self.step.net.config
-                    best = self.best_metrics
+                    best = self.best_metrics or self.metrics
                     sizes = {"train_images": len(self.train_source), "val_images": data[1] - best["val_unreadable"]}
                     known = {"data": data_name, "last_epoch": self.epoch, **sizes, **self.origin}
                     write_card(output, recipe, best, config, self.processes, **known)

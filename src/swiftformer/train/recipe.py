@@ -30,7 +30,7 @@ class TrainingRecipe:
         batch_size: images that go through the model at once, in every process.
         total_batch_size: images per update of the weights, over all processes, reached by accumulating gradients; None
             for `batch_size` in every process. Where that alone is more, every process takes fewer at once. Where the
-            processes cannot share it equally, it is the nearest number that they can.
+            processes cannot share it equally, it is a number next to it.
         lr, warmup_lr, min_lr: peak, first and last learning rate.
         schedule: how it falls: with every update by `cosine` or `poly`, a power of 0.9 of what is left of the run, or
             by `multistep`, to a tenth behind each of the epochs in
@@ -111,12 +111,18 @@ class TrainingRecipe:
             return self.batch_size, 1
         step = 2 if self.mixes else 1  # Mixup pairs the images of a batch
         fewest = math.ceil(total / (world_size * self.batch_size))
+        share, rest = divmod(total, world_size)
+        least = min(2, self.batch_size, max(share, 1))  # BatchNorm learns little from single images
+        for count in range(fewest, share // least + 1):
+            if not rest and share % (count * step) == 0:
+                return share // count, count
+        # No batches share it equally: among those of about half the size or more, what comes next to it.
+        most = self.batch_size - self.batch_size % step
+        sizes = {}
         for count in range(fewest, 2 * fewest + 1):
-            batch_size, rest = divmod(total, world_size * count)
-            if batch_size and not rest and batch_size % step == 0:
-                return batch_size, count
-        nearest = step * round(total / (world_size * fewest * step))
-        return max(min(nearest, self.batch_size - self.batch_size % step), step), fewest
+            sizes[count] = max(min(step * round(total / (world_size * count * step)), most), step)
+        count = min(sizes, key=lambda count: abs(sizes[count] * count * world_size - total))
+        return sizes[count], count
 
     @property
     def mixes(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,17 @@ def read_recipe(run: Path) -> TrainingRecipe:
     file = run / "recipe.json"
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(stored, dict):
+            raise ValueError(f"{type(stored).__name__} instead of fields")
         # Of the tasks that have all these fields the one with the fewest others: older runs lack the newer fields.
-        kinds = [kind for kind in RECIPES if {*stored} <= {field.name for field in dataclasses.fields(kind)}]
-        kind = min(kinds, key=lambda kind: len(dataclasses.fields(kind)))
+        names: dict[Any, set[str]] = {kind: {field.name for field in dataclasses.fields(kind)} for kind in RECIPES}
+        if unknown := {*stored} - {*chain.from_iterable(names.values())}:
+            raise ValueError(f"unknown fields {', '.join(sorted(unknown))}")
+        kind = min((kind for kind in RECIPES if {*stored} <= names[kind]), key=lambda kind: len(names[kind]))
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
         return kind(**fields)
-    except (OSError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{file}: expected the recipe of a run ({one_line(error)})") from None
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{file}: expected the recipe of a run, found damage ({one_line(error)})") from None
 
 
 def save_weights(model: Any, recipe: dict[str, Any], folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from swiftformer.train.state import has_state, read_state
 from swiftformer.train.tasks import Examples
 from swiftformer.variants import variant_of
 
-logger = logging.getLogger(__name__)
 ONE_PIXEL = 32  # side of the images of which one pixel is left behind all strides
 # What a run writes, apart from the log, and what would hide its weights from `swiftformer.load`.
 WRITTEN = ("README.md", "metrics.jsonl", "curves.png", "confusion.png", "last", "raw", "tensorboard")
@@ -103,27 +101,24 @@ def what_is_left(output: Path) -> str:
     return f"the last state stays in {output}, for --resume"
 
 
-def batches_at_once(recipe: TrainingRecipe, world_size: int, images: int) -> tuple[int, int]:
-    """As `recipe.batches`, fewer at once where there are so few images; tells where that is not what was asked for.
+def batches_at_once(recipe: TrainingRecipe, world_size: int, images: int) -> tuple[int, int, str]:
+    """As `recipe.batches`, fewer at once where there are so few images, and what to tell if that was not asked for.
 
     Raises:
         ValueError: batches that BatchNorm cannot learn from.
     """
     batch_size, accumulation = recipe.batches(world_size)
     total, share = batch_size * accumulation * world_size, images // world_size
+    told = ""
     if recipe.total_batch_size is None and 2 <= share < batch_size:
         fitting = share - share % 2  # which Mixup needs
-        logger.warning("%d training images: taking %d at once instead of %d", images, fitting, batch_size)
+        told = f"{images} training images: taking {fitting} at once instead of {batch_size}"
         batch_size = fitting
     elif recipe.total_batch_size not in (None, total):
-        logger.warning(
-            "%d processes cannot share total_batch_size %d equally: taking %d",
-            world_size,
-            recipe.total_batch_size,
-            total,
-        )
+        asked = recipe.total_batch_size
+        told = f"batches of {world_size} processes cannot share total_batch_size {asked} equally: taking {total}"
     check_batch(recipe, batch_size, images)
-    return batch_size, accumulation
+    return batch_size, accumulation, told
 
 
 def check_batch(recipe: TrainingRecipe, batch_size: int, images: int) -> None:
