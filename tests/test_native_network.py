@@ -213,6 +213,17 @@ def test_sides_that_are_too_large(kind, tmp_path):
         network(np.memmap(tmp_path / "sparse", np.uint8, "r", shape=(1, 2**16, 2**16, 3)))
 
 
+def test_a_refused_call_is_none():
+    network = native.Network()
+    network.stem(weight(8, 3, 3, 3), weight(8), weight(18, 8, 3, 3), weight(18))
+    with pytest.raises(ValueError, match="expected pictures of 3 channels, found 4"):
+        network(weight(1, 4, 32, 32))
+    with pytest.raises(ValueError, match="expected a stem with mean and std for uint8 pictures"):
+        network(np.zeros((1, 32, 32, 3), np.uint8))
+    network.head(weight(10, 18), weight(10))
+    assert network(weight(1, 3, 32, 32))[0].shape == (1, 10)
+
+
 def test_layers_are_all_there_before_the_first_call():
     network = tiny_network()
     network(weight(1, 3, 32, 32))

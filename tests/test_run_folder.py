@@ -63,7 +63,7 @@ def test_resuming_takes_the_recipe_of_the_run(image_folder, tmp_path):
         ("", "column"),
     ):
         (output / "recipe.json").write_text(content)
-        with pytest.raises(ValueError, match=f"recipe.json: expected the recipe of a run .*{reason}"):
+        with pytest.raises(ValueError, match=f"recipe.json: expected the recipe of a run, found damage .*{reason}"):
             read_recipe(output)
 
 

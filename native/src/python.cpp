@@ -43,11 +43,7 @@ std::vector<Weight> weights_of(std::initializer_list<const Array*> arrays) {
   return weights;
 }
 
-std::vector<Result> run(Network& network, const Pixels& pixels, size_t channels) {
-  if (!network.frozen()) {
-    nb::gil_scoped_release release;  // a layer that another thread adds may take its time
-    network.freeze();
-  }
+void check(const Network& network, const Pixels& pixels, size_t channels) {
   if (pixels.packed && !network.takes_uint8()) {
     throw nb::value_error("expected a stem with mean and std for uint8 pictures");
   }
@@ -62,6 +58,15 @@ std::vector<Result> run(Network& network, const Pixels& pixels, size_t channels)
     throw nb::value_error(("expected pictures of less than 2^31 pixels, found " + std::to_string(pixels.height) + "x" +
                            std::to_string(pixels.width))
                               .c_str());
+  }
+}
+
+std::vector<Result> run(Network& network, const Pixels& pixels, size_t channels) {
+  if (network.frozen()) {
+    check(network, pixels, channels);
+  } else {
+    nb::gil_scoped_release release;  // a layer that another thread adds may take its time
+    network.freeze([&] { check(network, pixels, channels); });
   }
   std::vector<Result> results;
   std::vector<float*> places;
@@ -176,7 +181,7 @@ NB_MODULE(_core, m) {
         return swiftformer::product_limit(swiftformer::kernels_for(isa, precision));
       },
       "isa"_a = "auto", "precision"_a = "fp32",
-      "Multiply-adds per second of one thread, in a product whose operands stay in its first-level cache.");
+      "Multiply-adds per second of one thread at best, in products whose operands stay in its caches.");
 
   nb::class_<Network>(
       m, "Network",

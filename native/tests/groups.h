@@ -71,6 +71,7 @@ inline void shares_of_processors() {
     std::mutex mutex;
     std::set<int> found, done;
     for (int turn = 0; turn < 50; ++turn) {
+      if (turn == 1) found.clear();  // a thread of the share before may still have been at the first tasks
       done.clear();
       threads.run(100, [&](int index, int thread) {
         const std::lock_guard<std::mutex> lock(mutex);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <mutex>
 #include <string>
 #include <variant>
@@ -120,8 +121,9 @@ class Network {
   void scores(const Weight& weight, const Weight& bias);
   void scores_output();
 
-  // No more layers: what follows is asked of a network that stays as it is. `run` does it as well.
-  void freeze();
+  // No more layers, unless `check` throws: what follows is asked of a network that stays as it is. `run` does it as
+  // well.
+  void freeze(const std::function<void()>& check = [] {});
   bool frozen() const { return frozen_.load(std::memory_order_acquire); }
 
   // Shapes of what `run` writes: (images, classes), or (images, channels, height, width) for each map and for

@@ -191,9 +191,10 @@ Network::~Network() {
   if (work->process == getpid()) delete work;
 }
 
-void Network::freeze() {
+void Network::freeze(const std::function<void()>& check) {
   if (frozen()) return;
   const std::lock_guard<std::mutex> lock(work().mutex);
+  check();
   frozen_.store(true, std::memory_order_release);
 }
 
