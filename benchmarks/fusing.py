@@ -45,15 +45,23 @@ FILES: dict[str, Callable[[Case], Path]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(description: str) -> Any:
+    """Of the command line; also tells the machine."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--variant", default="xs")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=0.15, help="of each row in a round")
     arguments = parser.parse_args()
-    print({key: value for key, value in describe_machine().items() if key in ("processor", "cores", "openvino")})
+    print(
+        {key: value for key, value in describe_machine().items() if key in ("processor", "cores", "torch", "openvino")}
+    )
+    return arguments
+
+
+def main() -> None:
+    arguments = options(__doc__)
     with tempfile.TemporaryDirectory() as folder:
         size = (arguments.size, arguments.size)
         case = Case(arguments.variant, arguments.batch, size, None, "cpu", Path(folder))
@@ -65,14 +73,15 @@ def main() -> None:
             table(runs, case.pixels.numpy(), precision, arguments)
 
 
-def table(runs: dict[str, Run], pixels: np.ndarray, precision: str, arguments: Any) -> None:
+def table(runs: dict[str, Run], pixels: np.ndarray, precision: str, arguments: Any, base: str = "timm") -> None:
+    """A line for each, with the ratio to `base` in the same round."""
     rounds: dict[str, list[float]] = {name: [] for name in runs}
     generator = random.Random(0)
     for _ in range(arguments.rounds):
         for name in generator.sample(list(runs), len(runs)):
             rounds[name].append(float(np.median(time_calls(lambda n=name: runs[n](pixels), arguments.seconds))))  # type: ignore[misc]
     for name, times in rounds.items():
-        low, middle, high = np.percentile(np.divide(times, rounds["timm"]), [25, 50, 75])
+        low, middle, high = np.percentile(np.divide(times, rounds[base]), [25, 50, 75])
         print(f"| {name} | {precision} | {1e3 * np.median(times):.2f} | {middle:.3f} | {low:.3f} to {high:.3f} |")
 
 

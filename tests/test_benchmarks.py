@@ -20,6 +20,7 @@ def script(monkeypatch, capsys):
     """Run a script's `main` with arguments in this process; its standard output."""
 
     def run(name, *arguments):
+        monkeypatch.syspath_prepend(FOLDER)  # as it is for a script
         spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -68,6 +69,15 @@ def test_fusing(script):
     pytest.importorskip("openvino")
     out = script("fusing", "--size", 32, "--rounds", 1, "--seconds", 0)
     assert out.count("| fused |") == 2 and out.count("| timm |") == 2
+
+
+@pytest.mark.exhaustive
+def test_fusing_steps(script):
+    """Each of its networks computes what the model does: the script itself sees to that."""
+    pytest.importorskip("openvino")
+    out = script("fusing_steps", "--size", 32, "--rounds", 1, "--seconds", 0)
+    assert out.count("| fused | ") == 3 and out.count("| BatchNorms not folded | OpenVINO") == 2
+    assert "| channels first | torch fp32 |" in out
 
 
 def test_small_maps(script):
