@@ -62,7 +62,7 @@ def folders(tmp_path_factory):
         ("l2", "fp16", 0.005, None),
         pytest.param("uniform", "fp16", 0.01, None, marks=pytest.mark.exhaustive),
         ("l2", "int8", 0.05, "constexpr_affine_dequantize"),
-        pytest.param("l2", "palettized", 0.2, "constexpr_lut_to_dense", marks=pytest.mark.exhaustive),
+        ("l2", "palettized", 0.2, "constexpr_lut_to_dense"),
     ],
 )
 def test_precisions(folders, form, precision, difference, compressed):

@@ -42,6 +42,19 @@ def test_float32_agrees(converted):
         assert difference(engine(x.numpy())["logits"], model(x).logits) < 1e-5
 
 
+def test_float16_weights(converted, tmp_path):
+    """What the float32 model becomes."""
+    from swiftformer.export.litert import halve
+
+    content = (converted[1] / "model.tflite").read_bytes()
+    folder = damaged(converted[1], tmp_path, half := halve(content), checksums=False)
+    assert len(half) < 0.9 * len(content)  # most of so small a model is not weights
+    assert sum(detail["dtype"] == np.float16 for detail in details(folder / "model.tflite")) > 30
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert 1e-6 < difference(open_engine(folder)(x.numpy())["logits"], converted[0](x).logits) < 0.01
+
+
 @pytest.mark.exhaustive
 def test_float16_agrees_in_half_the_size(converted, tmp_path):
     artifact = export(converted[0], tmp_path, "litert", precision="fp16", softmax=True)
