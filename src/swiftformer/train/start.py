@@ -45,11 +45,14 @@ def expect_two_splits(train: Examples, val: Examples) -> None:
     """
     if train.name(0) == val.name(0):
         raise ValueError(f"expected a split to validate on, found the training images again ({train.name(0)})")
-    numbered = [str(number) for number in range(max(len(train.classes), len(val.classes)))]
-    for source in (train, val):
-        if source.classes == numbered[: len(source.classes)] and {*train.classes, *val.classes} == {*numbered}:
-            source.classes = numbered
-    if train.classes != val.classes:
+    if train.classes == val.classes:
+        return
+    fewer, more = sorted((train, val), key=lambda source: len(source.classes))
+    if more.classes == [str(number) for number in range(len(more.classes))] and (
+        fewer.classes == more.classes[: len(fewer.classes)]
+    ):
+        fewer.classes = more.classes
+    else:
         found = differences(train.classes, val.classes, "train", "val")
         raise ValueError(f"expected the same classes in train and val, found {found}")
 
