@@ -1,9 +1,10 @@
-"""What training takes from swiftformer-native, against torch: GELU, BatchNorm and the sum with a scaled branch.
+"""What training takes from swiftformer-native, against torch: GELU, BatchNorm, depth-wise convolutions and the sum
+with a scaled branch.
 
     python benchmarks/training_kernels.py
 
-Milliseconds of a forward and a backward pass in bfloat16, channels last, medians of calls in turn. Maps are those of XS
-in training with 128 pictures of 64 pixels.
+Milliseconds of a forward and a backward pass in bfloat16 (of depth-wise convolutions and sums on maps of float32),
+channels last, medians of calls in turn. Maps are those of XS in training, by default with 128 pictures of 64 pixels.
 """
 
 from __future__ import annotations
@@ -18,10 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swiftformer.train.memory import keep_freed_memory
-from swiftformer.training_operators import KERNELS, batch_norm, gelu, sum_with_scaled
+from swiftformer.training_operators import KERNELS, batch_norm, depth_wise, gelu, sum_with_scaled
 
-STEM = (24, 32)  # channels, pixels each way
-STAGES = ((48, 16), (56, 8), (112, 4), (220, 2))
+STAGES = (48, 56, 112, 220)  # channels
 
 
 class Case:
@@ -45,6 +45,19 @@ def batch_norm_case(batch: int, channels: int, side: int) -> Case:
     return Case("BatchNorm", norm, ours, [maps(batch, channels, side)], norm.weight, norm.bias)
 
 
+def depth_wise_case(batch: int, channels: int, side: int) -> Case:
+    conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+
+    def theirs(x: Tensor) -> Tensor:  # as autocast does
+        return F.conv2d(x.bfloat16(), conv.weight.bfloat16(), conv.bias.bfloat16(), padding=1, groups=channels)  # type: ignore[union-attr]
+
+    def ours(x: Tensor) -> Tensor:
+        return depth_wise(x, conv.weight, conv.bias)
+
+    inputs = [maps(batch, channels, side, torch.float32)]
+    return Case("depth-wise convolution", theirs, ours, inputs, conv.weight, conv.bias)  # type: ignore[arg-type]
+
+
 def cases(batch: int, channels: int, side: int) -> list[Case]:
     def theirs(x: Tensor, scale: Tensor, branch: Tensor) -> Tensor:
         return x + scale * branch
@@ -54,6 +67,7 @@ def cases(batch: int, channels: int, side: int) -> list[Case]:
     return [
         Case("GELU", F.gelu, gelu, [maps(batch, 4 * channels, side)]),
         batch_norm_case(batch, channels, side),
+        depth_wise_case(batch, channels, side),
         Case("scaled sum", theirs, sum_with_scaled, summed),
     ]
 
@@ -75,15 +89,17 @@ def milliseconds(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--size", type=int, default=64, help="pixels of a picture each way")
     parser.add_argument("--rounds", type=int, default=30)
     arguments = parser.parse_args()
     if KERNELS is None:
         parser.error("expected swiftformer-native and a processor with AVX-512 BF16, found none")
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, batch {arguments.batch}\n")
+    batch, size = arguments.batch, arguments.size
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, batch {batch}, {size} pixels\n")
     keep_freed_memory()
     print("| operation | map | torch, ms | swiftformer-native, ms | ratio |\n|---|---|---|---|---|")
-    found = [batch_norm_case(arguments.batch, *STEM)]
-    found += [case for stage in STAGES for case in cases(arguments.batch, *stage)]
+    found = [batch_norm_case(batch, 24, size // 2)]  # the stem's
+    found += [case for stage, channels in enumerate(STAGES) for case in cases(batch, channels, size // (4 << stage))]
     for case in found:
         _, channels, side, _ = case.inputs[0].shape
         before, after = milliseconds(case.functions, case.inputs, case.learned, arguments.rounds)

@@ -225,6 +225,29 @@ def test_against_peers(capsys):
     assert "1.25x (native fp32 : timm openvino fp32)" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_candidate_that_fails_later_costs_no_other(monkeypatch, caplog):
+    """Prepared and compared, in its second round."""
+    torchs = next(c for c in CANDIDATES if str(c) == "swiftformer in torch, fp32")
+    calls = []
+
+    def build(case):
+        call = torchs.build(case)
+
+        def failing(*arguments):
+            calls.append(1)
+            if len(calls) > 10:
+                raise MemoryError("no room")
+            return call(*arguments)
+
+        return failing
+
+    monkeypatch.setattr(latency, "CANDIDATES", [dataclasses.replace(torchs, engine="late", build=build), torchs])
+    result = run_benchmark(["xs"], [1], [(32, 32)], rounds=20, seconds=0.001, footprints=True)
+    late, whole = result["rows"]
+    assert late["error"] == "no room" and "median_ms" not in late and whole["calls"] >= 20
+    assert "swiftformer in late, fp32 fails (no room)" in caplog.text
+
+
 @pytest.mark.exhaustive
 def test_a_candidate_that_fails_costs_no_other(monkeypatch, caplog):
     """And int8 of a batch, compiled and frozen ones are what they say."""

@@ -85,6 +85,11 @@ def test_precisions(folders, form, precision, difference, compressed):
     assert is_half == (precision != "fp32"), "rounded to float16 where the program says so, and only there"
 
 
+def test_names_that_look_like_numbered_ones_stay_apart():
+    for labels in (["a", "a", "a (0)"], ["a (1)", "a", "a", "a (1)"], ["a"] * 3, ["a", "b"]):
+        assert len(set(unique(labels))) == len(labels)
+
+
 def test_the_package(folders):
     spec = load_spec(folders())
     description = spec.description

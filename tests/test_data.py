@@ -10,7 +10,7 @@ from PIL import Image
 
 from swiftformer.data.epoch_loader import seed_generators
 from swiftformer.data.loaders import Normalization, TrainingLoader, _augmentation, _needed, evaluation_loader
-from swiftformer.data.samplers import BalancedSampler
+from swiftformer.data.samplers import BalancedSampler, training_order
 from swiftformer.data.sources import open_source
 from swiftformer.image_processing import Preprocessing
 from swiftformer.images import open_image
@@ -76,6 +76,8 @@ def test_order_depends_on_the_epoch_and_repeats(image_folder):
     plain = TrainingLoader(source, get_recipe("smoke"), 32, 16, workers=0).sampler
     repeated = get_recipe("smoke", ["repeated_augmentation=3"])
     threefold = TrainingLoader(source, repeated, 32, 16, workers=0).sampler
+    assert len(training_order(range(300), repeated, 0, 1)) == 300  # DeiT's own would draw 256
+    assert len(training_order(range(30_000), repeated, 0, 1)) == 30_000 // 256 * 256
     plain.set_epoch(0)
     first = list(plain)
     assert sorted(index for index, _ in first) == list(range(48)) and first == list(plain)

@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from swiftformer.files import atomic_folder
+from test_cli import cli, model_folder  # noqa: F401
 
 
 def fill(folder, text):
@@ -71,6 +72,20 @@ def test_a_folder_on_another_file_system(tmp_path):
         assert content(place) == {"parts/a.bin": "1", "metadata.json": "1"}
     finally:
         subprocess.run(["umount", place], check=True)
+
+
+def test_what_cannot_be_written_to_is_found_before_the_work(tmp_path, monkeypatch, cli, model_folder, image_folder):  # noqa: F811
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    train = ("train", "--recipe", "smoke", "--data", image_folder, "--output")
+    export = ("export", "--model", model_folder, "--format", "onnx", "--output")
+    benchmark = ("benchmark", "--output")
+    for command in (train, export, benchmark):
+        code, _, err = cli(*command, tmp_path / "new" / "output")
+        assert code == 2 and f"{tmp_path}: expected a folder that can be written to" in err
+        code, _, err = cli(*command, tmp_path / "file" / "output")
+        assert code == 2 and f"{tmp_path / 'file'}: expected a folder, found a file" in err
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

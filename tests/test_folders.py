@@ -4,6 +4,7 @@ import pytest
 
 from swiftformer.data.detection import open_detection
 from swiftformer.data.folders import files_below
+from swiftformer.data.sources import open_source
 from swiftformer.images import ImageError, open_image
 from swiftformer.predict import find_images
 from test_detection_data import make
@@ -62,6 +63,21 @@ def test_annotated_pictures_behind_links(tmp_path, layout):
         move(linked / name, tmp_path / "elsewhere" / str(number))
     found, expected = (open_detection(root, "train") for root in (linked, plain))
     assert len(found) == len(expected) == 6 and found.counts() == expected.counts()
+
+
+def test_pictures_of_classes_behind_links(tmp_path, image_folder):
+    """Whole classes and parts of one; links that lead back are not followed."""
+    train = image_folder / "train"
+    expected = open_source(image_folder, "train")
+    (train / "red" / "more").mkdir()
+    for i in range(12):
+        (train / "red" / f"{i}.png").rename(train / "red" / "more" / f"{i}.png")
+    move(train / "red" / "more", tmp_path / "elsewhere" / "more")
+    move(train / "blue", tmp_path / "elsewhere" / "blue")
+    (train / "red" / "back").symlink_to(train)
+    (tmp_path / "elsewhere" / "more" / "self").symlink_to(tmp_path / "elsewhere" / "more")
+    found = open_source(image_folder, "train")
+    assert found.classes == expected.classes and sorted(found.labels) == sorted(expected.labels)
 
 
 def test_links_that_a_table_names(tmp_path):

@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -103,9 +104,35 @@ def test_no_sum_of_int8_overflows(isa, sign):
 def test_what_is_not_a_number_shows(isa, precision):
     images = weight(1, 3, 32, 32)
     images[0, :, 5, 5] = np.nan
-    logits = tiny_network(isa=isa, precision=precision, threads=1)(images)[0]
-    if precision != "int8":  # levels cannot say it
-        assert np.isnan(logits).all()
+    network = tiny_network(isa=isa, precision=precision, threads=1)
+    clean = network(weight(1, 3, 32, 32) * 0 + 0.5)[0]
+    logits = network(images)[0]
+    assert np.isnan(logits).all() if precision != "int8" else logits.shape == (1, 10)  # levels cannot say it
+    assert np.array_equal(network(weight(1, 3, 32, 32) * 0 + 0.5)[0], clean)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 9])
+def test_seconds_of_layers(batch):
+    """Those of the last call, the stem's two, and no more than it took."""
+    network = tiny_network(threads=2, encoder=True)
+    assert not any(network.layer_seconds)
+    for _ in range(3):
+        began = time.perf_counter()
+        network(weight(batch, 3, 64, 64))
+        took = time.perf_counter() - began
+        assert len(network.layer_seconds) == 5 and min(network.layer_seconds) > 0
+        assert 0.1 * took < sum(network.layer_seconds) <= took
+
+
+def test_limits_of_products():
+    for isa, precision in MODES:
+        assert 1e6 < native.product_limit(isa, precision) < 1e14
+
+
+def test_what_a_fresh_wheel_must_do():
+    script = Path(__file__).parent.parent / "native" / "tests" / "first_steps.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "plain fp32" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(("isa", "precision"), [mode for mode in MODES if mode[1] == "fp32"])

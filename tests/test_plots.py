@@ -1,3 +1,5 @@
+import json
+
 import torch
 from PIL import Image
 
@@ -31,6 +33,20 @@ def test_few_classes_are_all_drawn(tmp_path):
     plot_confusion(torch.eye(3), ["a", "b", "$c"], tmp_path / "confusion.png")
     with Image.open(tmp_path / "confusion.png") as picture:
         assert picture.width > 100
+
+
+def test_curves_show_what_was_written_down(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, target: figures.append(figure))
+    lines = [{"epoch": n, "loss": 1 / n, "train_accuracy": 10.0 * n, "lr": 1e-3 * n} for n in (1, 2, 3)]
+    for line in lines[::2]:
+        line["AP"] = 30.0 + line["epoch"]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plots.plot_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png", measure="AP")
+    drawn = [[(*line.get_xydata().T.tolist(), line.get_label()) for line in axis.lines] for axis in figures[0].axes]
+    loss, quality, rate = drawn
+    assert loss == [([1, 2, 3], [1, 1 / 2, 1 / 3], "training")] and rate[0][1] == [1e-3, 2e-3, 3e-3]
+    assert quality == [([1, 2, 3], [10, 20, 30], "training"), ([1, 3], [31, 33], "validation (AP)")]
 
 
 def test_a_run_is_drawn_now_and_then_and_in_the_end(tmp_path, monkeypatch):

@@ -242,6 +242,22 @@ def test_inaturalist_levels(tmp_path, level):
         assert source.classes == list(dict.fromkeys(species[RANKS.index(level)] for species in SPECIES))
 
 
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ("[]", "expected an object with lists of objects"),
+        ('{"images": 5, "categories": [{"id": 0, "name": "x"}]}', "expected an object with lists of objects"),
+        ('{"images": [{"id": 1}], "categories": [{"id": 0, "name": "x"}]}', "expected entries with 'file_name'"),
+        ('{"images": [{"file_name": "a"}], "categories": [{"name": "x"}]}', "expected entries with 'id'"),
+        ('{"images": [], "categories": [{"id": 0, "name": "x"}]}', "expected images, found none"),
+    ],
+)
+def test_broken_inaturalist(tmp_path, document, message):
+    (tmp_path / "train2018.json").write_text(document)
+    with pytest.raises(ValueError, match=f"train2018.json: {message}"):
+        open_source(tmp_path, "train")
+
+
 def test_inaturalist_without_taxonomy(tmp_path):
     write_inaturalist(tmp_path, taxonomy=False)
     assert open_source(tmp_path, "val", level="supercategory").classes == ["Plantae", "Insecta"]

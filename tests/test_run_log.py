@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from swiftformer.train.classification import Classification
+from swiftformer.train.detection import Detection
+from swiftformer.train.recipes import get_recipe
 from swiftformer.train.run_log import RunLog, _forget_lines_after
+from swiftformer.train.segmentation import Segmentation
 
 EPOCH = {"loss": 0.5, "train_accuracy": 60.0, "lr": 1e-3, "images_per_second": 100.0, "seconds": 2.0}
 VALIDATED = EPOCH | {"top1": 70.0, "top5": 90.0, "calibration_error": 3.0}
@@ -86,6 +90,31 @@ def test_a_run_and_its_resumption(tmp_path):
     once = [(step, 1 / step) for step in range(1, 7)]
     assert scalars(output / "tensorboard" / "steps", "step/loss") == [*once, (7, 5.0), (8, 5.0)]
     assert scalars(output / "tensorboard" / "steps", "step/lr")[-1][0] == 6
+
+
+@pytest.mark.parametrize(
+    ("task", "recipe"),
+    [
+        (Classification, "smoke"),
+        (Segmentation, "smoke_segmentation"),
+        (Detection, "smoke_detection"),
+        (Detection, "smoke_instances"),
+    ],
+)
+def test_measures_of_every_task_are_told_of_as_validation(tmp_path, task, recipe):
+    measures = task(get_recipe(recipe)).measures
+    with RunLog(tmp_path, {}, measures=measures) as log:
+        log.epoch({"epoch": 1, "loss": 1.0, "val_unreadable": 0, **dict.fromkeys(measures, 50.0)})
+    found = set(tensorboard(tmp_path / "tensorboard").Tags()["scalars"])
+    assert found == {"train/loss", "val/unreadable", *(f"val/{measure}" for measure in measures)}
+
+
+def test_names_that_are_no_text_are_written_down(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("swiftformer"), "propagate", False)  # what pytest captures has to be text
+    with RunLog(tmp_path, {}):
+        logging.getLogger("swiftformer").warning("cannot read %s", "caf\udce9.jpg")
+    assert "cannot read caf\\udce9.jpg" in (tmp_path / "train.log").read_text()
+    assert "Logging error" not in capsys.readouterr().err
 
 
 def test_begun_again_in_the_same_folder(tmp_path):

@@ -156,7 +156,11 @@ def test_pascal_voc(tmp_path, above):
         assert np.array_equal(source.mask(1), picture(2)[1])
     with pytest.raises(AnnotationError, match="2007_9: expected a picture for the mask, found none"):
         open_segmentation(root, "val", on_error="raise")
-    (lists / "trainval.txt").write_text("2007_2\n2007_1\n2007_0\n")
+    for folder, end in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
+        (root / folder / f"2007_0.{end}").rename(root / folder / f"2007 0.{end}")
+    (lists / "train.txt").write_text("2007 0 \n2007_2 1\n")
+    assert len(open_segmentation(root, "train")) == 2
+    (lists / "trainval.txt").write_text("2007_2\n2007_1\n2007 0\n")
     everything = open_segmentation(root, "all")
     assert len(everything) == 3 == len({everything.name(i) for i in range(3)})
 

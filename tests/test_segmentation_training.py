@@ -94,6 +94,16 @@ def test_resumed_run_equals_an_uninterrupted_one(rectangles, tmp_path, monkeypat
     assert all(torch.equal(v, theirs[k]) for k, v in load(tmp_path / "parts" / "last").state_dict().items())
 
 
+def test_resuming_with_other_meanings_of_the_masks_is_refused(rectangles, tmp_path):
+    """Classes that are called the same and counted from another index."""
+    recipe = get_recipe("smoke_segmentation", [*SETTINGS, "epochs=1"])
+    train, val = (open_segmentation(rectangles, split) for split in ("train", "val"))
+    loop.train(recipe, train, val, tmp_path / "run", workers=0)
+    train.reduce_zero_label = True
+    with pytest.raises(ValueError, match="run: expected --no-reduce-zero-label with the same data"):
+        loop.train(recipe, train, val, tmp_path / "run", workers=0, resume=True)
+
+
 @pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_a_compiled_step_learns_as_well(rectangles, tmp_path):

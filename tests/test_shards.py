@@ -213,6 +213,7 @@ def test_labels_that_are_none(tmp_path, label, message):
     ("name", "text"),
     [
         ("classnames.txt", "cat\ndog\ngreat ape\n\n"),
+        ("classes.txt", "\ufeffcat\r\ndog\r\ngreat ape\r\n"),
         ("../classes.txt", "cat\ndog\ngreat ape"),
         ("dataset_info.json", json.dumps({"features": {"label": {"names": ["cat", "dog", "great ape"]}}})),
         ("dataset_info.json", json.dumps({"features": {"jpg": None, "cls": {"names": ["cat", "dog", "great ape"]}}})),

@@ -77,6 +77,24 @@ def test_two_updates_of_two_batches(distillation, optimizer):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("distillation", ["hard", "soft"])
+def test_a_teacher_that_is_known_is_as_good_as_one_that_is_asked(distillation):
+    """In whatever order the images come."""
+    recipe = get_recipe("smoke", [f"distillation={distillation}", "precision=fp32"])
+    teacher, student = Teacher(network(1).eval()), network(0)
+    images, targets = torch.randn(9, 3, 32, 32), torch.arange(9) % 5
+    known = teacher(images)
+    losses = []
+    for logits in (None, known):
+        objective = ClassificationObjective(recipe, ALONE.device, teacher, logits)
+        step = TrainingStep(recipe, copy.deepcopy(student), ALONE, objective, updates_per_epoch=1)
+        for batch, indices in enumerate((torch.tensor([7, 2, 8]), torch.tensor([0, 5, 1])), 1):
+            loss, _ = step(images[indices], targets[indices], indices, batch)
+            losses.append(loss)
+    torch.testing.assert_close(losses[2:], losses[:2])
+    assert abs(losses[0] - losses[1]) > 0.01
+
+
 def test_clipping_leaves_the_heads_alone():
     step = smoke_step()
     clipped = {id(parameter) for parameter in step.clipped}

@@ -1,5 +1,6 @@
 import errno
 import json
+import logging
 import resource
 import shutil
 import subprocess
@@ -85,6 +86,35 @@ def test_a_run_learns_and_leaves_what_it_promises(image_folder, tmp_path, cli): 
 def test_every_ingredient_runs(image_folder, tmp_path, settings):
     metrics = run(image_folder, tmp_path / "run", *settings)
     assert 0 <= metrics["top1"] <= 100 and metrics["loss"] > 0
+
+
+def stop():
+    raise KeyboardInterrupt
+
+
+def test_sizes_grow_as_the_recipe_says(image_folder, tmp_path, monkeypatch):
+    """Also behind an interruption."""
+    seen, call = [], TrainingStep.__call__
+
+    def spy(self, pixels, *arguments, **options):
+        seen.append(tuple(pixels.shape[2:]))
+        return call(self, pixels, *arguments, **options)
+
+    monkeypatch.setattr(TrainingStep, "__call__", spy)
+    settings = ("epochs=5", "progressive_sizes=32,64", "image_size=96", "batch_size=24")
+    run(image_folder, tmp_path / "run", *settings)
+    sides = [side for side, _ in seen[::2]]
+    assert seen == [(side, side) for side in sides for _ in range(2)] and sides == [32, 32, 64, 96, 96]
+    calls = iter([True, False])
+    monkeypatch.setattr(
+        classification, "evaluate_classifier", lambda *a, **k: evaluate_classifier(*a, **k) if next(calls) else stop()
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run(image_folder, tmp_path / "cut", *settings)
+    monkeypatch.setattr(classification, "evaluate_classifier", evaluate_classifier)
+    seen.clear()
+    run(image_folder, tmp_path / "cut", *settings, resume=True)
+    assert [side for side, _ in seen[::2]] == [64, 96, 96]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -358,6 +388,18 @@ def test_unreadable_pictures_are_counted_and_named(image_folder, tmp_path):
     broken.write_bytes(b"broken")
     assert run(image_folder, tmp_path / "run", workers=1)["unreadable"] == 1
     assert str(broken) in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_classes_and_pictures_called_in_another_code(image_folder, tmp_path, monkeypatch):
+    """By bytes that are no UTF-8; an unreadable one of them is told of."""
+    monkeypatch.setattr(logging.getLogger("swiftformer"), "propagate", False)  # what pytest captures has to be text
+    for split in ("train", "val"):
+        (image_folder / split / "red").rename(image_folder / split / "ros\udce9")
+    (image_folder / "train" / "blue" / "caf\udce9.png").write_bytes(b"no picture")
+    metrics = run(image_folder, tmp_path / "run", "epochs=2")
+    assert metrics["epoch"] == 2 and load(tmp_path / "run").config.id2label[1] == "ros\udce9"
+    assert "caf\\udce9.png" in (tmp_path / "run" / "train.log").read_text()
+    assert (tmp_path / "run" / "confusion.png").is_file()
 
 
 def test_a_folder_without_splits_is_cut(image_folder, tmp_path):

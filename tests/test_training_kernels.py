@@ -7,14 +7,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
 from conftest import relative, tiny
-from swiftformer import training_kernels, training_operators
+from swiftformer import small_maps, training_kernels, training_operators
 from swiftformer.model import DropPath
+from swiftformer.small_maps import DepthWiseConv2d
 from swiftformer.training_kernels import GELU, BatchNorm2d, add_scaled
-from swiftformer.training_operators import gelu, gelu_gradient, scaled_gradient, sum_with_scaled
+from swiftformer.training_operators import depth_wise, gelu, gelu_gradient, scaled_gradient, sum_with_scaled
 
 KERNELS = training_operators.KERNELS
 needs_kernels = pytest.mark.skipif(KERNELS is None, reason="needs swiftformer_native and AVX-512 BF16")
@@ -90,6 +93,9 @@ def test_operators_keep_to_the_rules_of_torch():
     torch.library.opcheck(operators.scaled_gradient.default, (wide, scale.detach(), half))
     torch.library.opcheck(operators.batch_norm.default, (x, weight, bias, 1e-5))
     torch.library.opcheck(operators.batch_norm_gradient.default, (half, half, one, one, one))
+    taps = torch.rand(6, 1, 3, 3)
+    torch.library.opcheck(operators.depth_wise.default, (wide, taps.clone().requires_grad_(), bias))
+    torch.library.opcheck(operators.depth_wise_gradient.default, (half, wide, taps))
 
 
 @needs_kernels
@@ -137,6 +143,65 @@ def test_other_batch_norms_are_torchs(case, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(ours.buffers(), torchs.buffers(), strict=True))
 
 
+@needs_kernels
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(1, 3), channels=st.sampled_from([1, 15, 16, 17, 56]), height=st.integers(1, 9),
+    width=st.integers(1, 9), dtype=st.sampled_from([torch.float32, torch.bfloat16]), wide_gradient=st.booleans(),
+)  # fmt: skip
+def test_depth_wise_convolutions(batch, channels, height, width, dtype, wide_gradient):
+    conv = DepthWiseConv2d(channels)
+    x = maps(batch, channels, height, width, dtype=dtype).requires_grad_()
+    upstream = maps(batch, channels, height, width, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = conv(x)
+    if wide_gradient:
+        upstream = torch.ones(1, 1, 1, 1, dtype=torch.bfloat16).expand_as(y)
+    assert "depth_wise" in y.grad_fn.name() and y.dtype == torch.bfloat16
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    found = torch.autograd.grad(y, (x, conv.weight, conv.bias), upstream)
+    wide, exact = x.detach().double().requires_grad_(), copy.deepcopy(conv).double()
+    wanted = exact(wide)
+    expected = torch.autograd.grad(wanted, (wide, exact.weight, exact.bias), upstream.double())
+    assert [gradient.dtype for gradient in found] == [dtype, torch.float32, torch.float32]
+    torch.testing.assert_close(y.double(), wanted, rtol=2**-8, atol=1e-6)
+    torch.testing.assert_close(found[0].double(), expected[0], rtol=2**-8, atol=1e-6)
+    for one, other in zip(found[1:], expected[1:], strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["evaluation", "float32", "float16", "no gradient", "frozen", "contiguous", "half"])
+def test_other_depth_wise_convolutions_are_torchs(case, monkeypatch):
+    monkeypatch.setattr(small_maps, "depth_wise", lambda *arguments: pytest.fail("a kernel was called"))
+    conv, x = DepthWiseConv2d(6).train(case != "evaluation"), maps(2, 6, 5, 4)
+    conv.requires_grad_(case != "frozen")
+    if case == "half":
+        conv.bfloat16()
+    if case == "contiguous":
+        x = x.contiguous()
+    dtype = torch.float16 if case == "float16" else torch.bfloat16
+    with torch.autocast("cpu", dtype, enabled=case != "float32"), torch.set_grad_enabled(case != "no gradient"):
+        x = x.float() if case == "float32" else x
+        torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1, groups=6))
+
+
+@needs_kernels
+def test_depth_wise_convolutions_of_wrong_shapes_end_as_with_torch():
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="expected input"):
+        DepthWiseConv2d(6)(maps(2, 7, 4, 4))
+    with pytest.raises(ValueError, match="maps .* of one shape and C values"):
+        depth_wise(maps(2, 6, 4, 4), torch.rand(5, 1, 3, 3), torch.rand(6))
+
+
+@needs_kernels
+def test_the_gradient_of_depth_wise_weights_has_their_layout():
+    weight = torch.rand(3, 3, 1, 6).permute(3, 2, 0, 1).requires_grad_()
+    (found,) = torch.autograd.grad(depth_wise(maps(2, 6, 4, 4), weight, torch.rand(6)).sum(), weight)
+    assert found.stride() == weight.stride()
+    (wanted,) = torch.autograd.grad(F.conv2d(maps(2, 6, 4, 4).float(), weight, padding=1, groups=6).sum(), weight)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
 def gradients(net, x):
     net = copy.deepcopy(net)
     with torch.autocast("cpu", torch.bfloat16):
@@ -180,7 +245,7 @@ def refuse(*arguments):
 @needs_kernels
 @pytest.mark.parametrize("case", ["float32", "no gradient", "evaluation", "scales of bfloat16"])
 def test_nothing_changes_where_nothing_is_learned_in_bfloat16(case, monkeypatch):
-    names = ("gelu", "add_scaled", "batch_norm")
+    names = ("gelu", "add_scaled", "batch_norm", "depth_wise")
     monkeypatch.setattr(training_kernels, "LARGE", 0)
     net, x = tiny().to(memory_format=torch.channels_last).train(case != "evaluation"), maps(2, 3, 64, 64)
     if case == "scales of bfloat16":
@@ -210,7 +275,8 @@ def test_a_network_in_training_uses_every_kernel(monkeypatch):
     monkeypatch.setattr(training_kernels, "LARGE", 0)
     monkeypatch.setattr(training_operators, "KERNELS", Spy())
     gradients(tiny().to(memory_format=torch.channels_last).train(), maps(2, 3, 64, 64, dtype=torch.float32))
-    expected = {"gelu", "gelu_gradient", "add_scaled", "scaled_gradient", "batch_norm", "batch_norm_gradient"}
+    expected = {"gelu", "add_scaled", "batch_norm", "depth_wise"}
+    expected |= {"gelu_gradient", "scaled_gradient", "batch_norm_gradient", "depth_wise_gradient"}
     assert called == expected
 
 

@@ -163,6 +163,30 @@ void add_training(nb::module_ m) {
       "gradient"_a, "x"_a, "rows"_a, "channels"_a, "weight"_a, "mean"_a, "inverse"_a, "to"_a, "weight_gradient"_a,
       "bias_gradient"_a, "threads"_a, "isa"_a, Release(),
       "The gradients of x, weight and bias in batch_norm, from that of its result.");
+  m.def(
+      "depth_wise",
+      [](uintptr_t x, bool x_is_bf16, int64_t pictures, int height, int width, int channels, uintptr_t weight,
+         uintptr_t bias, uintptr_t y, int threads, const std::string& isa) {
+        depth_wise(training_kernels_for(isa), at<const void>(x), x_is_bf16, {pictures, height, width, channels},
+                   at<const float>(weight), at<const float>(bias), at<Bf16>(y), threads);
+      },
+      "x"_a, "x_is_bf16"_a, "pictures"_a, "height"_a, "width"_a, "channels"_a, "weight"_a, "bias"_a, "y"_a, "threads"_a,
+      "isa"_a, Release(),
+      "3x3 depth-wise convolution of (pictures, height, width, channels), float32 or bfloat16, with zeros around it, "
+      "to "
+      "bfloat16; weights (channels, 3, 3) and biases are float32.");
+  m.def(
+      "depth_wise_gradient",
+      [](uintptr_t gradient, uintptr_t x, bool x_is_bf16, int64_t pictures, int height, int width, int channels,
+         uintptr_t weight, uintptr_t to, uintptr_t weight_gradient, uintptr_t bias_gradient, int threads,
+         const std::string& isa) {
+        depth_wise_gradient(training_kernels_for(isa), at<const Bf16>(gradient), at<const void>(x), x_is_bf16,
+                            {pictures, height, width, channels}, at<const float>(weight), at<void>(to),
+                            at<float>(weight_gradient), at<float>(bias_gradient), threads);
+      },
+      "gradient"_a, "x"_a, "x_is_bf16"_a, "pictures"_a, "height"_a, "width"_a, "channels"_a, "weight"_a, "to"_a,
+      "weight_gradient"_a, "bias_gradient"_a, "threads"_a, "isa"_a, Release(),
+      "The gradients of x, of x's type, and of weight and bias in depth_wise, from that of its result.");
 }
 
 }  // namespace

@@ -19,10 +19,11 @@
 #include <thread>
 
 #include "checks.h"
+#include "gelus.h"
 #include "groups.h"
+#include "in_training.h"
 #include "kernels/cpu.h"
 #include "promised.h"
-#include "training/training.h"
 
 static std::atomic<long> allocations{0};
 
@@ -314,9 +315,6 @@ struct Suite {
     report("products of float32 " + mode.name(), worst.found, 1e-6, worst.where);
   }
 
-  // What tells levels that are stored less 128 from others, in the four of a word.
-  static uint32_t sign_of(const Kernels& kernels) { return kernels.signed_levels ? 0x80808080u : 0; }
-
   // Rows become the same levels, but for one where a value lies between two, and the same levels the same sums.
   void levels(const Mode& mode) const {
     const Kernels& plain = swiftformer::kernels_for("plain", "int8");
@@ -444,245 +442,6 @@ struct Suite {
     }
     report("allocations " + mode.name(), found, 0, "second runs");
   }
-
-  // Of bfloat16, units in the last place between the result and the rounded exact one; else the difference.
-  void gelu(const Mode& mode) const {
-    if (mode.kernels->levels) return gelu_of_levels(mode);
-    const int steps = quick ? 20000 : 400000;
-    std::vector<float> values;
-    std::mt19937 random(7);
-    for (int i = 0; i <= steps; ++i) values.push_back(-14.0f + 28.0f * i / steps);
-    for (int i = 0; i < steps / 2; ++i) values.push_back((random() / 4294967296.0f - 0.5f) * 28.0f);
-    values.resize(filled(static_cast<int>(values.size())));
-    const int count = static_cast<int>(values.size());
-    std::vector<uint32_t> row(values.size());
-    mode.kernels->gelu(values.data(), count, row.data());
-    Worst worst;
-    for (int i = 0; i < count; ++i) {
-      const double exact = reference::gelu(values[i]);
-      if (mode.precision == "bf16") {
-        const int place = ordered(row[i / 2] >> 16 * (i % 2) & 0xffff), expected = ordered(rounded(exact));
-        const bool tiny = std::abs(place) <= smallest && std::abs(expected) <= smallest;
-        worst.see(tiny ? 0 : std::abs(place - expected), std::to_string(values[i]));
-      } else {
-        float found;
-        std::memcpy(&found, &row[i], sizeof found);
-        worst.see(std::fabs(found - exact), std::to_string(values[i]));
-      }
-    }
-    report("GELU " + mode.name(), worst.found, mode.precision == "fp32" ? 1e-6 : 1, worst.where);
-    std::vector<float> odd(lanes, 0x1p100f), found(lanes);
-    odd[1] = -0x1p100f, odd[2] = HUGE_VALF, odd[3] = -HUGE_VALF, odd[4] = NAN;
-    std::vector<uint32_t> words(lanes);
-    mode.kernels->gelu(odd.data(), lanes, words.data());
-    for (int i = 0; i < lanes; ++i) {
-      if (mode.precision == "bf16") {
-        const uint32_t bits = words[i / 2] >> 16 * (i % 2) << 16;
-        std::memcpy(&found[i], &bits, sizeof bits);
-      } else {
-        std::memcpy(&found[i], &words[i], sizeof words[i]);
-      }
-    }
-    const bool right = found[0] == odd[0] && std::fabs(found[1]) < 1e-6 && found[2] == odd[2] &&
-                       std::fabs(found[3]) < 1e-6 && std::isnan(found[4]);
-    report("GELU of infinite and huge values " + mode.name(), right ? 0 : 1, 0, "");
-    if (mode.precision == "fp32") gelu_in_training(mode);
-  }
-
-  // float32 in parts of several threads, on arrays that end where their values do.
-  void gelu_in_training(const Mode& mode) const {
-    Worst values, slopes;
-    std::mt19937 random(9);
-    for (int count : {1, 15, 16, 17, 1000, 100003}) {
-      std::vector<float> x(count), gradient(count), y(count), to(count);
-      for (int i = 0; i < count; ++i) {
-        x[i] = (random() / 4294967296.0f - 0.5f) * 28.0f;
-        gradient[i] = random() / 4294967296.0f - 0.5f;
-      }
-      for (int threads : {1, 3}) {
-        swiftformer::gelu(*mode.kernels, x.data(), count, y.data(), threads);
-        swiftformer::gelu_gradient(*mode.kernels, gradient.data(), x.data(), count, to.data(), threads);
-        for (int i = 0; i < count; ++i) {
-          const double a = x[i], below = 0.5 * std::erfc(-a / std::sqrt(2.0));
-          const double slope = below + a * 0.3989422804014327 * std::exp(-a * a / 2);
-          values.see(std::fabs(y[i] - a * below), std::to_string(a));
-          slopes.see(std::fabs(to[i] - gradient[i] * slope), std::to_string(a));
-        }
-      }
-    }
-    report("GELU in training " + mode.name(), values.found, 1e-6, values.where);
-    report("gradient of GELU in training " + mode.name(), slopes.found, 2e-6, slopes.where);
-  }
-
-  // What training uses, on arrays that end where their values do.
-  void training(const std::string& isa) const {
-    using swiftformer::Bf16;
-    const swiftformer::TrainingKernels& kernels = swiftformer::training_kernels_for(isa);
-    std::mt19937 random(9);
-    const auto some = [&] { return (random() / 4294967296.0f - 0.5f) * 16.0f; };
-    const auto halves = [&](int64_t count) {
-      std::vector<Bf16> values;
-      for (int64_t i = 0; i < count; ++i) values.push_back({static_cast<uint16_t>(rounded(some()))});
-      return values;
-    };
-    const auto value = [](Bf16 half) {
-      const uint32_t bits = static_cast<uint32_t>(half.bits) << 16;
-      float result;
-      std::memcpy(&result, &bits, sizeof result);
-      return static_cast<double>(result);
-    };
-    const auto apart = [](Bf16 found, double exact) {
-      const int place = ordered(found.bits), expected = ordered(rounded(exact));
-      return std::abs(place) <= smallest && std::abs(expected) <= smallest ? 0 : std::abs(place - expected);
-    };
-    Worst gelus, slopes, sums, branches, scales;
-    for (int64_t count : {1, 15, 16, 17, 1000, 100003}) {
-      for (int threads : {1, 3}) {
-        const std::vector<Bf16> x = halves(count), gradient = halves(count);
-        std::vector<Bf16> y(count), to(count);
-        swiftformer::gelu(kernels, x.data(), count, y.data(), threads);
-        swiftformer::gelu_gradient(kernels, gradient.data(), x.data(), count, to.data(), threads);
-        for (int64_t i = 0; i < count; ++i) {
-          const double a = value(x[i]), below = 0.5 * std::erfc(-a / std::sqrt(2.0));
-          const double slope = below + a * 0.3989422804014327 * std::exp(-a * a / 2);
-          gelus.see(apart(y[i], a * below), std::to_string(a));
-          slopes.see(std::fabs(value(to[i]) - value(gradient[i]) * slope), std::to_string(a));
-        }
-      }
-    }
-    for (int channels : {1, 16, 24, 56, 220}) {
-      for (int64_t rows : {1, 7, 1500}) {
-        const int64_t count = rows * channels;
-        const std::vector<Bf16> halved = halves(count), branch = halves(count);
-        std::vector<float> x(count), scale(channels), gradient(count), out(count), out2(count), of_scale(channels);
-        for (std::vector<float>* each : {&x, &scale, &gradient}) {
-          for (float& one : *each) one = some();
-        }
-        std::vector<Bf16> of_branch(count);
-        swiftformer::add_scaled(kernels, x.data(), false, scale.data(), branch.data(), rows, channels, out.data(), 3);
-        swiftformer::add_scaled(kernels, halved.data(), true, scale.data(), branch.data(), rows, channels, out2.data(),
-                                3);
-        swiftformer::scaled_gradient(kernels, gradient.data(), scale.data(), branch.data(), rows, channels,
-                                     of_branch.data(), of_scale.data(), 3);
-        std::vector<double> total(channels);
-        for (int64_t i = 0; i < count; ++i) {
-          const double scaled = static_cast<double>(scale[i % channels]) * value(branch[i]);
-          sums.see(std::fabs(out[i] - x[i] - scaled), std::to_string(channels));
-          sums.see(std::fabs(out2[i] - value(halved[i]) - scaled), std::to_string(channels));
-          branches.see(apart(of_branch[i], static_cast<double>(gradient[i]) * scale[i % channels]),
-                       std::to_string(channels));
-          total[i % channels] += gradient[i] * value(branch[i]);
-        }
-        for (int c = 0; c < channels; ++c) scales.see(std::fabs(of_scale[c] - total[c]), std::to_string(channels));
-      }
-    }
-    Worst normals, statistics, normal_gradients, weights;
-    for (int channels : {1, 24, 56, 220}) {
-      for (int64_t rows : {2, 7, 1500}) {
-        const int64_t count = rows * channels;
-        const std::vector<Bf16> x = halves(count), gradient = halves(count);
-        std::vector<float> weight(channels), bias(channels), mean(channels), inverse(channels), of[2];
-        for (int c = 0; c < channels; ++c) weight[c] = some(), bias[c] = some();
-        for (std::vector<float>& each : of) each.resize(channels);
-        std::vector<Bf16> y(count), to(count);
-        swiftformer::batch_norm(kernels, x.data(), rows, channels, weight.data(), bias.data(), 1e-5f, y.data(),
-                                mean.data(), inverse.data(), 3);
-        swiftformer::batch_norm_gradient(kernels, gradient.data(), x.data(), rows, channels, weight.data(), mean.data(),
-                                         inverse.data(), to.data(), of[0].data(), of[1].data(), 3);
-        for (int c = 0; c < channels; ++c) {
-          double middle = 0, spread = 0, total = 0, products = 0;
-          for (int64_t i = c; i < count; i += channels) middle += value(x[i]) / rows;
-          for (int64_t i = c; i < count; i += channels) spread += std::pow(value(x[i]) - middle, 2) / rows;
-          const double factor = 1 / std::sqrt(spread + 1e-5);
-          for (int64_t i = c; i < count; i += channels) {
-            total += value(gradient[i]);
-            products += value(gradient[i]) * (value(x[i]) - middle) * factor;
-          }
-          const double size = std::fabs(weight[c]) + 1;
-          for (int64_t i = c; i < count; i += channels) {
-            const double normal = (value(x[i]) - middle) * factor;
-            normals.see(std::fabs(value(y[i]) - normal * weight[c] - bias[c]) / (size + std::fabs(bias[c])),
-                        std::to_string(channels));
-            const double exact = weight[c] * factor * (value(gradient[i]) - total / rows - normal * products / rows);
-            normal_gradients.see(std::fabs(value(to[i]) - exact) / (size * factor), std::to_string(rows));
-          }
-          statistics.see(std::fabs(mean[c] - middle) + std::fabs(inverse[c] / factor - 1), std::to_string(rows));
-          weights.see((std::fabs(of[0][c] - products) + std::fabs(of[1][c] - total)) / rows, std::to_string(rows));
-        }
-      }
-    }
-    report("training " + isa + ", BatchNorm", normals.found, 0.04, normals.where);
-    report("training " + isa + ", statistics of BatchNorm", statistics.found, 1e-5, statistics.where);
-    report("training " + isa + ", gradient of BatchNorm", normal_gradients.found, 0.06, normal_gradients.where);
-    report("training " + isa + ", gradient of its weights", weights.found, 1e-4, weights.where);
-    report("training " + isa + ", GELU", gelus.found, 1, gelus.where);
-    report("training " + isa + ", gradient of GELU", slopes.found, 0.04,
-           slopes.where);  // half a unit of up to 8 * 1.13
-    report("training " + isa + ", scaled sums", sums.found, 1e-5, sums.where);
-    report("training " + isa + ", gradient of branches", branches.found, 1, branches.where);
-    report("training " + isa + ", gradient of scales", scales.found, 0.02, scales.where);
-  }
-
-  // Rows from several bottoms to several tops: half a level before GELU, whose slope is at most 1.13, half a level
-  // behind it, and what lies left of the table.
-  void gelu_of_levels(const Mode& mode) const {
-    constexpr int values = 16 * lanes + 48, stride = values / 4 + 4;
-    Worst worst;
-    const auto check_row = [&](float bottom, float top) {
-      std::vector<float> row(values);
-      std::vector<uint32_t> operand(stride);
-      for (int i = 0; i < values; ++i) row[i] = bottom + (top - bottom) * i / (values - 1);
-      mode.kernels->quantize_gelu(row.data(), values, 1, values, operand.data(), stride);
-      float step;
-      std::memcpy(&step, &operand[stride - 1], sizeof step);
-      const double left = std::min(2.75f, std::max(top, -bottom));
-      const double range = 1.125 * std::max(0.004, left < 2.75 ? 2 * left : std::max(0.25f, top) + 2.75);
-      const double allowed = 1.13 * range / 510 + (range + 0.2) / 510 + (bottom < -2.75 ? 0.005 : 1e-6);
-      for (int i = 0; i < values; ++i) {
-        const uint32_t word = operand[i / 4] ^ sign_of(*mode.kernels);
-        const double found = step * (word >> 8 * (i % 4) & 0xff) + swiftformer::gelu_floor;
-        worst.see(std::fabs(found - reference::gelu(row[i])) / allowed,
-                  std::to_string(row[i]) + " of " + std::to_string(bottom) + " to " + std::to_string(top));
-      }
-    };
-    for (float top : {-30.0f, -1.0f, 0.0f, 0.25f, 0.3f, 1.0f, 3.0f, 7.0f, 50.0f, 900.0f, 1100.0f, 5e4f}) {
-      check_row(-40, top);
-    }
-    for (float end : {1e-6f, 1e-3f, 0.002f, 0.02f, 0.3f, 1.0f, 2.7f, 2.75f, 3.0f}) {
-      check_row(-end, end);
-      check_row(-end, 0.1f * end);
-      check_row(-0.1f * end, end);
-    }
-    report("GELU, of what may be lost, " + mode.name(), worst.found, 1, worst.where);
-    int wrong = 0;
-    for (float odd : {HUGE_VALF, 1e38f, -HUGE_VALF}) {
-      std::vector<float> row(values, 0.5f);
-      std::vector<uint32_t> operand(stride);
-      row[3] = odd;
-      mode.kernels->quantize_gelu(row.data(), values, 1, values, operand.data(), stride);
-      float step;
-      std::memcpy(&step, &operand[stride - 1], sizeof step);
-      wrong += odd > 0 ? !(step > 1e35f) : !(step > 0 && step < 1);
-    }
-    report("GELU of infinite and huge values " + mode.name(), wrong, 0, "wrong steps");
-  }
-
- private:
-  // Below the smallest normal number instructions may give zero.
-  static constexpr int smallest = 0x80;
-
-  // To the nearest bfloat16, its bits.
-  static uint32_t rounded(double exact) {
-    const float value = static_cast<float>(exact);
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  }
-  // The place of a bfloat16 in their order; both zeros are 0.
-  static int ordered(uint32_t bits) {
-    const int size = static_cast<int>(bits & 0x7fff);
-    return bits & 0x8000 ? -size : size;
-  }
 };
 
 // Each table of kernels once. Where there are none, `error` is the library's.
@@ -753,8 +512,11 @@ int main(int count, char** arguments) {
   for (const Mode& mode : suite.modes) {
     if (mode.precision == "fp32") suite.exact_products(mode);
   }
-  for (const Mode& mode : suite.modes) suite.gelu(mode);
-  for (const std::string& isa : swiftformer::training_supported()) suite.training(isa);
+  for (const Mode& mode : suite.modes) gelu(mode, quick);
+  for (const Mode& mode : suite.modes) {
+    if (mode.precision == "fp32") gelu_in_training(mode);
+  }
+  for (const std::string& isa : swiftformer::training_supported()) training(isa);
   for (const Mode& mode : suite.modes) suite.four_callers(mode);
   for (const Mode& mode : suite.modes) suite.nothing_left(mode);
   for (const Mode& mode : suite.modes) suite.no_allocation(mode);

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <string>
@@ -52,6 +54,25 @@ struct Worst {
     where = place;
   }
 };
+
+// Below the smallest normal number instructions may give zero.
+constexpr int smallest = 0x80;
+
+// To the nearest bfloat16, its bits.
+inline uint32_t rounded(double exact) {
+  const float value = static_cast<float>(exact);
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+// The place of a bfloat16 in their order; both zeros are 0.
+inline int ordered(uint32_t bits) {
+  const int size = static_cast<int>(bits & 0x7fff);
+  return bits & 0x8000 ? -size : size;
+}
+
+// What tells levels that are stored less 128 from others, in the four of a word.
+inline uint32_t sign_of(const Kernels& kernels) { return kernels.signed_levels ? 0x80808080u : 0; }
 
 inline std::unique_ptr<Network> network_of(const Mode& mode, const Model& model, int threads) {
   auto network = std::make_unique<Network>(mode.isa, mode.precision, threads, false);

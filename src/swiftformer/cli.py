@@ -219,7 +219,8 @@ def export(
         images=[source for _, source in find_images(images)] if images else None,
         calibration=calibration_pictures(calibration, calibration_images) if calibration else None,
         max_drop=max_drop,
-        top1=top1_on(validation) if validation else None,
+        # What is calibrated on, and was trained on, is not what to measure on.
+        top1=top1_on(validation, "val" if validation == calibration else None) if validation else None,
         device=device,
         form=form,
     )

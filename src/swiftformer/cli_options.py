@@ -16,8 +16,8 @@ Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, ...; CUDA if the
 Engine = Annotated[
     str,
     typer.Option(
-        help="torch, torch-compile, native, openvino, onnxruntime, executorch, litert, coreml; auto: the first of "
-        "native, openvino, onnxruntime and the others that runs it."
+        help="torch, torch-compile, torch-cudagraphs, native, openvino, onnxruntime, executorch, litert, coreml; "
+        "auto: the first of native, openvino, onnxruntime and the others that runs it."
     ),
 ]
 Precision = Annotated[Optional[str], typer.Option(help="fp32, bf16, fp16 or int8, where the engine can choose.")]

@@ -6,7 +6,9 @@ Code written for `transformers.SwiftFormer*` runs after changing the import. Wha
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
@@ -62,13 +64,17 @@ class SwiftFormerPreTrainedModel(PreTrainedModel):
         return cls(SwiftFormerConfig.from_variant(name, **kwargs))
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As transformers'.
+        """As transformers', with the model's `preprocessing` as `preprocessor_config.json` beside it.
 
         Raises:
             ValueError: the model has the normalisation folded in, which a checkpoint cannot tell.
         """
         refuse_folded(self)
         super().save_pretrained(*args, **kwargs)
+        preprocessing = getattr(self, "preprocessing", None)
+        if preprocessing is not None and kwargs.get("is_main_process", True):
+            folder = Path(args[0] if args else kwargs["save_directory"])
+            (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict(), indent=2) + "\n")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

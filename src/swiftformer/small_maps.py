@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from swiftformer.training_kernels import serves_depth_wise
+from swiftformer.training_operators import depth_wise
+
 LEAST = 3  # pixels each way, below which oneDNN is slow at the gradient of depth-wise weights
 MOST = 16  # pixels of a map, up to which matrix products are faster than oneDNN's 1x1 convolutions
 
@@ -22,6 +25,8 @@ class DepthWiseConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         learns = self.training and self.weight.requires_grad and torch.is_grad_enabled() and not torch.jit.is_tracing()
+        if learns and serves_depth_wise(input, self):
+            return depth_wise(input, self.weight, self.bias)
         small = input.ndim == 4 and min(input.shape[2:]) < LEAST
         if not (learns and small) or input.device.type != "cpu" or self.bias is None:
             return super().forward(input)

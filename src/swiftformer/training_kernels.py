@@ -1,5 +1,5 @@
-"""GELU, BatchNorm and the sum with a scaled branch, for training on a CPU with autocast to bfloat16; GELU in float32
-as well.
+"""GELU, BatchNorm, depth-wise convolutions and the sum with a scaled branch, for training on a CPU with autocast to
+bfloat16; GELU in float32 as well.
 
 Where `swiftformer_native` is installed its kernels are called, in PyTorch's own threads: those of bfloat16 where the
 processor has AVX-512 BF16, that of float32 on every one with AVX2 or NEON. Everywhere else nothing changes. What they
@@ -69,6 +69,22 @@ def add_scaled(
     if _serves(result) and _is_idle(drop) and shapes and rows and types:
         return sum_with_scaled(x, scale, result)
     return x + drop(scale * result)
+
+
+def serves_depth_wise(x: Tensor, conv: nn.Conv2d) -> bool:
+    """Whether `training_operators.depth_wise` computes what this convolution of 3x3 with a padding of 1 is to give."""
+    if not hasattr(training_operators.KERNELS, "depth_wise") or not _autocasts(x) or not torch.is_grad_enabled():
+        return False
+    weights = all(each is not None and each.dtype == torch.float32 for each in (conv.weight, conv.bias))
+    types = weights and x.dtype in (torch.float32, torch.bfloat16) and not torch.jit.is_tracing()
+    return (
+        types and x.ndim == 4 and x.shape[1] == len(conv.weight) and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def _autocasts(x: Tensor) -> bool:
+    cpu = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    return cpu and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
 def _is_idle(drop: nn.Module) -> bool:

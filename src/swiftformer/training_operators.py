@@ -251,3 +251,48 @@ batch_norm = _learned(
     _keep_batch_norm,
     _batch_norm_backward,
 )
+
+
+# --- 3x3 depth-wise convolution with zeros around it: maps of float32 or bfloat16, weights `(C, 1, 3, 3)` and biases of
+# float32; gives bfloat16
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int, int]:
+    """Pictures, height, width and channels."""
+    pictures, channels, height, width = x.shape
+    return pictures, height, width, channels
+
+
+def _depth_wise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    _check(x, channels=(weight[:, 0, 0, 0], bias))
+    x, y = _rows(x), torch.empty_like(x, dtype=torch.bfloat16, memory_format=torch.channels_last)
+    _call("depth_wise", x, x.dtype == torch.bfloat16, *_sizes(x), weight.contiguous(), bias.contiguous(), y)
+    return y
+
+
+def _depth_wise_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    _check(gradient, x, channels=(weight[:, 0, 0, 0],))
+    gradient, x, taps = _rows(gradient), _rows(x), weight.contiguous()
+    to, of_weight, of_bias = torch.empty_like(x), torch.empty_like(taps), taps.new_empty(len(taps))
+    half = x.dtype == torch.bfloat16
+    _call("depth_wise_gradient", gradient, x, half, *_sizes(x), taps, to, of_weight, of_bias)
+    return to, _in_layout_of(weight, of_weight), of_bias
+
+
+def _keep_depth_wise(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    x, weight, _ = inputs
+    ctx.save_for_backward(x, weight)
+
+
+depth_wise_gradient = _operator(
+    "depth_wise_gradient",
+    _depth_wise_gradient,
+    lambda _, x, weight: (_like_rows(x), torch.empty_like(weight), weight.new_empty(len(weight))),
+)
+depth_wise = _learned(
+    "depth_wise",
+    _depth_wise,
+    lambda x, weight, bias: _like_rows(x, dtype=torch.bfloat16),
+    _keep_depth_wise,
+    lambda ctx, gradient: depth_wise_gradient(gradient, *ctx.saved_tensors),
+)

@@ -9,6 +9,7 @@
 namespace {
 
 using swiftformer::Bf16;
+using swiftformer::filled;
 using swiftformer::lanes;
 using swiftformer::TrainingKernels;
 
@@ -159,9 +160,99 @@ void normalize_gradient(const Bf16* gradient, const Bf16* x, int64_t rows, int c
   }
 }
 
+inline void store_channels(float* row, int c, int channels, Vec v) {
+  if (c + lanes <= channels) {
+    store(row + c, v);
+  } else {
+    store_some(row + c, v, channels - c);
+  }
+}
+
+// Three values below each other, and what they add to the outputs they are the left, the middle or the right of.
+struct Three {
+  Vec line[3];
+};
+template <class Value>
+Three three_at(const Value* const lines[3], int at, int c, int channels) {
+  return {{channels_of(lines[0] + at, c, channels), channels_of(lines[1] + at, c, channels),
+           channels_of(lines[2] + at, c, channels)}};
+}
+inline Vec added(const Three& of, const Vec (&weight)[9], int column, Vec sum) {
+#pragma GCC unroll 3
+  for (int line = 0; line < 3; ++line) sum = multiply_add(of.line[line], weight[3 * line + column], sum);
+  return sum;
+}
+
+template <class Value>
+void depth_wise(const Value* const lines[3], int width, int channels, const float* weights, Bf16* y) {
+  const int stride = filled(channels), end = width * channels;
+  for (int c = 0; c < channels; c += lanes) {
+    Vec weight[9];
+#pragma GCC unroll 9
+    for (int tap = 0; tap < 9; ++tap) weight[tap] = load(weights + tap * stride + c);
+    const Vec bias = load(weights + 9 * stride + c);
+    const Three first = three_at(lines, 0, c, channels);
+    Vec sum = added(first, weight, 1, bias), next = added(first, weight, 0, bias);
+    for (int right = channels; right < end; right += channels) {
+      const Three three = three_at(lines, right, c, channels);
+      store_channels(y + right - channels, c, channels, added(three, weight, 2, sum));
+      sum = added(three, weight, 1, next);
+      next = added(three, weight, 0, bias);
+    }
+    store_channels(y + end - channels, c, channels, sum);
+  }
+}
+
+template <class Value>
+void depth_wise_gradient(const Bf16* const lines[3], const Value* x, int width, int channels, const float* weights,
+                         Value* to, float* sums) {
+  const int stride = filled(channels), end = width * channels;
+  for (int c = 0; c < channels; c += lanes) {
+    Vec weight[9], total[10];
+#pragma GCC unroll 9
+    for (int tap = 0; tap < 9; ++tap) weight[tap] = load(weights + tap * stride + c);
+#pragma GCC unroll 10
+    for (int tap = 0; tap < 10; ++tap) total[tap] = load(sums + tap * stride + c);
+    const Vec zero = all(0.0f);
+    // Values of x left of, above and right of the gradients in hand.
+    Vec left = zero, middle = channels_of(x, c, channels), sum = zero, next = zero;
+    for (int at = 0; at < end; at += channels) {
+      const Three three = three_at(lines, at, c, channels);
+      const Vec right = at + channels < end ? channels_of(x + at + channels, c, channels) : zero;
+      if (at > 0) store_channels(to + at - channels, c, channels, added(three, weight, 2, sum));
+      sum = added(three, weight, 1, next);
+      next = added(three, weight, 0, zero);
+#pragma GCC unroll 3
+      for (int line = 0; line < 3; ++line) {
+        total[3 * line] = multiply_add(three.line[line], right, total[3 * line]);
+        total[3 * line + 1] = multiply_add(three.line[line], middle, total[3 * line + 1]);
+        total[3 * line + 2] = multiply_add(three.line[line], left, total[3 * line + 2]);
+      }
+      total[9] = total[9] + three.line[1];
+      left = middle;
+      middle = right;
+    }
+    store_channels(to + end - channels, c, channels, sum);
+#pragma GCC unroll 10
+    for (int tap = 0; tap < 10; ++tap) store(sums + tap * stride + c, total[tap]);
+  }
+}
+
 constexpr TrainingKernels training_table(const char* name) {
-  return {name,    gelu_of_bf16, gelu_gradient_of_bf16, add_scaled<float>, add_scaled<Bf16>, scaled_gradient,
-          moments, normalize,    normalize_sums,        normalize_gradient};
+  return {name,
+          gelu_of_bf16,
+          gelu_gradient_of_bf16,
+          add_scaled<float>,
+          add_scaled<Bf16>,
+          scaled_gradient,
+          moments,
+          normalize,
+          normalize_sums,
+          normalize_gradient,
+          depth_wise<float>,
+          depth_wise<Bf16>,
+          depth_wise_gradient<float>,
+          depth_wise_gradient<Bf16>};
 }
 
 }  // namespace

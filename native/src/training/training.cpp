@@ -223,4 +223,99 @@ void batch_norm_gradient(const TrainingKernels& kernels, const Bf16* gradient, c
   });
 }
 
+namespace {
+
+constexpr int most_pixels_summed = 512;  // in float32, before the sums go on in double
+
+// `(10, channels)`, filled up: the taps, in reverse for the gradient, and the bias.
+std::vector<float> packed(const float* weight, const float* bias, int channels, bool reverse) {
+  const int stride = filled(channels);
+  std::vector<float> to(10 * stride);
+  for (int c = 0; c < channels; ++c) {
+    for (int tap = 0; tap < 9; ++tap) to[(reverse ? 8 - tap : tap) * stride + c] = weight[9 * c + tap];
+    if (bias) to[9 * stride + c] = bias[c];
+  }
+  return to;
+}
+
+// Calls `of(row, lines)` for `count` rows of all maps from `first` on, with those above, at and below in `maps`.
+template <class Value, class OfRow>
+void each_row(const Value* values, const Maps& maps, int64_t first, int64_t count, const OfRow& of) {
+  const int64_t size = static_cast<int64_t>(maps.width) * maps.channels;
+  const std::vector<Value> zeros(size);
+  for (int64_t row = first; row < first + count; ++row) {
+    const Value* at = values + row * size;
+    const int64_t y = row % maps.height;
+    const Value* const lines[] = {y > 0 ? at - size : zeros.data(), at, y + 1 < maps.height ? at + size : zeros.data()};
+    of(row, lines);
+  }
+}
+
+template <class Value, class Kernel>
+void gradient_of_rows(const Kernel& kernel, const Bf16* gradient, const Value* x, const Maps& maps,
+                      const std::vector<float>& weights, Value* to, double* totals, int64_t first, int64_t count) {
+  const int64_t size = static_cast<int64_t>(maps.width) * maps.channels;
+  std::vector<float> sums(weights.size());
+  int pixels = 0;
+  const auto add_up = [&] {
+    for (size_t i = 0; i < sums.size(); ++i) totals[i] += sums[i];
+    std::fill(sums.begin(), sums.end(), 0.0f);
+    pixels = 0;
+  };
+  each_row(gradient, maps, first, count, [&](int64_t row, const Bf16* const lines[3]) {
+    if (pixels + maps.width > most_pixels_summed) add_up();
+    pixels += maps.width;
+    kernel(lines, x + row * size, maps.width, maps.channels, weights.data(), to + row * size, sums.data());
+  });
+  add_up();
+}
+
+}  // namespace
+
+void depth_wise(const TrainingKernels& kernels, const void* x, bool x_is_bf16, const Maps& maps, const float* weight,
+                const float* bias, Bf16* y, int threads) {
+  const std::vector<float> weights = packed(weight, bias, maps.channels, false);
+  const int64_t size = static_cast<int64_t>(maps.width) * maps.channels;
+  const auto convolve = [&](const auto* values, const auto& kernel) {
+    split(maps.pictures * maps.height, size, threads, [&](int, int64_t first, int64_t count) {
+      each_row(values, maps, first, count, [&](int64_t row, const auto* lines) {
+        kernel(lines, maps.width, maps.channels, weights.data(), y + row * size);
+      });
+    });
+  };
+  if (x_is_bf16) {
+    convolve(static_cast<const Bf16*>(x), kernels.depth_wise_of_bf16);
+  } else {
+    convolve(static_cast<const float*>(x), kernels.depth_wise);
+  }
+}
+
+void depth_wise_gradient(const TrainingKernels& kernels, const Bf16* gradient, const void* x, bool x_is_bf16,
+                         const Maps& maps, const float* weight, void* to, float* weight_gradient, float* bias_gradient,
+                         int threads) {
+  const std::vector<float> weights = packed(weight, nullptr, maps.channels, true);
+  const size_t size = weights.size();
+  std::vector<double> totals(std::max(threads, 1) * size);
+  const int parts =
+      split(maps.pictures * maps.height, static_cast<int64_t>(maps.width) * maps.channels, threads,
+            [&](int i, int64_t first, int64_t count) {
+              double* const sums = &totals[i * size];
+              if (x_is_bf16) {
+                gradient_of_rows(kernels.depth_wise_gradient_of_bf16, gradient, static_cast<const Bf16*>(x), maps,
+                                 weights, static_cast<Bf16*>(to), sums, first, count);
+              } else {
+                gradient_of_rows(kernels.depth_wise_gradient, gradient, static_cast<const float*>(x), maps, weights,
+                                 static_cast<float*>(to), sums, first, count);
+              }
+            });
+  for (int i = 1; i < parts; ++i) {
+    for (size_t at = 0; at < size; ++at) totals[at] += totals[i * size + at];
+  }
+  const int stride = filled(maps.channels);
+  for (int c = 0; c < maps.channels; ++c) {
+    for (int tap = 0; tap < 9; ++tap) weight_gradient[9 * c + tap] = static_cast<float>(totals[(8 - tap) * stride + c]);
+    bias_gradient[c] = static_cast<float>(totals[9 * stride + c]);
+  }
+}
+
 }  // namespace swiftformer

@@ -47,6 +47,18 @@ struct TrainingKernels {
   // gradient * factor + (x - mean) * slope + offset
   void (*normalize_gradient)(const Bf16* gradient, const Bf16* x, int64_t rows, int channels, const float* mean,
                              const float* factor, const float* slope, const float* offset, Bf16* to);
+
+  // 3x3 depth-wise convolution of one row of a map of `width` pixels. `lines` are the rows above, at and below; a
+  // missing one points to zeros. Weights are `(9, channels)`, then the bias, with `channels` filled up to `lanes`.
+  void (*depth_wise)(const float* const lines[3], int width, int channels, const float* weights, Bf16* y);
+  void (*depth_wise_of_bf16)(const Bf16* const lines[3], int width, int channels, const float* weights, Bf16* y);
+
+  // The gradient of the row `x`, from those of the rows above, at and below in the result; weights are those of the
+  // taps in reverse. Adds the gradients of weights and bias to `sums`, which are laid out alike.
+  void (*depth_wise_gradient)(const Bf16* const lines[3], const float* x, int width, int channels, const float* weights,
+                              float* to, float* sums);
+  void (*depth_wise_gradient_of_bf16)(const Bf16* const lines[3], const Bf16* x, int width, int channels,
+                                      const float* weights, Bf16* to, float* sums);
 };
 
 extern const TrainingKernels plain_training;
@@ -86,5 +98,18 @@ void batch_norm(const TrainingKernels& kernels, const Bf16* x, int64_t rows, int
 void batch_norm_gradient(const TrainingKernels& kernels, const Bf16* gradient, const Bf16* x, int64_t rows,
                          int channels, const float* weight, const float* mean, const float* inverse, Bf16* to,
                          float* weight_gradient, float* bias_gradient, int threads);
+
+// 3x3 depth-wise convolution with zeros around it, of maps `(pictures, height, width, channels)`; weights are float32,
+// `(channels, 3, 3)`.
+struct Maps {
+  int64_t pictures;
+  int height, width, channels;
+};
+void depth_wise(const TrainingKernels& kernels, const void* x, bool x_is_bf16, const Maps& maps, const float* weight,
+                const float* bias, Bf16* y, int threads);
+// `to`, the gradient of x, is of x's type. Overwrites the other two.
+void depth_wise_gradient(const TrainingKernels& kernels, const Bf16* gradient, const void* x, bool x_is_bf16,
+                         const Maps& maps, const float* weight, void* to, float* weight_gradient, float* bias_gradient,
+                         int threads);
 
 }  // namespace swiftformer

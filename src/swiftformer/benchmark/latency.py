@@ -172,12 +172,19 @@ def _measure(
         for number in range(rounds):
             progress(f"{cell}: round {number + 1} of {rounds}")
             for place in generator.sample(range(len(calls)), len(calls)):
-                times[place] += time_calls(calls[place], seconds)
+                if "error" in rows[place]:
+                    continue
+                try:
+                    times[place] += time_calls(calls[place], seconds)
+                except Exception as error:  # as above
+                    rows[place]["error"] = one_line(error)
+                    logger.warning("%s: %s fails (%s)", cell, measured[place], rows[place]["error"])
         for row, seconds_each in zip(rows, times, strict=True):
-            row |= summary(seconds_each, batch)
+            if "error" not in row:
+                row |= summary(seconds_each, batch)
         calls.clear()  # their threads and memory
         for row, candidate in zip(rows, measured, strict=True):
-            if footprints and device == "cpu" and not candidate.compiled:
+            if footprints and device == "cpu" and not candidate.compiled and "error" not in row:
                 progress(f"{cell}: starting {candidate}")
                 try:
                     row |= footprint(candidate, case)

@@ -117,12 +117,20 @@ def _hidden(name: str) -> bool:
 
 
 def _pictures(folder: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, followlinks=True):
         if {"recipe.json", "train.log"} <= {*files}:  # what training left there, curves among it
             folders[:] = []
             continue
-        folders[:] = [name for name in folders if not _hidden(name)]
+        folders[:] = [name for name in folders if not _hidden(name) and not _leads_back(Path(parent), name)]
         yield from (path for name in files if is_image(path := Path(parent, name)))
+
+
+def _leads_back(parent: Path, name: str) -> bool:
+    """Whether a folder is a link to one that it was reached through."""
+    if not (parent / name).is_symlink():
+        return False
+    target = os.path.realpath(parent / name)
+    return any(os.path.realpath(each) == target for each in (parent, *parent.parents))
 
 
 @functools.cache  # as training opens the same folder twice

@@ -37,6 +37,15 @@ def find(root: Path, level: str) -> Splits:
 
 
 def _open(root: Path, file: Path, listing: Path, level: str) -> FileSource:
+    try:
+        return _listed(root, file, listing, level)
+    except KeyError as error:
+        raise ValueError(f"{file}: expected entries with {error}, found one without") from error
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: expected an object with lists of objects ({error})") from error
+
+
+def _listed(root: Path, file: Path, listing: Path, level: str) -> FileSource:
     content = _read(file)
     categories = (content if listing == file else _read(listing)).get("categories") or []
     taxonomy = root / "categories.json"

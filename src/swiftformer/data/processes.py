@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -23,15 +24,20 @@ def log_files() -> list[str]:
     return [handler.baseFilename for handler in handlers if isinstance(handler, logging.FileHandler)]
 
 
+def log_file(path: str | Path, delay: bool = False) -> logging.FileHandler:
+    """What appends messages to a file, which may name files that are not called in UTF-8."""
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace", delay=delay)
+    handler.setFormatter(logging.Formatter(LOG_LINE))
+    return handler
+
+
 def begin(logs: list[str], worker: int) -> None:
     """In a loader process: outlive a SIGTERM or Ctrl-C that goes to all processes, as long as the state is saved, and
     write to the same log files, of which a process that is not forked knows nothing."""
     if not logging.root.handlers and not logging.getLogger("swiftformer").handlers:
         logging.getLogger("swiftformer").addHandler(logging.StreamHandler())
     for missing in set(logs) - set(log_files()):
-        handler = logging.FileHandler(missing, encoding="utf-8")
-        handler.setFormatter(logging.Formatter(LOG_LINE))
-        logging.getLogger("swiftformer").addHandler(handler)
+        logging.getLogger("swiftformer").addHandler(log_file(missing))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from swiftformer.data.sources import Source
     from swiftformer.train.recipe import Recipe
 
+MANY = 100 * 256
+
 
 class Draws(Sampler[tuple[int, int]]):
     """Another sampler's indices, each with a seed of its own for the augmentation.
@@ -93,5 +95,7 @@ def training_order(source: Source, recipe: Recipe, rank: int, world_size: int) -
     if recipe.repeated_augmentation > 1:
         from timm.data.distributed_sampler import RepeatAugSampler
 
-        return RepeatAugSampler(indices, num_replicas=world_size, rank=rank, num_repeats=recipe.repeated_augmentation)
+        repeats: Any = {"num_replicas": world_size, "rank": rank, "num_repeats": recipe.repeated_augmentation}
+        # DeiT draws a multiple of 256, which of few images would leave many out.
+        return RepeatAugSampler(indices, **repeats, selected_round=0 if len(source) < MANY else 256)
     return DistributedSampler(indices, num_replicas=world_size, rank=rank)

@@ -78,7 +78,7 @@ class ShardSource:
 def _class_names(folder: Path) -> list[str]:
     for name in CLASS_FILES:
         if (folder / name).is_file():
-            lines = (folder / name).read_text(encoding="utf-8").splitlines()
+            lines = (folder / name).read_text(encoding="utf-8-sig").splitlines()
             return [line.strip() for line in lines if line.strip()]
     try:
         features: Any = json.loads((folder / DATASET_INFO).read_bytes())["features"]

@@ -68,7 +68,7 @@ def _pairs_by_split(base: Path, names: set[str]) -> dict[str, Pairs]:
     images = _first(base, IMAGE_FOLDERS, "*")
     if xmls is not None and images is not None:
         xml_of, image_of = _by_stem(xmls, lambda file: file.suffix == ".xml"), _by_stem(images, is_image)
-        lists = {file: _rows(file) for file in sorted((base / LISTS).glob("*.txt"))}
+        lists = {file: _rows(file, {*xml_of, *image_of}) for file in sorted((base / LISTS).glob("*.txt"))}
         named = [file for file in lists if split_of(file.stem) in names | {"trainval"}]
         if named:  # beside them lie lists for each class, of two columns
             others = [file for file, rows in lists.items() if rows and all(len(row) == 1 for row in rows)]
@@ -88,8 +88,10 @@ def _pairs_by_split(base: Path, names: set[str]) -> dict[str, Pairs]:
     return {name: _beside(folder) for name, folder in folders.items()}
 
 
-def _rows(file: Path) -> list[list[str]]:
-    return [line.split() for line in file.read_text(errors="replace").splitlines() if line.strip()]
+def _rows(file: Path, stems: set[str]) -> list[list[str]]:
+    """The columns of each line; one that is the name of a picture, with spaces in it, is one column."""
+    lines = [line.strip() for line in file.read_text(errors="replace").splitlines() if line.strip()]
+    return [[line] if line in stems else line.split() for line in lines]
 
 
 def _beside(folder: Path) -> Pairs:

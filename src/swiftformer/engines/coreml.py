@@ -102,7 +102,10 @@ class CoreMl:
 def unique(labels: Sequence[str]) -> list[str]:
     """Names of classes, each another one: Core ML gives probabilities by name, and ImageNet has two cranes."""
     counts = Counter(labels)
-    return [f"{label} ({i})" if counts[label] > 1 else label for i, label in enumerate(labels)]
+    while len(counts) < len(labels):  # as a name with a number may be another class's own
+        labels = [f"{label} ({i})" if counts[label] > 1 else label for i, label in enumerate(labels)]
+        counts = Counter(labels)
+    return list(labels)
 
 
 @contextlib.contextmanager

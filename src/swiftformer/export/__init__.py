@@ -190,15 +190,19 @@ def export(
     return artifact
 
 
-def top1_on(data: str) -> Callable[[Any], float]:
-    """A function that measures the top-1 accuracy, in percent, of a model or of the artifact in a folder."""
+def top1_on(data: str, split: str | None = None) -> Callable[[Any], float]:
+    """A function that measures the top-1 accuracy, in percent, of a model or of the artifact in a folder.
+
+    Args:
+        data, split: as `swiftformer.evaluate.classification.evaluate_reference` takes them.
+    """
     from swiftformer.evaluate.classification import evaluate_reference
 
     def top1(model: Any) -> float:
         if isinstance(model, (str, Path)) and is_artifact(model):
             engine = FORMATS[read_artifact(model).format].compared_in
-            return evaluate_reference(model, data, engine=engine)["top1"]
-        return evaluate_reference(model, data, device="cpu")["top1"]
+            return evaluate_reference(model, data, split, engine=engine)["top1"]
+        return evaluate_reference(model, data, split, device="cpu")["top1"]
 
     return top1
 
@@ -242,7 +246,7 @@ def _shape(
     preprocessing: Preprocessing,
 ) -> tuple[int | None, tuple[int, int] | None]:
     """Batch and size, None for what is free."""
-    dynamic = FORMATS[format].dynamic
+    dynamic, least = FORMATS[format].dynamic, FORMATS[format].least_free
     if size not in (None, "dynamic") and not _are_counts(size, 2):
         raise ExportError(f"size: expected height and width, or 'dynamic', found {size!r}")
     if batch not in (None, "dynamic") and not _are_counts([batch], 1):
@@ -251,12 +255,14 @@ def _shape(
         if value == "dynamic" and not dynamic:
             raise ExportError(f"{format} takes inputs of one shape only: expected a fixed {name}, found dynamic")
     if size is None:
-        size = "dynamic" if dynamic else preprocessing.size
+        size = "dynamic" if dynamic and min(preprocessing.size) >= least else preprocessing.size
     if batch is None:
         batch = "dynamic" if size == "dynamic" else 1
     pixels = min(preprocessing.size if size == "dynamic" else size)
     if pixels < 32:
         raise ExportError(f"expected a size of at least 32 pixels, found {pixels}")
+    if size == "dynamic" and pixels < least:
+        raise ExportError(f"{format} takes free sizes of at least {least} pixels: expected a fixed size for {pixels}")
     return (None if batch == "dynamic" else batch), (None if size == "dynamic" else size)
 
 

@@ -21,6 +21,7 @@ class Format:
         precisions: the first is the default.
         int8_needs: modules that int8 needs besides.
         dynamic: whether batch and size may be free; otherwise they are fixed.
+        least_free: pixels that a free side has at least.
         packages: whose versions are noted in the artifact.
         calibrated: whether int8 wants pictures to calibrate with.
         takes_images: whether a classifier of three channels takes images and gives probabilities: normalisation and
@@ -34,6 +35,7 @@ class Format:
     precisions: tuple[str, ...]
     int8_needs: tuple[str, ...] = ()
     dynamic: bool = False
+    least_free: int = 32
     packages: tuple[str, ...] = ()
     calibrated: bool = True
     takes_images: bool = False
@@ -41,6 +43,10 @@ class Format:
 
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")
+
+# Pixels of a free side: torch.export takes every convolution with a stride for one that gives more than 1x1, which 32
+# pixels do not.
+LEAST_TRACED = 33
 
 FORMATS: dict[str, Format] = {
     "onnx": Format(
@@ -66,8 +72,10 @@ FORMATS: dict[str, Format] = {
         packages=("safetensors",),
         compared_in="native",
     ),
-    "torch-export": Format("torch_export", "", ("torch",), ("fp32", "fp16", "bf16"), dynamic=True),
-    "aoti": Format("aoti", "", ("torch",), ("fp32", "bf16"), dynamic=True),
+    "torch-export": Format(
+        "torch_export", "", ("torch",), ("fp32", "fp16", "bf16"), dynamic=True, least_free=LEAST_TRACED
+    ),
+    "aoti": Format("aoti", "", ("torch",), ("fp32", "bf16"), dynamic=True, least_free=LEAST_TRACED),
     "tensorrt": Format("onnx", "onnx", ONNX, ("fp32", "fp16"), packages=ONNX, compared_in="onnxruntime"),
     "qnn": Format("onnx", "onnx", ONNX, ("fp32", "fp16"), packages=ONNX, compared_in="onnxruntime"),
     "coreml": Format(

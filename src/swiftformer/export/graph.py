@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftformer.deploy import DeployModel
+from swiftformer.export.formats import LEAST_TRACED
 
 if TYPE_CHECKING:
     from swiftformer.export.formats import Options
@@ -51,8 +52,7 @@ def dynamic_shapes(batch: int | None, size: tuple[int, int] | None) -> dict[str,
     if batch is None:
         free[0] = torch.export.Dim("batch", min=1)
     if size is None:
-        # torch.export takes every convolution with a stride for one that gives more than 1x1, which 32 pixels do not.
-        free |= {2: torch.export.Dim("height", min=33), 3: torch.export.Dim("width", min=33)}
+        free |= {axis: torch.export.Dim(side, min=LEAST_TRACED) for axis, side in ((2, "height"), (3, "width"))}
     return {"pixel_values": free} if free else None
 
 

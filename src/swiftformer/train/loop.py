@@ -29,8 +29,8 @@ from swiftformer.train.progress import TrainingProgress
 from swiftformer.train.recipe import TrainingRecipe
 from swiftformer.train.run_folder import save_weights, write_card, write_recipe
 from swiftformer.train.run_log import RunLog
-from swiftformer.train.start import batches_at_once, expect_free, expect_two_splits, resumable_state, what_is_left
-from swiftformer.train.state import write_state
+from swiftformer.train.start import batches_at_once, expect_free, expect_two_splits, resumable_state, told_of_data
+from swiftformer.train.state import what_is_left, write_state
 from swiftformer.train.step import TrainingStep, seed_batch
 from swiftformer.train.tasks import Examples, Task, task_of
 
@@ -205,7 +205,7 @@ class _Run:
         measures = self.task.measures
         data = len(self.train_source), len(self.val_source), len(self.train_source.classes)
         progress = TrainingProgress(recipe.epochs, self.batches, data[1], self.epoch, measures[:2], enabled=main)
-        with RunLog(output, fields, epochs_done=self.epoch, rank=self.processes.rank) as log, progress:
+        with RunLog(output, fields, measures, epochs_done=self.epoch, rank=self.processes.rank) as log, progress:
             if main:
                 write_recipe(fields, output)
             logger.info(
@@ -384,7 +384,7 @@ class _Run:
             "origin": self.origin,
             "config": json.loads(self.step.net.config.to_json_string()),
             "recipe": dataclasses.asdict(self.recipe),
-            "pictures": [len(self.train_source), len(self.val_source)],
+            **told_of_data(self.train_source, self.val_source),
         }
         write_state(self.output, self.epoch, images, state, self.keep_states)
         self.saved = (self.epoch, self.batch)

@@ -83,6 +83,7 @@ def plot_confusion(confusion: Tensor, classes: list[str], target: Path) -> None:
         chosen = errors.topk(MAX_NAMED_CLASSES).indices.sort().values
         title = f"the {MAX_NAMED_CLASSES} of {len(classes)} classes with the most errors"
         shares, classes = shares[chosen][:, chosen], [classes[i] for i in chosen]
+    classes = [name.encode("utf-8", "replace").decode() for name in classes]  # of a folder it may be in another code
     side = min(max(4.0, 0.35 * len(classes)), 14.0)
     figure, (axis,) = new_figure(side + 1.5, side + 0.8)
     image = axis.imshow(100 * shares.numpy(), cmap="Blues", vmin=0, vmax=100)

@@ -6,19 +6,17 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from swiftformer.data.processes import LOG_LINE
+from swiftformer.data.processes import log_file
 from swiftformer.files import atomic_file
 from swiftformer.train.dashboards import Dashboard, TensorBoard, WeightsAndBiases, weights_and_biases
 
 logger = logging.getLogger(__name__)
-# Whatever else an epoch tells is about training.
-VALIDATION = ("top1", "top5", "calibration_error", "miou", "pixel_accuracy", "mean_accuracy")
 
 
 class RunLog:
@@ -35,6 +33,7 @@ class RunLog:
     Args:
         output: the run folder.
         recipe: the configuration that W&B shows.
+        measures: names of what an epoch tells of its evaluation, besides those that begin with `val_`.
         epochs_done: finished epochs of a run that goes on; whatever was written down after them is dropped.
         rank: of the process: others than the first write their warnings, if there are any, to `train-RANK.log`.
 
@@ -43,8 +42,17 @@ class RunLog:
         ValueError: on entry, another process has the log.
     """
 
-    def __init__(self, output: str | Path, recipe: dict[str, Any], *, epochs_done: int = 0, rank: int = 0) -> None:
+    def __init__(
+        self,
+        output: str | Path,
+        recipe: dict[str, Any],
+        measures: Collection[str] = ("top1", "top5", "calibration_error"),
+        *,
+        epochs_done: int = 0,
+        rank: int = 0,
+    ) -> None:
         self.output, self.recipe, self.epochs_done, self.rank = Path(output), recipe, epochs_done, rank
+        self._measures = measures
         self._file: logging.FileHandler | None = None
         self._level = logging.NOTSET
         self._dashboards: list[Dashboard] = []
@@ -54,19 +62,17 @@ class RunLog:
         self._level = package.level
         self.output.mkdir(parents=True, exist_ok=True)
         if self.rank:  # several machines cannot append to one file without losing lines
-            self._file = logging.FileHandler(self.output / f"train-{self.rank}.log", encoding="utf-8", delay=True)
-            self._file.setFormatter(logging.Formatter(LOG_LINE))
+            self._file = log_file(self.output / f"train-{self.rank}.log", delay=True)
             self._file.setLevel(logging.WARNING)
             package.addHandler(self._file)
             return self
-        self._file = logging.FileHandler(self.output / "train.log", encoding="utf-8")
+        self._file = log_file(self.output / "train.log")
         assert self._file.stream is not None
         if not _locked(self._file.stream):
             self._file.close()
             self._file = None
             raise ValueError(f"{self.output}: another process trains in this folder; wait for it or choose another")
         _forget_lines_after(self.output / "metrics.jsonl", self.epochs_done)
-        self._file.setFormatter(logging.Formatter(LOG_LINE))
         if self._level == logging.NOTSET:
             package.setLevel(logging.INFO)
         package.addHandler(self._file)
@@ -111,7 +117,7 @@ class RunLog:
             file.flush()
             os.fsync(file.fileno())
         self._note(logging.INFO, "  ".join(f"{name} {value:.6g}" for name, value in _numbers(metrics).items()))
-        tagged = {_tag(name): value for name, value in _numbers(metrics).items() if name != "epoch"}
+        tagged = {self._tag(name): value for name, value in _numbers(metrics).items() if name != "epoch"}
         self._tell(lambda dashboard: dashboard.scalars("epoch", int(metrics["epoch"]), tagged))
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
@@ -133,6 +139,13 @@ class RunLog:
                     dashboard.close(failed=True)
                 logger.warning("%s is left out from here on: %s", dashboard.name, _one_line(error))
 
+    def _tag(self, name: str) -> str:
+        if "/" in name:
+            return name
+        if name in self._measures or name.startswith("val_"):
+            return f"val/{name.removeprefix('val_')}"
+        return f"train/{name.removeprefix('train_')}"
+
     def _note(self, level: int, message: str) -> None:
         """A line for train.log alone: a person sees the same on the terminal in another way."""
         if self._file is not None:
@@ -141,14 +154,6 @@ class RunLog:
 
 def _numbers(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-
-
-def _tag(name: str) -> str:
-    if "/" in name:
-        return name
-    if name in VALIDATION or name.startswith("val_"):
-        return f"val/{name.removeprefix('val_')}"
-    return f"train/{name.removeprefix('train_')}"
 
 
 def _one_line(error: BaseException) -> str:

@@ -88,20 +88,23 @@ def resumable_state(
     if started != train.classes:
         found = differences(started, train.classes, "the run", "the data")
         raise ValueError(f"{output}: expected the classes that it was started with, found {found}")
-    counts = [len(train), len(val)]
-    if (known := state.get("pictures", counts)) != counts:  # which states of older versions do not tell
+    told = told_of_data(train, val)
+    known = told | {key: state[key] for key in told if key in state}  # which states of older versions do not tell
+    if known["pictures"] != told["pictures"]:
+        numbers = *known["pictures"], *told["pictures"]
         raise ValueError(
-            f"{output}: expected the {known[0]} training and {known[1]} validation images that it was started with, "
-            f"found {counts[0]} and {counts[1]}; on others, start another run from it: --model {output}"
+            "{0}: expected the {1} training and {2} validation images that it was started with, found {3} and {4}; on "
+            "others, start another run from it: --model {0}".format(output, *numbers)
         )
+    if known["reduce_zero_label"] != told["reduce_zero_label"]:
+        option = "--reduce-zero-label" if known["reduce_zero_label"] else "--no-reduce-zero-label"
+        raise ValueError(f"{output}: expected {option} with the same data, as the run was started")
     return state
 
 
-def what_is_left(output: Path) -> str:
-    """What of a run that fails there is to resume, for its error."""
-    if not has_state(output):
-        return f"{output} holds no state to resume yet"
-    return f"the last state stays in {output}, for --resume"
+def told_of_data(train: Examples, val: Examples) -> dict[str, Any]:
+    """What must be the same in a run that is resumed, besides the classes."""
+    return {"pictures": [len(train), len(val)], "reduce_zero_label": getattr(train, "reduce_zero_label", False)}
 
 
 def batches_at_once(recipe: TrainingRecipe, world_size: int, images: int) -> tuple[int, int, str]:

@@ -21,6 +21,13 @@ def has_state(run: Path) -> bool:
     return any((run / FOLDER).glob("epoch-*.sha256"))
 
 
+def what_is_left(output: Path) -> str:
+    """What of a run that fails there is to resume, for its error."""
+    if not has_state(output):
+        return f"{output} holds no state to resume yet"
+    return f"the last state stays in {output}, for --resume"
+
+
 def write_state(run: Path, epochs: int, images: int, state: dict[str, Any], keep: int = 2) -> Path:
     """Save the state after `epochs` whole epochs and `images` of the next, and remove older ones.
 
