@@ -68,6 +68,13 @@ def tails() -> Iterator[tuple[np.ndarray, float]]:
         yield fit(np.vander(a, 4, increasing=True) * weight[:, None], ndtr(-a) * weight)
 
 
+def slopes() -> Iterator[tuple[np.ndarray, float]]:
+    """Phi(-a) - a phi(a), GELU's slope at -a, in a around each multiple of 1 / STEP."""
+    for middle in np.arange(32) / STEP:
+        a = np.linspace(max(middle - 0.5 / STEP, 0.0), middle + 0.5 / STEP, 201)
+        yield fit(np.vander(a, 4, increasing=True), ndtr(-a) - a * np.exp(-(a**2) / 2) / np.sqrt(2 * np.pi))
+
+
 def show(name: str, fitted: tuple[np.ndarray, float]) -> None:
     coefficients, error = fitted
     print(f"// {error:.1e}\nstatic constexpr float {name}[] = {{{', '.join(f'{float(c)!r}f' for c in coefficients)}}};")
@@ -95,3 +102,6 @@ show_places("logarithm", list(logarithms()))
 
 print("\n// float32, with look-ups")
 show_places("tail", list(tails()))
+
+print("\n// slopes, with look-ups")
+show_places("slope", list(slopes()))

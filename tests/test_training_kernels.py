@@ -13,9 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import relative, tiny
+from swiftformer import mlp as mlp_module
 from swiftformer import small_maps, training_kernels, training_operators
+from swiftformer.mlp import mlp
 from swiftformer.model import DropPath
-from swiftformer.small_maps import DepthWiseConv2d
+from swiftformer.small_maps import DepthWiseConv2d, PointWiseConv2d
 from swiftformer.training_kernels import GELU, BatchNorm2d, add_scaled
 from swiftformer.training_operators import depth_wise, gelu, gelu_gradient, scaled_gradient, sum_with_scaled
 
@@ -96,6 +98,9 @@ def test_operators_keep_to_the_rules_of_torch():
     taps = torch.rand(6, 1, 3, 3)
     torch.library.opcheck(operators.depth_wise.default, (wide, taps.clone().requires_grad_(), bias))
     torch.library.opcheck(operators.depth_wise_gradient.default, (half, wide, taps))
+    weights = torch.rand(8, 6, 1, 1).requires_grad_(), torch.rand(8), torch.rand(6, 8, 1, 1), torch.rand(6)
+    torch.library.opcheck(operators.mlp.default, (x, *weights))
+    torch.library.opcheck(operators.mlp_gradient.default, (half, half, weights[0].detach(), *weights[1:3]))
 
 
 @needs_kernels
@@ -202,6 +207,111 @@ def test_the_gradient_of_depth_wise_weights_has_their_layout():
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+def layers(channels, hidden):
+    return PointWiseConv2d(channels, hidden), GELU(), PointWiseConv2d(hidden, channels)
+
+
+@needs_kernels
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(1, 3), sizes=st.sampled_from([(2, 4), (16, 64), (18, 38), (56, 224), (128, 512)]),
+    height=st.integers(1, 13), width=st.integers(1, 13), dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    channels_last=st.booleans(),
+)  # fmt: skip
+def test_mlps(batch, sizes, height, width, channels_last, dtype):
+    """Errors are those of autocast, to which bfloat16 is all that lies between."""
+    torch.manual_seed(0)
+    net = nn.Sequential(*layers(*sizes))
+    if channels_last:
+        net = net.to(memory_format=torch.channels_last)
+    x, upstream = maps(batch, sizes[0], height, width, dtype=dtype), maps(batch, sizes[0], height, width, seed=1)
+    learned = list(net.parameters())
+    found = []
+    for function in (lambda x: mlp(x, *net), net):
+        given = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = function(given)
+        found.append([y, *torch.autograd.grad(y, [given, *learned], upstream)])
+    assert "mlp" in found[0][0].grad_fn.name() and found[0][0].is_contiguous(memory_format=torch.channels_last)
+    assert [each.stride() for each in found[0][2:]] == [each.stride() for each in learned]
+    exact, wide = copy.deepcopy(net).double(), x.double().requires_grad_()
+    wanted = exact(wide)
+    expected = [wanted, *torch.autograd.grad(wanted, [wide, *exact.parameters()], upstream.double())]
+    for ours, torchs, true in zip(*found, expected, strict=True):
+        assert ours.dtype == torchs.dtype and ours.shape == torchs.shape
+        assert (ours.double() - true).norm() < 1.2 * (torchs.double() - true).norm() + 1e-2 * true.norm()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "evaluation",
+        "float32",
+        "no gradient",
+        "frozen",
+        "contiguous",
+        "odd",
+        "wide",
+        "narrow",
+        "hook",
+        "tanh",
+        "scale",
+        "drop",
+    ],
+)
+def test_other_mlps_are_torchs(case, monkeypatch):
+    monkeypatch.setattr(mlp_module, "mlp_in_blocks", lambda *arguments: pytest.fail("a kernel was called"))
+    channels, hidden = {"odd": (6, 15), "wide": (6, 514), "narrow": (6, 10)}.get(case, (6, 16))
+    expand, activation, project = (layer.train(case != "evaluation") for layer in layers(channels, hidden))
+    expand.requires_grad_(case != "frozen")
+    x, seen = maps(2, channels, 5, 4).requires_grad_(), []
+    if case == "contiguous":
+        x = x.contiguous()
+    if case == "hook":
+        activation.register_forward_hook(lambda *arguments: seen.append(1))
+    if case == "tanh":
+        activation.approximate = "tanh"
+    scale = torch.rand(6, 1, 1) if case == "scale" else None
+    drop = nn.Dropout(0.5) if case == "drop" else None
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=case != "float32"),
+        torch.set_grad_enabled(case != "no gradient"),
+    ):
+        x = x.float() if case == "float32" else x
+        torch.manual_seed(0)
+        found = mlp(x, expand, activation, project, scale, drop)
+        torch.manual_seed(0)
+        kept = drop or nn.Identity()
+        between = kept(activation(expand(x)))
+        expected = kept(project(between) if scale is None else scale * project(between))
+    torch.testing.assert_close(found, expected)
+    assert bool(seen) == (case == "hook")
+
+
+@needs_kernels
+def test_mlps_keep_little():
+    """Of what lies between the layers nothing is kept for the gradient."""
+    expand, activation, project = layers(16, 64)
+    kept = []
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x),
+    ):
+        mlp(maps(2, 16, 20, 20).requires_grad_(), expand, activation, project)
+    assert max(kept) == 2 * 16 * 20 * 20
+
+
+@needs_kernels
+def test_mlps_of_wrong_shapes():
+    x, weights = maps(2, 6, 4, 4), (torch.rand(8, 6, 1, 1), torch.rand(8), torch.rand(6, 8, 1, 1), torch.rand(6))
+    for place, wrong in ((0, torch.rand(8, 4, 1, 1)), (1, torch.rand(6)), (2, torch.rand(6, 8)), (3, torch.rand(5))):
+        with pytest.raises(ValueError, match=r"expected (weights of two 1x1 convolutions|maps .* and C values)"):
+            training_operators.mlp(x, *(wrong if i == place else each for i, each in enumerate(weights)))
+    odd = torch.rand(7, 6, 1, 1), torch.rand(7), torch.rand(6, 7, 1, 1), torch.rand(6)
+    with pytest.raises(ValueError, match="even numbers of channels"):
+        training_operators.mlp(x, *odd)
+
+
 def gradients(net, x):
     net = copy.deepcopy(net)
     with torch.autocast("cpu", torch.bfloat16):
@@ -245,7 +355,7 @@ def refuse(*arguments):
 @needs_kernels
 @pytest.mark.parametrize("case", ["float32", "no gradient", "evaluation", "scales of bfloat16"])
 def test_nothing_changes_where_nothing_is_learned_in_bfloat16(case, monkeypatch):
-    names = ("gelu", "add_scaled", "batch_norm", "depth_wise")
+    names = ("gelu", "add_scaled", "batch_norm", "depth_wise", "mlp")
     monkeypatch.setattr(training_kernels, "LARGE", 0)
     net, x = tiny().to(memory_format=torch.channels_last).train(case != "evaluation"), maps(2, 3, 64, 64)
     if case == "scales of bfloat16":
@@ -273,10 +383,11 @@ def test_a_network_in_training_uses_every_kernel(monkeypatch):
             return getattr(KERNELS, name)
 
     monkeypatch.setattr(training_kernels, "LARGE", 0)
+    monkeypatch.setattr(training_kernels, "MOST_CHANNELS", 16)  # wider ones take GELU alone
     monkeypatch.setattr(training_operators, "KERNELS", Spy())
     gradients(tiny().to(memory_format=torch.channels_last).train(), maps(2, 3, 64, 64, dtype=torch.float32))
-    expected = {"gelu", "add_scaled", "batch_norm", "depth_wise"}
-    expected |= {"gelu_gradient", "scaled_gradient", "batch_norm_gradient", "depth_wise_gradient"}
+    expected = {"gelu", "add_scaled", "batch_norm", "depth_wise", "mlp"}
+    expected |= {"gelu_gradient", "scaled_gradient", "batch_norm_gradient", "depth_wise_gradient", "mlp_gradient"}
     assert called == expected
 
 

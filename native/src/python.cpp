@@ -91,6 +91,11 @@ Value* at(uintptr_t address) {
   return reinterpret_cast<Value*>(address);
 }
 
+// Of bfloat16: the best ones, but for the reference.
+const swiftformer::Kernels& products_for(const std::string& isa) {
+  return swiftformer::kernels_for(isa == "plain" ? isa : "auto", "bf16");
+}
+
 void add_training(nb::module_ m) {
   using namespace swiftformer;
   m.def("supported", &training_supported, "Names of this processor's instruction sets, the best last.");
@@ -187,6 +192,35 @@ void add_training(nb::module_ m) {
       "gradient"_a, "x"_a, "x_is_bf16"_a, "pictures"_a, "height"_a, "width"_a, "channels"_a, "weight"_a, "to"_a,
       "weight_gradient"_a, "bias_gradient"_a, "threads"_a, "isa"_a, Release(),
       "The gradients of x, of x's type, and of weight and bias in depth_wise, from that of its result.");
+  m.def(
+      "mlp",
+      [](uintptr_t x, int64_t rows, int channels, int hidden, uintptr_t expand, uintptr_t expand_bias,
+         uintptr_t project, uintptr_t project_bias, uintptr_t y, int threads, const std::string& isa) {
+        mlp(products_for(isa), training_kernels_for(isa),
+            {channels, hidden, at<const float>(expand), at<const float>(expand_bias), at<const float>(project),
+             at<const float>(project_bias)},
+            at<const Bf16>(x), rows, at<Bf16>(y), threads);
+      },
+      "x"_a, "rows"_a, "channels"_a, "hidden"_a, "expand"_a, "expand_bias"_a, "project"_a, "project_bias"_a, "y"_a,
+      "threads"_a, "isa"_a, Release(),
+      "project(gelu(expand(x))) of rows of bfloat16; weights (hidden, channels) and (channels, hidden) and biases are "
+      "float32, channels and hidden even numbers.");
+  m.def(
+      "mlp_gradient",
+      [](uintptr_t gradient, uintptr_t x, int64_t rows, int channels, int hidden, uintptr_t expand,
+         uintptr_t expand_bias, uintptr_t project, uintptr_t to, uintptr_t of_expand, uintptr_t of_expand_bias,
+         uintptr_t of_project, uintptr_t of_project_bias, int threads, const std::string& isa) {
+        mlp_gradient(
+            products_for(isa), training_kernels_for(isa),
+            {channels, hidden, at<const float>(expand), at<const float>(expand_bias), at<const float>(project),
+             nullptr},
+            at<const Bf16>(gradient), at<const Bf16>(x), rows, at<Bf16>(to),
+            {at<float>(of_expand), at<float>(of_expand_bias), at<float>(of_project), at<float>(of_project_bias)},
+            threads);
+      },
+      "gradient"_a, "x"_a, "rows"_a, "channels"_a, "hidden"_a, "expand"_a, "expand_bias"_a, "project"_a, "to"_a,
+      "of_expand"_a, "of_expand_bias"_a, "of_project"_a, "of_project_bias"_a, "threads"_a, "isa"_a, Release(),
+      "The gradients of x and of all weights and biases in mlp, from that of its result.");
 }
 
 }  // namespace

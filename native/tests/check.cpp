@@ -516,7 +516,7 @@ int main(int count, char** arguments) {
   for (const Mode& mode : suite.modes) {
     if (mode.precision == "fp32") gelu_in_training(mode);
   }
-  for (const std::string& isa : swiftformer::training_supported()) training(isa);
+  for (const std::string& isa : swiftformer::training_supported()) training(isa, suite.modes);
   for (const Mode& mode : suite.modes) suite.four_callers(mode);
   for (const Mode& mode : suite.modes) suite.nothing_left(mode);
   for (const Mode& mode : suite.modes) suite.no_allocation(mode);

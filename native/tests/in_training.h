@@ -166,8 +166,6 @@ inline void batch_norms(const std::string& isa, const TrainingKernels& kernels) 
 
 // Of a value that is float32 or bfloat16.
 inline double value(float number) { return number; }
-inline double error(float found, double exact) { return std::fabs(found - exact) / (1 + std::fabs(exact)); }
-inline double error(Bf16 found, double exact) { return apart(found, exact) > 1; }
 
 template <class Value>
 void depth_wise_of(const TrainingKernels& kernels, const swiftformer::Maps& maps, const std::vector<Value>& x,
@@ -194,12 +192,13 @@ void depth_wise_of(const TrainingKernels& kernels, const swiftformer::Maps& maps
       const int row = pixel / width, column = pixel % width;
       for (int c = 0; c < channels; ++c) {
         const int64_t at = place(picture, row, column) + c;
-        double sum = bias[c], back = 0, size = std::fabs(sum);
+        double sum = bias[c], back = 0, size = std::fabs(sum), back_size = 0;
         for (int tap = 0; tap < 9; ++tap) {
           const double factor = weight[9 * c + tap];
           const int64_t from = place(picture, row + tap / 3 - 1, column + tap % 3 - 1);
           const int64_t behind = place(picture, row - tap / 3 + 1, column - tap % 3 + 1);
           if (behind >= 0) back += factor * value(gradient[behind + c]);
+          if (behind >= 0) back_size += std::fabs(factor * value(gradient[behind + c]));
           if (from < 0) continue;
           sum += factor * value(x[from + c]);
           size += std::fabs(factor * value(x[from + c]));
@@ -209,7 +208,8 @@ void depth_wise_of(const TrainingKernels& kernels, const swiftformer::Maps& maps
         of_biases[c] += value(gradient[at]);
         // Sums in float32 round to a neighbour where they are half way, and lose what terms of both signs had more.
         outputs.see(std::fabs(value(y[at]) - sum) / (std::fabs(sum) / 255 + 1e-6 * size), where);
-        gradients.see(error(to[at], back), where);
+        const double of_rounding = halves ? std::fabs(back) / 255 : 0;
+        gradients.see(std::fabs(value(to[at]) - back) / (of_rounding + 1e-6 * (1 + back_size)), where);
       }
     }
   }
@@ -233,12 +233,90 @@ inline void depth_wise_convolutions(const std::string& isa, const TrainingKernel
     }
   }
   report("training " + isa + ", depth-wise convolution", outputs.found, 1, outputs.where);
-  report("training " + isa + ", its gradient", gradients.found, 1e-4, gradients.where);
+  report("training " + isa + ", its gradient", gradients.found, 1, gradients.where);
   report("training " + isa + ", that of its weights", weights.found, 1e-6, weights.where);
 }
 
-inline void training(const std::string& isa) {
+// Of both layers, against double precision: what lies between is rounded to bfloat16, as weights are.
+inline void mlps(const std::string& isa, const TrainingKernels& kernels, const Kernels& products) {
+  Some some;
+  Worst outputs, gradients, weights, biases;
+  const int shapes[][3] = {{1, 2, 2},      {2, 16, 64},   {31, 48, 192},  {128, 34, 70},
+                           {129, 56, 224}, {300, 24, 96}, {1000, 18, 20}, {140, 128, 512}};
+  for (const auto& [rows, channels, hidden] : shapes) {
+    const std::string where =
+        std::to_string(rows) + " rows of " + std::to_string(channels) + ", " + std::to_string(hidden);
+    const auto small = [&](int64_t count, double by) {
+      std::vector<float> values = some.floats(count);
+      for (float& each : values) each = static_cast<float>(each * by);
+      return values;
+    };
+    const std::vector<float> expand = small(hidden * channels, 0.2 / std::sqrt(channels)),
+                             expand_bias = small(hidden, 0.1);
+    const std::vector<float> project = small(channels * hidden, 0.2 / std::sqrt(hidden)),
+                             project_bias = small(channels, 0.1);
+    const std::vector<Bf16> x = some.halves(rows * channels), gradient = some.halves(rows * channels);
+    std::vector<double> y(rows * channels), to(y.size()), of_expand(expand.size()), of_project(project.size());
+    std::vector<double> of_expand_bias(hidden), of_project_bias(channels), activated(hidden), slopes(hidden);
+    for (int row = 0; row < rows; ++row) {
+      const Bf16 *in = &x[row * channels], *back = &gradient[row * channels];
+      for (int h = 0; h < hidden; ++h) {
+        double sum = expand_bias[h], of_sum = 0;
+        for (int c = 0; c < channels; ++c) sum += static_cast<double>(expand[h * channels + c]) * value(in[c]);
+        for (int c = 0; c < channels; ++c) of_sum += static_cast<double>(project[c * hidden + h]) * value(back[c]);
+        const double below = 0.5 * std::erfc(-sum / std::sqrt(2.0));
+        activated[h] = sum * below;
+        slopes[h] = of_sum * (below + sum * 0.3989422804014327 * std::exp(-sum * sum / 2));
+        of_expand_bias[h] += slopes[h];
+      }
+      for (int c = 0; c < channels; ++c) {
+        double sum = project_bias[c], of_sum = 0;
+        for (int h = 0; h < hidden; ++h) {
+          sum += project[c * hidden + h] * activated[h];
+          of_sum += expand[h * channels + c] * slopes[h];
+          of_expand[h * channels + c] += slopes[h] * value(in[c]);
+          of_project[c * hidden + h] += activated[h] * value(back[c]);
+        }
+        y[row * channels + c] = sum;
+        to[row * channels + c] = of_sum;
+        of_project_bias[c] += value(back[c]);
+      }
+    }
+    const auto compare = [&](Worst& worst, const auto& found, const std::vector<double>& exact) {
+      double most = 0;
+      for (double each : exact) most = std::max(most, std::fabs(each));
+      for (size_t i = 0; i < exact.size(); ++i) worst.see(std::fabs(value(found[i]) - exact[i]) / most, where);
+    };
+    for (int threads : {1, 3}) {
+      std::vector<Bf16> found(y.size()), found_to(y.size());
+      std::vector<float> of[] = {expand, expand_bias, project, project_bias};
+      for (std::vector<float>& each : of) std::fill(each.begin(), each.end(), NAN);
+      const swiftformer::Mlp layer{channels,           hidden,         expand.data(),
+                                   expand_bias.data(), project.data(), project_bias.data()};
+      swiftformer::mlp(products, kernels, layer, x.data(), rows, found.data(), threads);
+      swiftformer::mlp_gradient(products, kernels, layer, gradient.data(), x.data(), rows, found_to.data(),
+                                {of[0].data(), of[1].data(), of[2].data(), of[3].data()}, threads);
+      compare(outputs, found, y);
+      compare(gradients, found_to, to);
+      compare(weights, of[0], of_expand);
+      compare(weights, of[2], of_project);
+      compare(biases, of[1], of_expand_bias);
+      compare(biases, of[3], of_project_bias);
+    }
+  }
+  const std::string name = "training " + isa + " with " + products.name;
+  report(name + ", MLP", outputs.found, 0.012, outputs.where);
+  report(name + ", its gradient", gradients.found, 0.012, gradients.where);
+  report(name + ", that of its weights", weights.found, 0.012, weights.where);
+  report(name + ", that of its biases", biases.found, 0.012, biases.where);
+}
+
+// `modes` have the products of bfloat16.
+inline void training(const std::string& isa, const std::vector<Mode>& modes) {
   const TrainingKernels& kernels = swiftformer::training_kernels_for(isa);
+  for (const Mode& mode : modes) {
+    if (mode.precision == "bf16") mlps(isa, kernels, *mode.kernels);
+  }
   gelu_of_halves(isa, kernels);
   scaled_sums(isa, kernels);
   batch_norms(isa, kernels);

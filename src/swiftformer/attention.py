@@ -61,14 +61,14 @@ def scaled(layer: Any, x: Tensor, scale: Tensor | None) -> Tensor:
     if scale is None:
         return layer(x)
     autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)  # which raises for the meta device
-    if not autocast and _is_plain(layer):
+    if not autocast and is_plain_layer(layer):
         weight = scale.view(-1, *(1,) * (layer.weight.ndim - 1)) * layer.weight
         bias = scale.flatten() * layer.bias
         return point_wise(x, weight, bias, layer.training) if weight.ndim == 4 else F.linear(x, weight, bias)
     return scale * layer(x)
 
 
-def _is_plain(layer: Any) -> bool:
+def is_plain_layer(layer: Any) -> bool:
     """A layer in full precision that does what its weights say and nothing else."""
     return (
         type(layer) in (PointWiseConv2d, nn.Conv2d, nn.Linear)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from swiftformer.attention import EfficientAdditiveAttention, scaled
+from swiftformer.attention import EfficientAdditiveAttention
+from swiftformer.mlp import mlp
 from swiftformer.small_maps import DepthWiseConv2d, PointWiseConv2d
 from swiftformer.training_kernels import BatchNorm2d, add_scaled
 
@@ -92,8 +93,7 @@ class ConvBranch(nn.Module):
 
     def branch(self, x: Tensor, scale: Tensor | None) -> Tensor:
         x = self.norm(self.depth_wise_conv(x))
-        x = self.act(self.point_wise_conv1(x))
-        return scaled(self.point_wise_conv2, x, scale)
+        return mlp(x, self.point_wise_conv1, self.act, self.point_wise_conv2, scale)
 
 
 class ConvEncoder(ConvBranch):
@@ -116,8 +116,7 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        x = self.drop(self.act(self.fc1(self.norm1(x))))
-        return self.drop(scaled(self.fc2, x, scale))
+        return mlp(self.norm1(x), self.fc1, self.act, self.fc2, scale, self.drop)
 
 
 class EncoderBlock(nn.Module):

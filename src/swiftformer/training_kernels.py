@@ -1,5 +1,5 @@
-"""GELU, BatchNorm, depth-wise convolutions and the sum with a scaled branch, for training on a CPU with autocast to
-bfloat16; GELU in float32 as well.
+"""GELU, BatchNorm, depth-wise convolutions, MLPs and the sum with a scaled branch, for training on a CPU with autocast
+to bfloat16; GELU in float32 as well.
 
 Where `swiftformer_native` is installed its kernels are called, in PyTorch's own threads: those of bfloat16 where the
 processor has AVX-512 BF16, that of float32 on every one with AVX2 or NEON. Everywhere else nothing changes. What they
@@ -18,6 +18,9 @@ from swiftformer import training_operators
 from swiftformer.training_operators import batch_norm, gelu, gelu_float32, is_plain, sum_with_scaled
 
 LARGE = 2**18  # values of a map, from which BatchNorm gains more than another call costs
+# Of an MLP: sums of more weights' gradients do not stay in a core's caches, and where not much lies between the layers
+# not much is gained. See benchmarks/training_kernels.py.
+MOST_CHANNELS, MOST_HIDDEN = 128, 512
 
 
 class GELU(nn.GELU):
@@ -66,7 +69,7 @@ def add_scaled(
     shapes = x.ndim == 4 and x.shape == result.shape and scale.shape == (x.shape[1], 1, 1)
     rows = all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in (x, result))
     types = x.dtype in (torch.float32, torch.bfloat16) and scale.dtype == torch.float32
-    if _serves(result) and _is_idle(drop) and shapes and rows and types:
+    if _serves(result) and is_idle(drop) and shapes and rows and types:
         return sum_with_scaled(x, scale, result)
     return x + drop(scale * result)
 
@@ -82,16 +85,35 @@ def serves_depth_wise(x: Tensor, conv: nn.Conv2d) -> bool:
     )
 
 
+def serves_mlp(x: Tensor, expand: nn.Conv2d, activation: nn.Module, project: nn.Conv2d) -> bool:
+    """Whether `training_operators.mlp` computes what these modules, two convolutions of 1x1, are to give."""
+    if not hasattr(training_operators.KERNELS, "mlp") or not (_autocasts(x) and _is_learned_from(x)):
+        return False
+    if type(activation) is not GELU or activation.approximate != "none" or _is_watched(activation) or x.ndim != 4:
+        return False
+    weights = expand.weight, expand.bias, project.weight, project.bias
+    learned = all(each is not None and each.dtype == torch.float32 and each.requires_grad for each in weights)
+    channels, hidden = x.shape[1], len(expand.weight)
+    shapes = expand.weight.shape == (hidden, channels, 1, 1) and project.weight.shape == (channels, hidden, 1, 1)
+    fits = channels <= MOST_CHANNELS and 2 * channels <= hidden <= MOST_HIDDEN and channels % 2 == hidden % 2 == 0
+    types = x.dtype in (torch.float32, torch.bfloat16)
+    return learned and shapes and fits and types and x.is_contiguous(memory_format=torch.channels_last)
+
+
 def _autocasts(x: Tensor) -> bool:
     cpu = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     return cpu and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
-def _is_idle(drop: nn.Module) -> bool:
+def is_idle(drop: nn.Module) -> bool:
     """Whether dropout or drop path does nothing and nobody looks at it."""
     rate = drop.p if type(drop) is nn.Dropout else getattr(drop, "drop_prob", None)
-    hooks = drop._forward_hooks, drop._forward_pre_hooks, drop._backward_hooks, drop._backward_pre_hooks
-    return rate == 0 and not any(hooks)
+    return rate == 0 and not _is_watched(drop)
+
+
+def _is_watched(module: nn.Module) -> bool:
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(hooks)
 
 
 def _serves(x: Tensor) -> bool:

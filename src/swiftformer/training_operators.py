@@ -67,7 +67,7 @@ def _check(*maps: Tensor, channels: tuple[Tensor, ...]) -> None:
     """Raise ValueError where kernels would read or write behind the end of something."""
     shapes = {tuple(each.shape) for each in maps}
     counts = {each.numel() for each in channels}
-    if len(shapes) > 1 or maps[0].ndim != 4 or counts != {maps[0].shape[1]}:
+    if len(shapes) > 1 or maps[0].ndim != 4 or counts - {maps[0].shape[1]}:
         raise ValueError(f"expected maps (B, C, H, W) of one shape and C values, found {shapes} and {counts} values")
 
 
@@ -295,4 +295,58 @@ depth_wise = _learned(
     lambda x, weight, bias: _like_rows(x, dtype=torch.bfloat16),
     _keep_depth_wise,
     lambda ctx, gradient: depth_wise_gradient(gradient, *ctx.saved_tensors),
+)
+
+
+# --- `project(gelu(expand(x)))`: maps of bfloat16, weights `(hidden, C, 1, 1)` and `(C, hidden, 1, 1)` and biases of
+# float32, C and hidden even numbers. What lies between is not kept, but computed again for the gradient.
+
+
+def _check_mlp(x: Tensor, expand: Tensor, expand_bias: Tensor, project: Tensor) -> None:
+    hidden, channels = expand.shape[:2]
+    shapes = [tuple(each.shape) for each in (expand, expand_bias, project)]
+    wanted = [(hidden, channels, 1, 1), (hidden,), (channels, hidden, 1, 1)]
+    if shapes != wanted or hidden % 2 or channels % 2:
+        raise ValueError(f"expected weights of two 1x1 convolutions with even numbers of channels, found {shapes}")
+    _check(x, channels=(project[:, 0, 0, 0],))
+
+
+def _mlp(x: Tensor, expand: Tensor, expand_bias: Tensor, project: Tensor, project_bias: Tensor) -> Tensor:
+    _check_mlp(x, expand, expand_bias, project)
+    _check(x, channels=(project_bias,))
+    x, y = _rows(x), _like_rows(x)
+    weights = (each.contiguous() for each in (expand, expand_bias, project, project_bias))
+    _call("mlp", x, *_size(x), len(expand), *weights, y)
+    return y
+
+
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _mlp_gradient(gradient: Tensor, x: Tensor, expand: Tensor, expand_bias: Tensor, project: Tensor) -> Gradients:
+    _check(gradient, x, channels=())
+    _check_mlp(x, expand, expand_bias, project)
+    gradient, x = _rows(gradient), _rows(x)
+    weights = [each.contiguous() for each in (expand, expand_bias, project)]
+    found = _empty_gradients(gradient, x, expand, expand_bias, project)
+    _call("mlp_gradient", gradient, x, *_size(x), len(expand), *weights, *found)
+    return found
+
+
+def _empty_gradients(_: Tensor, x: Tensor, expand: Tensor, expand_bias: Tensor, project: Tensor) -> Gradients:
+    of_weights = (torch.empty_like(each) for each in (expand, expand_bias, project))
+    return _like_rows(x), *of_weights, expand_bias.new_empty(len(project))
+
+
+def _keep_mlp(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+
+
+mlp_gradient = _operator("mlp_gradient", _mlp_gradient, _empty_gradients)
+mlp = _learned(
+    "mlp",
+    _mlp,
+    lambda x, *weights: _like_rows(x),
+    _keep_mlp,
+    lambda ctx, gradient: mlp_gradient(gradient, *ctx.saved_tensors),
 )

@@ -43,12 +43,14 @@ struct Tails {
 };
 
 // x * Phi(x) = max(x, 0) - |x| * Phi(-|x|), with an error of at most 5e-7.
-inline Vec gelu(Vec x) {
-  const Vec size = smaller_size(x, all(5.625f));
-  const Vec place = nearest_place(size, 5.6f);
+inline Vec gelu_of(Vec x, Vec size, Vec place) {
   Vec tail = multiply_add(look_up(Tails::tail3, place), size, look_up(Tails::tail2, place));
   tail = multiply_add(tail, size, look_up(Tails::tail1, place));
   return minus_product(max(all(0.0f), x), size, multiply_add(tail, size, look_up(Tails::tail0, place)));
+}
+inline Vec gelu(Vec x) {
+  const Vec size = smaller_size(x, all(5.625f));
+  return gelu_of(x, size, nearest_place(size, 5.6f));
 }
 #else
 // Of 1 / Phi(-a), 0 <= a <= 6; above, it grows on.
@@ -127,6 +129,55 @@ struct Exact {
                                    -0.08459123208344367f};
 };
 
+#if defined(LOOKS_UP_32)
+// Phi(-a) - a phi(a) as a polynomial in a, around each multiple of 1 / 5.6.
+struct Slopes {
+  static constexpr float slope0[32] = {
+      0.5f,         0.500033f,     0.50118226f,    0.5081395f,    0.5287857f,   0.5688502f,    0.6245155f,
+      0.67799526f,  0.7000257f,    0.6591356f,     0.5347001f,    0.32645318f,  0.057311907f,  -0.2325349f,
+      -0.4973355f,  -0.6984968f,   -0.8137158f,    -0.84003156f,  -0.7909078f,  -0.6897981f,   -0.56261194f,
+      -0.43187112f, -0.3134242f,   -0.21578507f,   -0.14130788f,  -0.08820259f, -0.052566845f, -0.029955575f,
+      -0.01634185f, -0.008543366f, -0.0042839716f, -0.0020620057f};
+  static constexpr float slope1[32] = {
+      -0.79788667f, -0.79868895f, -0.8108049f,  -0.8566505f,  -0.95506835f, -1.1044824f,   -1.2749954f,   -1.4142458f,
+      -1.4648993f,  -1.3853412f,  -1.1662314f,  -0.8334994f,  -0.44028744f, -0.050312653f, 0.27985746f,   0.5136143f,
+      0.6390975f,   0.6663327f,   0.61943805f,  0.5277318f,   0.4181594f,   0.31095615f,   0.21831745f,   0.14532852f,
+      0.09201331f,  0.05554381f,  0.032028336f, 0.017669203f, 0.009337616f, 0.0047321054f, 0.0023017873f, 0.001075488f};
+  static constexpr float slope2[32] = {
+      0.00010360315f, 0.0066042393f,   0.04979674f,    0.1511249f,    0.30802763f,   0.49414572f,    0.6684879f,
+      0.78946084f,    0.8282865f,      0.77667314f,    0.64801216f,   0.47073594f,   0.27918357f,    0.10423994f,
+      -0.03301659f,   -0.12357854f,    -0.16913953f,   -0.17853425f,  -0.16361055f,  -0.13588148f,   -0.1044121f,
+      -0.075108156f,  -0.050954733f,   -0.032765936f,  -0.02004292f,  -0.011694005f, -0.0065211826f, -0.0034814514f,
+      -0.0017817203f, -0.00087505823f, -0.0004128081f, -0.0001872011f};
+  static constexpr float slope3[32] = {
+      0.26459286f,    0.2465743f,    0.19440788f,    0.119274214f,  0.035612974f,  -0.041824393f,  -0.101323895f,
+      -0.13638753f,   -0.14630833f,  -0.13514335f,   -0.10994912f,  -0.07845374f,  -0.047339253f,  -0.021172311f,
+      -0.0021482063f, 0.009549167f,  0.015064167f,   0.016144296f,  0.014561039f,  0.011765913f,   0.008752898f,
+      0.006082564f,   0.003983226f,  0.0024722246f,  0.0014600864f, 0.0008229411f, 0.00044361997f, 0.00022911084f,
+      0.00011351705f, 5.401758e-05f, 2.4709363e-05f, 1.0873515e-05f};
+};
+
+// The distance of Phi(x) + x phi(x) from 1/2 is the same at x and -x.
+inline Vec slope_of(Vec x, Vec size, Vec place) {
+  Vec below = multiply_add(look_up(Slopes::slope3, place), size, look_up(Slopes::slope2, place));
+  below = multiply_add(below, size, look_up(Slopes::slope1, place));
+  below = multiply_add(below, size, look_up(Slopes::slope0, place));
+  return all(0.5f) + with_sign(all(0.5f) - below, x);
+}
+
+// Phi(x) + x phi(x), with an error of at most 2e-6.
+inline Vec gelu_slope(Vec x) {
+  const Vec size = min(all(5.625f), abs(x));  // NaN stays
+  return slope_of(x, size, nearest_place(size, 5.6f));
+}
+
+// GELU and its slope.
+inline Vec gelu_with_slope(Vec x, Vec& slope) {
+  const Vec size = min(all(5.625f), abs(x)), place = nearest_place(size, 5.6f);
+  slope = slope_of(x, size, place);
+  return gelu_of(x, size, place);
+}
+#else
 // Phi(x) + x phi(x), by the symmetry of 1/2: the part below that of -|x|.
 inline Vec gelu_slope(Vec x) {
   const Vec size = min(all(1e18f), abs(x));  // NaN stays
@@ -138,5 +189,11 @@ inline Vec gelu_slope(Vec x) {
   const Vec below = times_power_of_2(fraction * (polynomial(Exact::tail, t) - density), whole);
   return all(0.5f) + with_sign(all(0.5f) - below, x);
 }
+
+inline Vec gelu_with_slope(Vec x, Vec& slope) {
+  slope = gelu_slope(x);
+  return rough_gelu(x);
+}
+#endif
 
 }  // namespace

@@ -154,6 +154,11 @@ inline void store_bf16(uint16_t* to, Vec v) {
 inline void store_some_bf16(uint16_t* to, Vec v, int count) {
   _mm256_mask_storeu_epi16(to, first(count), (__m256i)_mm512_cvtneps_pbh(v.all));
 }
+// Words of two, to the nearest bfloat16.
+inline void store_pairs(uint32_t* to, Vec low, Vec high) {
+  const auto half = [](Vec v) { return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v.all)); };
+  _mm512_storeu_si512(to, _mm512_or_si512(half(low), _mm512_slli_epi32(half(high), 16)));
+}
 #endif
 
 }  // namespace

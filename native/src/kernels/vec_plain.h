@@ -133,6 +133,10 @@ inline void store_bf16(uint16_t* to, Vec v) { EACH_LANE to[i] = float_to_bf16(v.
 inline void store_some_bf16(uint16_t* to, Vec v, int count) {
   for (int i = 0; i < count; ++i) to[i] = float_to_bf16(v.lane[i]);
 }
+// Words of two, to the nearest bfloat16.
+inline void store_pairs(uint32_t* to, Vec low, Vec high) {
+  EACH_LANE to[i] = float_to_bf16(low.lane[i]) | static_cast<uint32_t>(float_to_bf16(high.lane[i])) << 16;
+}
 
 // `sum` and the products of both halves of `word` with those of each word at `weights`.
 inline Vec dot_bf16(uint32_t word, const uint32_t* weights, Vec sum) {

@@ -238,6 +238,41 @@ void depth_wise_gradient(const Bf16* const lines[3], const Value* x, int width, 
   }
 }
 
+void rows_to_bf16(const float* from, int stride, int64_t rows, int channels, Bf16* to) {
+  for (; rows > 0; --rows, from += stride, to += channels) {
+    for (int c = 0; c < channels; c += lanes) store_channels(to, c, channels, load(from + c));
+  }
+}
+
+void gelu_in_pairs(const float* values, const float* gradient, int stride, int rows, uint32_t* activated,
+                   uint32_t* slopes, int words_apart, Bf16* to, int to_stride, float* sums) {
+  Vec total = load(sums);
+  for (int row = 0; row < rows; row += 2) {
+    Vec of_upper, of_lower;
+    const Vec upper = gelu_with_slope(load(values), of_upper), lower = gelu_with_slope(load(values + stride), of_lower);
+    store_pairs(activated, upper, lower);
+    of_upper = load(gradient) * of_upper;
+    of_lower = load(gradient + stride) * of_lower;
+    store_pairs(slopes, of_upper, of_lower);
+    store_bf16(&to->bits, of_upper);
+    store_bf16(&to[to_stride].bits, of_lower);
+    total = total + of_upper + of_lower;
+    values += 2 * stride;
+    gradient += 2 * stride;
+    activated += words_apart;
+    slopes += words_apart;
+    to += 2 * to_stride;
+  }
+  store(sums, total);
+}
+
+void turn_in_pairs(const Bf16* from, int stride, int rows, int channels, uint32_t* to, int to_stride) {
+  for (int row = 0; row < rows; row += 2, from += 2 * stride, ++to) {
+    const Bf16 *upper = from, *lower = from + stride;
+    for (int c = 0; c < channels; ++c) to[c * to_stride] = upper[c].bits | static_cast<uint32_t>(lower[c].bits) << 16;
+  }
+}
+
 constexpr TrainingKernels training_table(const char* name) {
   return {name,
           gelu_of_bf16,
@@ -252,7 +287,10 @@ constexpr TrainingKernels training_table(const char* name) {
           depth_wise<float>,
           depth_wise<Bf16>,
           depth_wise_gradient<float>,
-          depth_wise_gradient<Bf16>};
+          depth_wise_gradient<Bf16>,
+          rows_to_bf16,
+          gelu_in_pairs,
+          turn_in_pairs};
 }
 
 }  // namespace

@@ -59,6 +59,18 @@ struct TrainingKernels {
                               float* to, float* sums);
   void (*depth_wise_gradient_of_bf16)(const Bf16* const lines[3], const Bf16* x, int width, int channels,
                                       const float* weights, Bf16* to, float* sums);
+
+  // Dense rows of float32, `stride` apart, to dense ones of bfloat16.
+  void (*to_bf16)(const float* from, int stride, int64_t rows, int channels, Bf16* to);
+
+  // Of `lanes` columns of `rows` rows, an even number, `stride` apart: GELU of the values, and the gradient of these
+  // from that of GELU; both as words of two rows below each other, `words_apart` apart, and the gradient as rows as
+  // well. Adds its sums to `sums`.
+  void (*gelu_in_pairs)(const float* values, const float* gradient, int stride, int rows, uint32_t* activated,
+                        uint32_t* slopes, int words_apart, Bf16* to, int to_stride, float* sums);
+
+  // Rows of bfloat16, an even number, to one row for each channel, of words of two of these rows below each other.
+  void (*turn_in_pairs)(const Bf16* from, int stride, int rows, int channels, uint32_t* to, int to_stride);
 };
 
 extern const TrainingKernels plain_training;
@@ -111,5 +123,21 @@ void depth_wise(const TrainingKernels& kernels, const void* x, bool x_is_bf16, c
 void depth_wise_gradient(const TrainingKernels& kernels, const Bf16* gradient, const void* x, bool x_is_bf16,
                          const Maps& maps, const float* weight, void* to, float* weight_gradient, float* bias_gradient,
                          int threads);
+
+// y = project(gelu(expand(x))) of rows of `channels` values, with `hidden` ones between; both even numbers. Weights are
+// float32: (hidden, channels) and (channels, hidden). What lies between is nowhere stored whole: the gradient computes
+// it again. `products` are kernels of bfloat16.
+struct Mlp {
+  int channels, hidden;
+  const float *expand, *expand_bias, *project, *project_bias;
+};
+void mlp(const Kernels& products, const TrainingKernels& kernels, const Mlp& layer, const Bf16* x, int64_t rows,
+         Bf16* y, int threads);
+// Overwrites the gradients of weights and biases, which are laid out as these.
+struct MlpGradients {
+  float *expand, *expand_bias, *project, *project_bias;
+};
+void mlp_gradient(const Kernels& products, const TrainingKernels& kernels, const Mlp& layer, const Bf16* gradient,
+                  const Bf16* x, int64_t rows, Bf16* to, const MlpGradients& of, int threads);
 
 }  // namespace swiftformer
