@@ -1,5 +1,5 @@
-"""What training takes from swiftformer-native, against torch: GELU, BatchNorm, depth-wise convolutions and the sum
-with a scaled branch.
+"""What training takes from swiftformer-native, against torch: GELU, BatchNorm, depth-wise convolutions, MLPs and the
+sum with a scaled branch.
 
     python benchmarks/training_kernels.py
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swiftformer.train.memory import keep_freed_memory
-from swiftformer.training_operators import KERNELS, batch_norm, depth_wise, gelu, sum_with_scaled
+from swiftformer.training_operators import KERNELS, batch_norm, depth_wise, gelu, mlp, sum_with_scaled
 
 STAGES = (48, 56, 112, 220)  # channels
 
@@ -58,6 +58,21 @@ def depth_wise_case(batch: int, channels: int, side: int) -> Case:
     return Case("depth-wise convolution", theirs, ours, inputs, conv.weight, conv.bias)  # type: ignore[arg-type]
 
 
+def mlp_case(batch: int, channels: int, side: int) -> Case:
+    """With the kernel for GELU on both sides."""
+    expand, project = nn.Conv2d(channels, 4 * channels, 1), nn.Conv2d(4 * channels, channels, 1)
+    weights = expand.weight, expand.bias, project.weight, project.bias
+
+    def theirs(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return project(gelu(expand(x)))
+
+    def ours(x: Tensor) -> Tensor:
+        return mlp(x, *weights)
+
+    return Case("MLP", theirs, ours, [maps(batch, channels, side)], *weights)  # type: ignore[arg-type]
+
+
 def cases(batch: int, channels: int, side: int) -> list[Case]:
     def theirs(x: Tensor, scale: Tensor, branch: Tensor) -> Tensor:
         return x + scale * branch
@@ -65,6 +80,7 @@ def cases(batch: int, channels: int, side: int) -> list[Case]:
     scale = torch.ones(channels, 1, 1).requires_grad_()
     summed = [maps(batch, channels, side, torch.float32), scale, maps(batch, channels, side)]
     return [
+        mlp_case(batch, channels, side),
         Case("GELU", F.gelu, gelu, [maps(batch, 4 * channels, side)]),
         batch_norm_case(batch, channels, side),
         depth_wise_case(batch, channels, side),

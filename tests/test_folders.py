@@ -65,7 +65,7 @@ def test_annotated_pictures_behind_links(tmp_path, layout):
     assert len(found) == len(expected) == 6 and found.counts() == expected.counts()
 
 
-def test_pictures_of_classes_behind_links(tmp_path, image_folder):
+def test_pictures_of_classes_behind_links(tmp_path, image_folder, monkeypatch):
     """Whole classes and parts of one; links that lead back are not followed."""
     train = image_folder / "train"
     expected = open_source(image_folder, "train")
@@ -75,9 +75,12 @@ def test_pictures_of_classes_behind_links(tmp_path, image_folder):
     move(train / "red" / "more", tmp_path / "elsewhere" / "more")
     move(train / "blue", tmp_path / "elsewhere" / "blue")
     (train / "red" / "back").symlink_to(train)
+    (train / "red" / "far").symlink_to(tmp_path)
     (tmp_path / "elsewhere" / "more" / "self").symlink_to(tmp_path / "elsewhere" / "more")
     found = open_source(image_folder, "train")
     assert found.classes == expected.classes and sorted(found.labels) == sorted(expected.labels)
+    monkeypatch.chdir(image_folder)
+    assert sorted(open_source("train", "all").labels) == sorted(expected.labels)
 
 
 def test_links_that_a_table_names(tmp_path):

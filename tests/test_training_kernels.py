@@ -175,7 +175,9 @@ def test_depth_wise_convolutions(batch, channels, height, width, dtype, wide_gra
         torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", ["evaluation", "float32", "float16", "no gradient", "frozen", "contiguous", "half"])
+@pytest.mark.parametrize(
+    "case", ["evaluation", "float32", "float16", "no gradient", "frozen", "contiguous", "half", "dilated"]
+)
 def test_other_depth_wise_convolutions_are_torchs(case, monkeypatch):
     monkeypatch.setattr(small_maps, "depth_wise", lambda *arguments: pytest.fail("a kernel was called"))
     conv, x = DepthWiseConv2d(6).train(case != "evaluation"), maps(2, 6, 5, 4)
@@ -184,18 +186,26 @@ def test_other_depth_wise_convolutions_are_torchs(case, monkeypatch):
         conv.bfloat16()
     if case == "contiguous":
         x = x.contiguous()
+    if case == "dilated":
+        conv.dilation = conv.padding = (2, 2)
+    options = {"padding": conv.padding, "dilation": conv.dilation, "groups": 6}
     dtype = torch.float16 if case == "float16" else torch.bfloat16
     with torch.autocast("cpu", dtype, enabled=case != "float32"), torch.set_grad_enabled(case != "no gradient"):
         x = x.float() if case == "float32" else x
-        torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1, groups=6))
+        torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias, **options))
 
 
 @needs_kernels
 def test_depth_wise_convolutions_of_wrong_shapes_end_as_with_torch():
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="expected input"):
         DepthWiseConv2d(6)(maps(2, 7, 4, 4))
-    with pytest.raises(ValueError, match="maps .* of one shape and C values"):
-        depth_wise(maps(2, 6, 4, 4), torch.rand(5, 1, 3, 3), torch.rand(6))
+    for shape in ((5, 1, 3, 3), (6, 1, 5, 5), (6, 1, 1, 1)):
+        with pytest.raises(ValueError, match="expected weights of a 3x3 depth-wise convolution"):
+            depth_wise(maps(2, 6, 4, 4), torch.rand(shape), torch.rand(6))
+    with pytest.raises(ValueError, match="expected values of float32 or bfloat16, found 0"):
+        depth_wise(maps(2, 6, 4, 0), torch.rand(6, 1, 3, 3), torch.rand(6))
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+        DepthWiseConv2d(6)(maps(2, 6, 4, 0))
 
 
 @needs_kernels
@@ -242,50 +252,94 @@ def test_mlps(batch, sizes, height, width, channels_last, dtype):
         assert (ours.double() - true).norm() < 1.2 * (torchs.double() - true).norm() + 1e-2 * true.norm()
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        "evaluation",
-        "float32",
-        "no gradient",
-        "frozen",
-        "contiguous",
-        "odd",
-        "wide",
-        "narrow",
-        "hook",
-        "tanh",
-        "scale",
-        "drop",
-    ],
-)
+OTHERS = ["evaluation", "float32", "no gradient", "frozen", "frozen bias", "contiguous", "odd", "wide", "narrow"]
+OTHERS += ["tanh", "scale", "drop", "stride", "patched", "patched drop"]
+HOOKS = ["hook", "hook before", "hook of expand", "hook of project", "hook of drop", "hook of all", "backward hook"]
+
+
+@pytest.mark.parametrize("case", [*OTHERS, *HOOKS])
 def test_other_mlps_are_torchs(case, monkeypatch):
     monkeypatch.setattr(mlp_module, "mlp_in_blocks", lambda *arguments: pytest.fail("a kernel was called"))
     channels, hidden = {"odd": (6, 15), "wide": (6, 514), "narrow": (6, 10)}.get(case, (6, 16))
     expand, activation, project = (layer.train(case != "evaluation") for layer in layers(channels, hidden))
-    expand.requires_grad_(case != "frozen")
+    drop = {"drop": nn.Dropout(0.5), "hook of drop": nn.Dropout(0.0), "patched drop": nn.Dropout(0.0)}.get(case)
     x, seen = maps(2, channels, 5, 4).requires_grad_(), []
+
+    def see(*arguments):
+        seen.append(1)
+
+    watched = {"hook of expand": expand, "hook of project": project, "hook of drop": drop}.get(case, activation)
+    if case == "hook of all":
+        monkeypatch.setattr(torch.nn.modules.module, "_global_forward_hooks", {0: see})
+    elif case == "hook before":
+        watched.register_forward_pre_hook(see)
+    elif case == "backward hook":
+        watched.register_full_backward_hook(see)
+    elif case in HOOKS:
+        watched.register_forward_hook(see)
+    if case.startswith("patched"):
+        patched = drop or activation
+        patched.forward = lambda x: seen.append(1) or type(patched).forward(patched, x)
     if case == "contiguous":
         x = x.contiguous()
-    if case == "hook":
-        activation.register_forward_hook(lambda *arguments: seen.append(1))
     if case == "tanh":
         activation.approximate = "tanh"
+    if case == "stride":
+        expand.stride = (2, 2)
+    expand.requires_grad_(case != "frozen")
+    project.bias.requires_grad_(case != "frozen bias")
     scale = torch.rand(6, 1, 1) if case == "scale" else None
-    drop = nn.Dropout(0.5) if case == "drop" else None
-    with (
-        torch.autocast("cpu", torch.bfloat16, enabled=case != "float32"),
-        torch.set_grad_enabled(case != "no gradient"),
-    ):
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=case != "float32")
+    with autocast, torch.set_grad_enabled(case != "no gradient"):
         x = x.float() if case == "float32" else x
         torch.manual_seed(0)
         found = mlp(x, expand, activation, project, scale, drop)
+        if case == "backward hook":
+            found.sum().backward()
+        assert bool(seen) == (case in HOOKS or case.startswith("patched"))
         torch.manual_seed(0)
         kept = drop or nn.Identity()
         between = kept(activation(expand(x)))
         expected = kept(project(between) if scale is None else scale * project(between))
     torch.testing.assert_close(found, expected)
-    assert bool(seen) == (case == "hook")
+
+
+@needs_kernels
+def test_gradients_of_mlps_have_the_layout_of_their_weights():
+    x = maps(2, 6, 4, 4)
+    weights = [torch.rand(6, 16).t()[..., None, None], torch.rand(16), torch.rand(16, 6).t()[..., None, None]]
+    weights = [weight.requires_grad_() for weight in (*weights, torch.rand(6))]
+    found = torch.autograd.grad(training_operators.mlp(x, *weights).sum(), weights)
+    assert [each.stride() for each in found] == [each.stride() for each in weights]
+    expand, expand_bias, project, project_bias = weights
+    exact = F.conv2d(F.gelu(F.conv2d(x.float(), expand, expand_bias)), project, project_bias)
+    for one, other in zip(found, torch.autograd.grad(exact.sum(), weights), strict=True):
+        assert relative(one, other) < 1e-2
+
+
+@needs_kernels
+def test_mlps_of_several_threads_and_blocks():
+    net, x = nn.Sequential(*layers(56, 224)), maps(3, 56, 21, 23).requires_grad_()
+    exact, wide = copy.deepcopy(net).double(), x.detach().double().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = mlp(x, *net)
+    found = torch.autograd.grad(y.sum(), (x, *net.parameters()))
+    expected = torch.autograd.grad(exact(wide).sum(), (wide, *exact.parameters()))
+    assert max(relative(one.double(), other) for one, other in zip(found, expected, strict=True)) < 2e-2
+
+
+@needs_kernels
+def test_sums_of_mlps_over_many_pixels_are_exact():
+    weights = [torch.full(shape, 0.25) for shape in ((4, 2, 1, 1), (4,), (2, 4, 1, 1), (2,))]
+    for weight in weights:
+        weight.requires_grad_()
+    found = []
+    for height, width in ((1500, 1000), (128, 1)):
+        x = maps(1, 2, height, width).fill_(0.5)
+        y = training_operators.mlp(x, *weights)
+        found.append(torch.autograd.grad(y, weights, torch.full_like(y, 0.7)))
+    for many, few in zip(*found, strict=True):
+        torch.testing.assert_close(many, few * (1.5e6 / 128), rtol=2e-4, atol=0)  # of weights in float32
 
 
 @needs_kernels
@@ -310,6 +364,10 @@ def test_mlps_of_wrong_shapes():
     odd = torch.rand(7, 6, 1, 1), torch.rand(7), torch.rand(6, 7, 1, 1), torch.rand(6)
     with pytest.raises(ValueError, match="even numbers of channels"):
         training_operators.mlp(x, *odd)
+    with pytest.raises(ValueError, match=r"expected torch.bfloat16, found torch.float32"):
+        training_operators.mlp(x.float(), *weights)
+    with pytest.raises(ValueError, match=r"expected torch.float32, found torch.bfloat16"):
+        training_operators.mlp(x, *(each.bfloat16() for each in weights))
 
 
 def gradients(net, x):

@@ -242,7 +242,7 @@ inline void mlps(const std::string& isa, const TrainingKernels& kernels, const K
   Some some;
   Worst outputs, gradients, weights, biases;
   const int shapes[][3] = {{1, 2, 2},      {2, 16, 64},   {31, 48, 192},  {128, 34, 70},
-                           {129, 56, 224}, {300, 24, 96}, {1000, 18, 20}, {140, 128, 512}};
+                           {700, 56, 224}, {300, 24, 96}, {3000, 18, 20}, {400, 128, 512}};
   for (const auto& [rows, channels, hidden] : shapes) {
     const std::string where =
         std::to_string(rows) + " rows of " + std::to_string(channels) + ", " + std::to_string(hidden);

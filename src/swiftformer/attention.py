@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from swiftformer.small_maps import PointWiseConv2d, point_wise
+from swiftformer.training_kernels import is_watched
 
 GlobalQueryWeighting = Literal["uniform", "l2"]
 
@@ -75,8 +76,7 @@ def is_plain_layer(layer: Any) -> bool:
         and type(layer.weight) is nn.Parameter
         and layer.weight.dtype in (torch.float32, torch.float64)
         and layer.bias is not None
-        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
-        and "forward" not in vars(layer)
+        and not is_watched(layer)
     )
 
 

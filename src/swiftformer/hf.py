@@ -7,6 +7,7 @@ Code written for `transformers.SwiftFormer*` runs after changing the import. Wha
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
@@ -63,18 +64,18 @@ class SwiftFormerPreTrainedModel(PreTrainedModel):
         """
         return cls(SwiftFormerConfig.from_variant(name, **kwargs))
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
         """As transformers', with the model's `preprocessing` as `preprocessor_config.json` beside it.
 
         Raises:
             ValueError: the model has the normalisation folded in, which a checkpoint cannot tell.
         """
         refuse_folded(self)
-        super().save_pretrained(*args, **kwargs)
-        preprocessing = getattr(self, "preprocessing", None)
-        if preprocessing is not None and kwargs.get("is_main_process", True):
-            folder = Path(args[0] if args else kwargs["save_directory"])
+        folder, preprocessing = Path(save_directory), getattr(self, "preprocessing", None)
+        if preprocessing is not None and is_main_process and not folder.is_file():  # before it is sent to a hub
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict(), indent=2) + "\n")
+        super().save_pretrained(save_directory, is_main_process, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -1,4 +1,5 @@
-"""Convolutions that learn from maps of a few pixels faster than torch's on a CPU: see benchmarks/small_maps.py."""
+"""Convolutions that learn from maps of a few pixels faster than torch's on a CPU (see benchmarks/small_maps.py); those
+that are depth-wise from any map, where there is a kernel for it (see benchmarks/training_kernels.py)."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ MOST = 16  # pixels of a map, up to which matrix products are faster than oneDNN
 
 class DepthWiseConv2d(nn.Conv2d):
     """3x3 with a padding of 1: `(B, dim, H, W)` to the same shape. Nothing but a convolution, except in training on a
-    CPU with maps of one or two pixels in height or width, as pictures of up to 64 pixels have in the last stage."""
+    CPU: there by a kernel, if it serves, and otherwise with maps of one or two pixels in height or width, as pictures
+    of up to 64 pixels have in the last stage, by a sum for each tap."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, dim, kernel_size=3, padding=1, groups=dim)

@@ -78,6 +78,9 @@ def serves_depth_wise(x: Tensor, conv: nn.Conv2d) -> bool:
     """Whether `training_operators.depth_wise` computes what this convolution of 3x3 with a padding of 1 is to give."""
     if not hasattr(training_operators.KERNELS, "depth_wise") or not _autocasts(x) or not torch.is_grad_enabled():
         return False
+    places = conv.stride, conv.padding, conv.dilation, conv.padding_mode
+    if places != ((1, 1), (1, 1), (1, 1), "zeros") or conv.weight.shape[1:] != (1, 3, 3) or x.numel() == 0:
+        return False
     weights = all(each is not None and each.dtype == torch.float32 for each in (conv.weight, conv.bias))
     types = weights and x.dtype in (torch.float32, torch.bfloat16) and not torch.jit.is_tracing()
     return (
@@ -89,7 +92,9 @@ def serves_mlp(x: Tensor, expand: nn.Conv2d, activation: nn.Module, project: nn.
     """Whether `training_operators.mlp` computes what these modules, two convolutions of 1x1, are to give."""
     if not hasattr(training_operators.KERNELS, "mlp") or not (_autocasts(x) and _is_learned_from(x)):
         return False
-    if type(activation) is not GELU or activation.approximate != "none" or _is_watched(activation) or x.ndim != 4:
+    if type(activation) is not GELU or activation.approximate != "none" or is_watched(activation) or x.ndim != 4:
+        return False
+    if any((conv.stride, conv.padding, conv.groups) != ((1, 1), (0, 0), 1) for conv in (expand, project)):
         return False
     weights = expand.weight, expand.bias, project.weight, project.bias
     learned = all(each is not None and each.dtype == torch.float32 and each.requires_grad for each in weights)
@@ -108,12 +113,14 @@ def _autocasts(x: Tensor) -> bool:
 def is_idle(drop: nn.Module) -> bool:
     """Whether dropout or drop path does nothing and nobody looks at it."""
     rate = drop.p if type(drop) is nn.Dropout else getattr(drop, "drop_prob", None)
-    return rate == 0 and not _is_watched(drop)
+    return rate == 0 and not is_watched(drop)
 
 
-def _is_watched(module: nn.Module) -> bool:
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(hooks)
+def is_watched(module: nn.Module) -> bool:
+    """Whether somebody looks at what it takes or gives, or has put something in place of its function."""
+    hooks = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+    everywhere = any(getattr(torch.nn.modules.module, f"_global{name}") for name in hooks)
+    return everywhere or any(getattr(module, name) for name in hooks) or "forward" in vars(module)
 
 
 def _serves(x: Tensor) -> bool:

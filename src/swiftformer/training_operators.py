@@ -71,6 +71,19 @@ def _check(*maps: Tensor, channels: tuple[Tensor, ...]) -> None:
         raise ValueError(f"expected maps (B, C, H, W) of one shape and C values, found {shapes} and {counts} values")
 
 
+def _check_types(dtype: torch.dtype, *tensors: Tensor) -> None:
+    if found := {each.dtype for each in tensors} - {dtype}:
+        raise ValueError(f"expected {dtype}, found {', '.join(map(str, found))}")
+
+
+def _check_depth_wise(x: Tensor, weight: Tensor) -> None:
+    if weight.shape != (x.shape[1], 1, 3, 3):
+        raise ValueError(f"expected weights of a 3x3 depth-wise convolution of {tuple(x.shape)}, found {weight.shape}")
+    if x.dtype not in (torch.float32, torch.bfloat16) or x.numel() == 0:
+        raise ValueError(f"expected values of float32 or bfloat16, found {x.numel()} of {x.dtype}")
+    _check_types(torch.float32, weight)
+
+
 def _operator(name: str, run: Callable, fake: Callable) -> Callable:
     """A function without a gradient that torch.compile takes as it is."""
     operator = torch.library.custom_op(f"swiftformer::{name}", run, mutates_args=(), device_types="cpu")
@@ -264,14 +277,18 @@ def _sizes(x: Tensor) -> tuple[int, int, int, int]:
 
 
 def _depth_wise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    _check(x, channels=(weight[:, 0, 0, 0], bias))
+    _check(x, channels=(bias,))
+    _check_depth_wise(x, weight)
+    _check_types(torch.float32, bias)
     x, y = _rows(x), torch.empty_like(x, dtype=torch.bfloat16, memory_format=torch.channels_last)
     _call("depth_wise", x, x.dtype == torch.bfloat16, *_sizes(x), weight.contiguous(), bias.contiguous(), y)
     return y
 
 
 def _depth_wise_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    _check(gradient, x, channels=(weight[:, 0, 0, 0],))
+    _check(gradient, x, channels=())
+    _check_depth_wise(x, weight)
+    _check_types(torch.bfloat16, gradient)
     gradient, x, taps = _rows(gradient), _rows(x), weight.contiguous()
     to, of_weight, of_bias = torch.empty_like(x), torch.empty_like(taps), taps.new_empty(len(taps))
     half = x.dtype == torch.bfloat16
@@ -299,7 +316,8 @@ depth_wise = _learned(
 
 
 # --- `project(gelu(expand(x)))`: maps of bfloat16, weights `(hidden, C, 1, 1)` and `(C, hidden, 1, 1)` and biases of
-# float32, C and hidden even numbers. What lies between is not kept, but computed again for the gradient.
+# float32, C and hidden even numbers. What lies between is not kept, but computed again for the gradient, before which
+# weights may not change.
 
 
 def _check_mlp(x: Tensor, expand: Tensor, expand_bias: Tensor, project: Tensor) -> None:
@@ -308,11 +326,14 @@ def _check_mlp(x: Tensor, expand: Tensor, expand_bias: Tensor, project: Tensor) 
     wanted = [(hidden, channels, 1, 1), (hidden,), (channels, hidden, 1, 1)]
     if shapes != wanted or hidden % 2 or channels % 2:
         raise ValueError(f"expected weights of two 1x1 convolutions with even numbers of channels, found {shapes}")
+    _check_types(torch.bfloat16, x)
+    _check_types(torch.float32, expand, expand_bias, project)
     _check(x, channels=(project[:, 0, 0, 0],))
 
 
 def _mlp(x: Tensor, expand: Tensor, expand_bias: Tensor, project: Tensor, project_bias: Tensor) -> Tensor:
     _check_mlp(x, expand, expand_bias, project)
+    _check_types(torch.float32, project_bias)
     _check(x, channels=(project_bias,))
     x, y = _rows(x), _like_rows(x)
     weights = (each.contiguous() for each in (expand, expand_bias, project, project_bias))
@@ -325,12 +346,14 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 def _mlp_gradient(gradient: Tensor, x: Tensor, expand: Tensor, expand_bias: Tensor, project: Tensor) -> Gradients:
     _check(gradient, x, channels=())
+    _check_types(torch.bfloat16, gradient)
     _check_mlp(x, expand, expand_bias, project)
     gradient, x = _rows(gradient), _rows(x)
     weights = [each.contiguous() for each in (expand, expand_bias, project)]
-    found = _empty_gradients(gradient, x, expand, expand_bias, project)
-    _call("mlp_gradient", gradient, x, *_size(x), len(expand), *weights, *found)
-    return found
+    to, *of_weights, of_project_bias = _empty_gradients(gradient, x, *weights)
+    _call("mlp_gradient", gradient, x, *_size(x), len(expand), *weights, to, *of_weights, of_project_bias)
+    of_expand, of_expand_bias, of_project = map(_in_layout_of, (expand, expand_bias, project), of_weights)
+    return to, of_expand, of_expand_bias, of_project, of_project_bias
 
 
 def _empty_gradients(_: Tensor, x: Tensor, expand: Tensor, expand_bias: Tensor, project: Tensor) -> Gradients:

@@ -129,6 +129,18 @@ struct Exact {
                                    -0.08459123208344367f};
 };
 
+// Phi(x) + x phi(x), by the symmetry of 1/2: the part below that of -|x|.
+inline Vec gelu_slope(Vec x) {
+  const Vec size = min(all(1e18f), abs(x));  // NaN stays
+  const Vec power = max(size * size * all(-0.72134752f), all(-1000.0f));
+  const Vec whole = nearest(power);
+  const Vec fraction = polynomial(Exact::power_of_2, power - whole);
+  const Vec t = reciprocal(multiply_add(all(Exact::p), size, all(1.0f)));
+  const Vec density = size * all(0.39894228f);
+  const Vec below = times_power_of_2(fraction * (polynomial(Exact::tail, t) - density), whole);
+  return all(0.5f) + with_sign(all(0.5f) - below, x);
+}
+
 #if defined(LOOKS_UP_32)
 // Phi(-a) - a phi(a) as a polynomial in a, around each multiple of 1 / 5.6.
 struct Slopes {
@@ -165,30 +177,20 @@ inline Vec slope_of(Vec x, Vec size, Vec place) {
   return all(0.5f) + with_sign(all(0.5f) - below, x);
 }
 
-// Phi(x) + x phi(x), with an error of at most 2e-6.
-inline Vec gelu_slope(Vec x) {
+// Phi(x) + x phi(x), with an error of at most 2e-6, for bfloat16.
+inline Vec rough_gelu_slope(Vec x) {
   const Vec size = min(all(5.625f), abs(x));  // NaN stays
   return slope_of(x, size, nearest_place(size, 5.6f));
 }
 
-// GELU and its slope.
+// GELU and its slope, both with errors of at most 2e-6.
 inline Vec gelu_with_slope(Vec x, Vec& slope) {
   const Vec size = min(all(5.625f), abs(x)), place = nearest_place(size, 5.6f);
   slope = slope_of(x, size, place);
   return gelu_of(x, size, place);
 }
 #else
-// Phi(x) + x phi(x), by the symmetry of 1/2: the part below that of -|x|.
-inline Vec gelu_slope(Vec x) {
-  const Vec size = min(all(1e18f), abs(x));  // NaN stays
-  const Vec power = max(size * size * all(-0.72134752f), all(-1000.0f));
-  const Vec whole = nearest(power);
-  const Vec fraction = polynomial(Exact::power_of_2, power - whole);
-  const Vec t = reciprocal(multiply_add(all(Exact::p), size, all(1.0f)));
-  const Vec density = size * all(0.39894228f);
-  const Vec below = times_power_of_2(fraction * (polynomial(Exact::tail, t) - density), whole);
-  return all(0.5f) + with_sign(all(0.5f) - below, x);
-}
+inline Vec rough_gelu_slope(Vec x) { return gelu_slope(x); }
 
 inline Vec gelu_with_slope(Vec x, Vec& slope) {
   slope = gelu_slope(x);

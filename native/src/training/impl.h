@@ -28,11 +28,11 @@ void gelu_of_bf16(const Bf16* x, int64_t count, Bf16* y) {
 void gelu_gradient_of_bf16(const Bf16* gradient, const Bf16* x, int64_t count, Bf16* to) {
   int64_t i = 0;
   for (; i + lanes <= count; i += lanes) {
-    store_bf16(&to[i].bits, load_bf16(&gradient[i].bits) * gelu_slope(load_bf16(&x[i].bits)));
+    store_bf16(&to[i].bits, load_bf16(&gradient[i].bits) * rough_gelu_slope(load_bf16(&x[i].bits)));
   }
   if (i < count) {
     const int left = count - i;
-    const Vec slope = gelu_slope(load_some_bf16(&x[i].bits, left));
+    const Vec slope = rough_gelu_slope(load_some_bf16(&x[i].bits, left));
     store_some_bf16(&to[i].bits, load_some_bf16(&gradient[i].bits, left) * slope, left);
   }
 }
@@ -246,7 +246,7 @@ void rows_to_bf16(const float* from, int stride, int64_t rows, int channels, Bf1
 
 void gelu_in_pairs(const float* values, const float* gradient, int stride, int rows, uint32_t* activated,
                    uint32_t* slopes, int words_apart, Bf16* to, int to_stride, float* sums) {
-  Vec total = load(sums);
+  Vec total = all(0.0f);
   for (int row = 0; row < rows; row += 2) {
     Vec of_upper, of_lower;
     const Vec upper = gelu_with_slope(load(values), of_upper), lower = gelu_with_slope(load(values + stride), of_lower);

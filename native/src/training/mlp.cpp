@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <numeric>
 
 #include "network/packing.h"
@@ -98,8 +99,7 @@ void each_block(int64_t first, int64_t count, const Of& of) {
 struct Sums {
   int stride;
   Memory<float> expand, project;  // (channels, hidden) both, filled up
-  Memory<float> expand_bias;
-  std::vector<double> project_bias;
+  std::vector<double> expand_bias, project_bias;
 
   explicit Sums(const Mlp& layer)
       : stride(filled(layer.hidden)),
@@ -138,10 +138,10 @@ void mlp_gradient(const Kernels& products, const TrainingKernels& kernels, const
       packed_matrix(products, turned(layer.project, channels, hidden).data(), no_bias.data(), hidden, channels);
   const Product back =
       packed_matrix(products, turned(layer.expand, hidden, channels).data(), no_bias.data(), channels, hidden);
-  std::vector<Sums> sums;
-  for (int i = 0; i < std::max(threads, 1); ++i) sums.emplace_back(layer);
+  std::vector<std::unique_ptr<Sums>> sums(std::max(threads, 1));
   const int parts = split(rows, channels, threads, [&](int part, int64_t first, int64_t count) {
-    Sums& sum = sums[part];
+    sums[part] = std::make_unique<Sums>(layer);
+    Sums& sum = *sums[part];
     Operands inputs(channels), gradients(channels), slopes(hidden);
     Memory<float> values(static_cast<size_t>(block) * wide), of_values(values.size());
     Memory<float> outputs(static_cast<size_t>(block) * filled(channels)), none(channels);
@@ -160,8 +160,10 @@ void mlp_gradient(const Kernels& products, const TrainingKernels& kernels, const
       columns_of_slopes.be_deep(words);
       activated.each([&](int column, uint32_t* to_activated, int panel) {
         uint32_t* const to_slopes = columns_of_slopes.words() + (to_activated - activated.words());
+        float of_columns[lanes];
         kernels.gelu_in_pairs(values.get() + column, of_values.get() + column, wide, end, to_activated, to_slopes,
-                              panel, slopes.values() + column, 2 * slopes.stride(), sum.expand_bias.get() + column);
+                              panel, slopes.values() + column, 2 * slopes.stride(), of_columns);
+        for (int i = 0; i < lanes; ++i) sum.expand_bias[column + i] += of_columns[i];
       });
       multiply(products, back, slopes, some, Then::store, outputs.get(), filled(channels));
       kernels.to_bf16(outputs.get(), filled(channels), some, channels, to + row * channels);
@@ -177,17 +179,19 @@ void mlp_gradient(const Kernels& products, const TrainingKernels& kernels, const
   });
   const auto total = [&](const auto& one) {
     double value = 0;
-    for (int i = 0; i < parts; ++i) value += one(sums[i]);
+    for (int i = 0; i < parts; ++i) value += one(*sums[i]);
     return static_cast<float>(value);
   };
-  for (int c = 0; c < channels; ++c) {
-    of.project_bias[c] = total([&](const Sums& sum) { return sum.project_bias[c]; });
-    for (int h = 0; h < hidden; ++h) {
-      of.expand[h * channels + c] = total([&](const Sums& sum) { return sum.expand.get()[c * wide + h]; });
-      of.project[c * hidden + h] = total([&](const Sums& sum) { return sum.project.get()[c * wide + h]; });
+  split(channels, static_cast<int64_t>(hidden) * parts, threads, [&](int, int64_t first, int64_t count) {
+    for (int64_t c = first; c < first + count; ++c) {
+      of.project_bias[c] = total([&](const Sums& sum) { return sum.project_bias[c]; });
+      for (int h = 0; h < hidden; ++h) {
+        of.expand[h * channels + c] = total([&](const Sums& sum) { return sum.expand.get()[c * wide + h]; });
+        of.project[c * hidden + h] = total([&](const Sums& sum) { return sum.project.get()[c * wide + h]; });
+      }
     }
-  }
-  for (int h = 0; h < hidden; ++h) of.expand_bias[h] = total([&](const Sums& sum) { return sum.expand_bias.get()[h]; });
+  });
+  for (int h = 0; h < hidden; ++h) of.expand_bias[h] = total([&](const Sums& sum) { return sum.expand_bias[h]; });
 }
 
 }  // namespace swiftformer

@@ -65,7 +65,7 @@ struct TrainingKernels {
 
   // Of `lanes` columns of `rows` rows, an even number, `stride` apart: GELU of the values, and the gradient of these
   // from that of GELU; both as words of two rows below each other, `words_apart` apart, and the gradient as rows as
-  // well. Adds its sums to `sums`.
+  // well. Gives its sums.
   void (*gelu_in_pairs)(const float* values, const float* gradient, int stride, int rows, uint32_t* activated,
                         uint32_t* slopes, int words_apart, Bf16* to, int to_stride, float* sums);
 

@@ -126,11 +126,12 @@ def _pictures(folder: Path) -> Iterator[Path]:
 
 
 def _leads_back(parent: Path, name: str) -> bool:
-    """Whether a folder is a link to one that it was reached through."""
+    """Whether a folder is a link to one that it was reached through, or that it lies in."""
     if not (parent / name).is_symlink():
         return False
-    target = os.path.realpath(parent / name)
-    return any(os.path.realpath(each) == target for each in (parent, *parent.parents))
+    target = Path(os.path.realpath(parent / name))
+    through = (Path(os.path.realpath(each)) for each in (parent, *parent.parents))
+    return any(each == target for each in through) or Path(os.path.realpath(parent)).is_relative_to(target)
 
 
 @functools.cache  # as training opens the same folder twice
