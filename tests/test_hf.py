@@ -22,6 +22,8 @@ from swiftformer import (
     SwiftFormerModel,
     register,
 )
+from swiftformer.checkpoints import load
+from swiftformer.image_processing import Preprocessing
 from swiftformer.variants import VARIANTS
 
 
@@ -414,3 +416,25 @@ def test_trainer_reports_the_loss_of_the_batch_whatever_the_accumulation(tmp_pat
         trainer = Trainer(model=tiny(), args=arguments, train_dataset=data)
         losses.append(trainer.train().training_loss)
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
+
+
+def test_save_pretrained_keeps_how_pictures_are_prepared(tmp_path, monkeypatch):
+    """Before anything is uploaded; only by the main process, and not where a file is."""
+    model = tiny()
+    model.preprocessing = Preprocessing(size=(48, 48), resize="shortest", resize_to=50)
+    seen = []
+    monkeypatch.setattr(
+        transformers.PreTrainedModel,
+        "save_pretrained",
+        lambda self, folder, *rest, **more: seen.append([file.name for file in folder.iterdir()]),
+    )
+    model.save_pretrained(tmp_path / "a", push_to_hub=True)
+    assert seen == [["preprocessor_config.json"]]
+    monkeypatch.undo()
+    model.save_pretrained(str(tmp_path / "b"))
+    assert load(tmp_path / "b").preprocessing == model.preprocessing
+    model.save_pretrained(tmp_path / "c", False)
+    assert not (tmp_path / "c" / "preprocessor_config.json").exists()
+    (tmp_path / "file").touch()
+    model.save_pretrained(tmp_path / "file")  # transformers logs that
+    assert (tmp_path / "file").read_bytes() == b""

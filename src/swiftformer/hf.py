@@ -64,7 +64,9 @@ class SwiftFormerPreTrainedModel(PreTrainedModel):
         """
         return cls(SwiftFormerConfig.from_variant(name, **kwargs))
 
-    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
         """As transformers', with the model's `preprocessing` as `preprocessor_config.json` beside it.
 
         Raises:
@@ -75,7 +77,7 @@ class SwiftFormerPreTrainedModel(PreTrainedModel):
         if preprocessing is not None and is_main_process and not folder.is_file():  # before it is sent to a hub
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict(), indent=2) + "\n")
-        super().save_pretrained(save_directory, is_main_process, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

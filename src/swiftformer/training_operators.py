@@ -357,8 +357,8 @@ def _mlp_gradient(gradient: Tensor, x: Tensor, expand: Tensor, expand_bias: Tens
 
 
 def _empty_gradients(_: Tensor, x: Tensor, expand: Tensor, expand_bias: Tensor, project: Tensor) -> Gradients:
-    of_weights = (torch.empty_like(each) for each in (expand, expand_bias, project))
-    return _like_rows(x), *of_weights, expand_bias.new_empty(len(project))
+    of_expand, of_expand_bias, of_project = (torch.empty_like(each) for each in (expand, expand_bias, project))
+    return _like_rows(x), of_expand, of_expand_bias, of_project, expand_bias.new_empty(len(project))
 
 
 def _keep_mlp(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], output: Tensor) -> None:

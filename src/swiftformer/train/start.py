@@ -89,15 +89,15 @@ def resumable_state(
         found = differences(started, train.classes, "the run", "the data")
         raise ValueError(f"{output}: expected the classes that it was started with, found {found}")
     told = told_of_data(train, val)
-    known = told | {key: state[key] for key in told if key in state}  # which states of older versions do not tell
-    if known["pictures"] != told["pictures"]:
-        numbers = *known["pictures"], *told["pictures"]
+    stored_data = told | {key: state[key] for key in told if key in state}  # which states of older versions do not tell
+    if stored_data["pictures"] != told["pictures"]:
+        numbers = *stored_data["pictures"], *told["pictures"]
         raise ValueError(
             "{0}: expected the {1} training and {2} validation images that it was started with, found {3} and {4}; on "
             "others, start another run from it: --model {0}".format(output, *numbers)
         )
-    if known["reduce_zero_label"] != told["reduce_zero_label"]:
-        option = "--reduce-zero-label" if known["reduce_zero_label"] else "--no-reduce-zero-label"
+    if stored_data["reduce_zero_label"] != told["reduce_zero_label"]:
+        option = "--reduce-zero-label" if stored_data["reduce_zero_label"] else "--no-reduce-zero-label"
         raise ValueError(f"{output}: expected {option} with the same data, as the run was started")
     return state
 
