@@ -235,16 +235,16 @@ def test_a_candidate_that_fails_later_costs_no_other(monkeypatch, caplog):
 
         def failing(*arguments):
             calls.append(1)
-            if len(calls) > 10:
+            if len(calls) > 14:
                 raise MemoryError("no room")
             return call(*arguments)
 
         return failing
 
     monkeypatch.setattr(latency, "CANDIDATES", [dataclasses.replace(torchs, engine="late", build=build), torchs])
-    result = run_benchmark(["xs"], [1], [(32, 32)], rounds=20, seconds=0.001, footprints=True)
+    result = run_benchmark(["xs"], [1], [(32, 32)], rounds=4, seconds=0.001, footprints=False)
     late, whole = result["rows"]
-    assert late["error"] == "no room" and "median_ms" not in late and whole["calls"] >= 20
+    assert late["error"] == "no room" and "median_ms" not in late and whole["calls"] >= 8
     assert "swiftformer in late, fp32 fails (no room)" in caplog.text
 
 

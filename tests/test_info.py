@@ -40,7 +40,7 @@ def test_counts_by_hand(task, kind, monkeypatch):
         if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
             module.register_forward_hook(hook)
     with monkeypatch.context() as plain:  # hooks see no layer whose weights are scaled
-        for place in ("model", "attention"):
+        for place in ("mlp", "attention"):
             plain.setattr(f"swiftformer.{place}.scaled", lambda layer, x, scale: layer(x))
         model(torch.zeros(1, 3, 96, 64))
     found = complexity(config, (96, 64), task)

@@ -125,8 +125,7 @@ def test_seconds_of_layers(batch):
 
 
 def test_limits_of_products():
-    for isa, precision in MODES:
-        assert 1e6 < native.product_limit(isa, precision) < 1e14
+    assert 1e6 < native.product_limit("auto", "bf16") < 1e14
 
 
 def test_what_a_fresh_wheel_must_do():
