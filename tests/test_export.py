@@ -661,11 +661,11 @@ def test_a_drop_is_not_measured_on_what_was_calibrated_on(cli, tmp_path, image_f
 
     monkeypatch.setattr(exports, "export", refuse)
     monkeypatch.setattr(classification, "evaluate_reference", lambda *a, **k: chosen.append(a[1:]) or {"top1": 5.0})
-    for validation in (flat, apart):
+    for validation in (flat, apart, f"{flat}/", apart / ".." / "train"):
         options = ("--calibration", flat, "--max-drop", "1", "--validation", validation, "--precision", "int8")
         code, _, err = cli("export", "--model", tmp_path / "model", "--format", "onnx", *options)
         assert code == 2 and err.endswith("error: 5\n")
-    assert chosen == [(str(flat), "val"), (str(apart), None)]
+    assert [split for _, split in chosen] == ["val", None, "val", "val"]
 
 
 def test_command_line(cli, tmp_path, image_folder):  # noqa: F811

@@ -433,6 +433,7 @@ def test_save_pretrained_keeps_how_pictures_are_prepared(tmp_path, monkeypatch):
     monkeypatch.undo()
     model.save_pretrained(str(tmp_path / "b"))
     assert load(tmp_path / "b").preprocessing == model.preprocessing
+    assert set(model._get_files_timestamps(tmp_path / "b")) == {"config.json", "model.safetensors"}  # is not uploaded
     model.save_pretrained(tmp_path / "c", False)
     assert not (tmp_path / "c" / "preprocessor_config.json").exists()
     (tmp_path / "file").touch()

@@ -177,9 +177,8 @@ void add_training(nb::module_ m) {
       },
       "x"_a, "x_is_bf16"_a, "pictures"_a, "height"_a, "width"_a, "channels"_a, "weight"_a, "bias"_a, "y"_a, "threads"_a,
       "isa"_a, Release(),
-      "3x3 depth-wise convolution of (pictures, height, width, channels), float32 or bfloat16, with zeros around it, "
-      "to "
-      "bfloat16; weights (channels, 3, 3) and biases are float32.");
+      "3x3 depth-wise convolution of (pictures, height, width, channels), float32 or bfloat16, with zeros around it; "
+      "gives bfloat16. Weights (channels, 3, 3) and biases are float32.");
   m.def(
       "depth_wise_gradient",
       [](uintptr_t gradient, uintptr_t x, bool x_is_bf16, int64_t pictures, int height, int width, int channels,

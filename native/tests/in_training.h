@@ -39,7 +39,7 @@ inline void gelu_in_training(const Mode& mode) {
   report("gradient of GELU in training " + mode.name(), slopes.found, 2e-6, slopes.where);
 }
 
-// Numbers of the same kind in every run.
+// The same numbers in every run.
 struct Some {
   std::mt19937 random{9};
   float operator()() { return (random() / 4294967296.0f - 0.5f) * 16.0f; }

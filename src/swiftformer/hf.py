@@ -79,6 +79,13 @@ class SwiftFormerPreTrainedModel(PreTrainedModel):
             (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict(), indent=2) + "\n")
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
 
+    def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
+        """Without what `save_pretrained` has just written: transformers uploads what changes after this."""
+        known = super()._get_files_timestamps(working_dir)
+        if getattr(self, "preprocessing", None) is not None:
+            known.pop("preprocessor_config.json", None)
+        return known
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

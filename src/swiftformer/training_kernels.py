@@ -75,14 +75,14 @@ def add_scaled(
 
 
 def serves_depth_wise(x: Tensor, conv: nn.Conv2d) -> bool:
-    """Whether `training_operators.depth_wise` computes what this convolution of 3x3 with a padding of 1 is to give."""
-    if not hasattr(training_operators.KERNELS, "depth_wise") or not _autocasts(x) or not torch.is_grad_enabled():
+    """Whether `training_operators.depth_wise` computes what a 3x3 convolution is to give, in a step that learns."""
+    if not hasattr(training_operators.KERNELS, "depth_wise") or not _autocasts(x):
         return False
     places = conv.stride, conv.padding, conv.dilation, conv.padding_mode
     if places != ((1, 1), (1, 1), (1, 1), "zeros") or conv.weight.shape[1:] != (1, 3, 3) or x.numel() == 0:
         return False
     weights = all(each is not None and each.dtype == torch.float32 for each in (conv.weight, conv.bias))
-    types = weights and x.dtype in (torch.float32, torch.bfloat16) and not torch.jit.is_tracing()
+    types = weights and x.dtype in (torch.float32, torch.bfloat16)
     return (
         types and x.ndim == 4 and x.shape[1] == len(conv.weight) and x.is_contiguous(memory_format=torch.channels_last)
     )

@@ -214,7 +214,7 @@ void depth_wise_gradient(const Bf16* const lines[3], const Value* x, int width, 
 #pragma GCC unroll 10
     for (int tap = 0; tap < 10; ++tap) total[tap] = load(sums + tap * stride + c);
     const Vec zero = all(0.0f);
-    // Values of x left of, above and right of the gradients in hand.
+    // Values of x left of, at and right of the gradients in hand.
     Vec left = zero, middle = channels_of(x, c, channels), sum = zero, next = zero;
     for (int at = 0; at < end; at += channels) {
       const Three three = three_at(lines, at, c, channels);

@@ -1,5 +1,5 @@
-// What training gets from here: operations between the matrix products, on the bfloat16 maps of PyTorch, in PyTorch's
-// own threads.
+// What training gets from here: operations between the matrix products, and MLPs with theirs, on the bfloat16 maps of
+// PyTorch, in PyTorch's own threads.
 
 #pragma once
 
