@@ -207,8 +207,7 @@ def export(
     )
     if (max_drop is None) != (validation is None):
         raise ValueError("expected --max-drop together with --validation DATA, found one of them")
-    places = {Path(place).expanduser().resolve() for place in (validation, calibration) if place is not None}
-    same = validation is not None and calibration is not None and len(places) == 1
+    places = [data and Path(data).expanduser().resolve() for data in (validation, calibration)]
     artifact = run(
         model,
         folder,
@@ -222,7 +221,7 @@ def export(
         calibration=calibration_pictures(calibration, calibration_images) if calibration else None,
         max_drop=max_drop,
         # What is calibrated on, and was trained on, is not what to measure on.
-        top1=top1_on(validation, "val" if same else None) if validation else None,
+        top1=top1_on(validation, "val" if places[0] == places[1] else None) if validation else None,
         device=device,
         form=form,
     )

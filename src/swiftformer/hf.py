@@ -27,6 +27,7 @@ from transformers.utils import ModelOutput
 
 from swiftformer.attention import EfficientAdditiveAttention
 from swiftformer.config import SwiftFormerConfig
+from swiftformer.files import atomic_file
 from swiftformer.freezing import freeze
 from swiftformer.model import Activation, ConvBranch, Encoder, EncoderBlock, PatchEmbedding
 from swiftformer.normalization import refuse_folded
@@ -75,8 +76,8 @@ class SwiftFormerPreTrainedModel(PreTrainedModel):
         refuse_folded(self)
         folder, preprocessing = Path(save_directory), getattr(self, "preprocessing", None)
         if preprocessing is not None and is_main_process and not folder.is_file():  # before it is sent to a hub
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict(), indent=2) + "\n")
+            with atomic_file(folder / "preprocessor_config.json") as file:
+                file.write_text(json.dumps(preprocessing.to_dict(), indent=2) + "\n")
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
 
     def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:

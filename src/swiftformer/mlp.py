@@ -18,7 +18,10 @@ def mlp(
     scale: Tensor | None = None,
     drop: nn.Module | None = None,
 ) -> Tensor:
-    """`drop(scale * project(drop(activation(expand(x)))))`, maps `(B, C, H, W)`."""
+    """`drop(scale * project(drop(activation(expand(x)))))`, maps `(B, C, H, W)`.
+
+    In training on a CPU by a kernel, where one serves, that keeps nothing of what lies between the layers.
+    """
     idle = scale is None and expand.training and (drop is None or is_idle(drop))
     if idle and all(map(is_plain_layer, (expand, project))) and serves_mlp(x, expand, activation, project):
         return mlp_in_blocks(x.to(torch.bfloat16), expand.weight, expand.bias, project.weight, project.bias)

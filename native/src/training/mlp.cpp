@@ -97,16 +97,14 @@ void each_block(int64_t first, int64_t count, const Of& of) {
 
 // Sums of a thread.
 struct Sums {
-  int stride;
   Memory<float> expand, project;  // (channels, hidden) both, filled up
   std::vector<double> expand_bias, project_bias;
 
   explicit Sums(const Mlp& layer)
-      : stride(filled(layer.hidden)),
-        expand(static_cast<size_t>(layer.channels) * stride),
+      : expand(static_cast<size_t>(layer.channels) * filled(layer.hidden)),
         project(expand.size()),
-        expand_bias(stride),
-        project_bias(2 * layer.channels) {}
+        expand_bias(filled(layer.hidden)),
+        project_bias(2 * layer.channels) {}  // kernels give sums of squares behind them
 };
 
 }  // namespace

@@ -42,7 +42,7 @@ def _open(root: Path, file: Path, listing: Path, level: str) -> FileSource:
     except KeyError as error:
         raise ValueError(f"{file}: expected entries with {error}, found one without") from error
     except (TypeError, AttributeError) as error:
-        raise ValueError(f"{file}: expected an object with lists of objects ({error})") from error
+        raise ValueError(f"{file}: expected an object with lists of objects, found something else") from error
 
 
 def _listed(root: Path, file: Path, listing: Path, level: str) -> FileSource:
