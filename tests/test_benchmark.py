@@ -55,6 +55,7 @@ def test_every_peer_computes_the_same(implementations, engines):
         assert row["difference"] < (1e-4 if precision == "fp32" else 0.15)
         assert 0 < row["median_ms"] <= row["p95_ms"] <= row["p99_ms"] and row["calls"] >= 2
         assert row["images_per_second"] == pytest.approx(2000 / row["median_ms"]) and row["size"] == [64, 64]
+        assert len(row["rounds_ms"]) == options["rounds"]
     assert result["machine"]["cores"] >= 1 and result["machine"]["torch"] == torch.__version__.split("+")[0]
 
 
@@ -202,6 +203,7 @@ def test_engines_of_phones(engine):
 
 def row_of(implementation, engine, precision, median_ms, **fields):
     row = {"implementation": implementation, "engine": engine, "precision": precision, "median_ms": median_ms}
+    row["rounds_ms"] = [median_ms] * 3
     return row | {"variant": "xs", "batch": 1, "size": [224, 224]} | fields
 
 
@@ -222,7 +224,17 @@ def test_against_peers(capsys):
     assert (second["batch"], second["float32"], second["transformers_eager"]) == (16, None, None)
     measured = dict.fromkeys(("p95_ms", "p99_ms", "images_per_second", "difference"), 1.0)
     benchmark_table({"rows": [row | measured for row in rows], "against_peers": [first, second]})
-    assert "1.25x (native fp32 : timm openvino fp32)" in " ".join(capsys.readouterr().out.split())
+    out = capsys.readouterr().out
+    assert "1.25x (1.25 to 1.25)" in out and "timm openvino fp32" in out.split("times as fast as the peers")[1]
+
+
+def test_rounds_are_compared_one_by_one():
+    """A slow moment of the machine hits both in the same round, and medians of different rounds."""
+    ours = row_of("swiftformer", "native", "fp32", 4.0, rounds_ms=[2.0, 4.0, 4.0, 2.0, 2.0])
+    peer = row_of("timm", "openvino", "fp32", 3.0, rounds_ms=[3.0, 6.0, 8.0, 3.0, 2.5])
+    (found,) = against_peers([ours, peer])
+    assert found["float32"]["ratio"] == 1.5 and found["float32"]["ratio_quartiles"] == [1.5, 1.5]
+    assert (found["float32"]["ours_ms"], found["float32"]["peer_ms"]) == (4.0, 3.0)
 
 
 def test_a_candidate_that_fails_later_costs_no_other(monkeypatch, caplog):

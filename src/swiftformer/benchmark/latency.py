@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from importlib import metadata
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +78,10 @@ def run_benchmark(
 
     Returns:
         `{"machine", "rows", "against_peers"}`; each row has `implementation`, `engine`, `precision`, `variant`,
-        `batch`, `size`, `median_ms`, `p95_ms`, `p99_ms`, `images_per_second`, `difference`, `calls`, and
-        `prepare_seconds`, which is loading, fusing, exporting, quantising and compiling in one, and what `footprint`
-        measures; or an `error`. The comparisons are those of `swiftformer.benchmark.peers.against_peers`.
+        `batch`, `size`, `median_ms`, `p95_ms`, `p99_ms`, `images_per_second`, `difference`, `calls`,
+        `rounds_ms`, the median of each round, and `prepare_seconds`, which is loading, fusing, exporting, quantising
+        and compiling in one, and what `footprint` measures; or an `error`. The comparisons are those of
+        `swiftformer.benchmark.peers.against_peers`.
 
     Raises:
         ValueError: nothing to measure, no such device, an unknown variant, or a size below 32 pixels.
@@ -138,7 +139,7 @@ def _measure(
         failed: list[dict[str, Any]] = []
         measured: list[Candidate] = []
         calls: list[Callable[..., Any]] = []
-        times: list[list[float]] = []
+        times: list[list[list[float]]] = []  # of a candidate, its rounds
         for candidate in chosen:
             progress(f"{cell}: preparing {candidate}")
             row: dict[str, Any] = {
@@ -175,13 +176,14 @@ def _measure(
                 if "error" in rows[place]:
                     continue
                 try:
-                    times[place] += time_calls(calls[place], seconds)
+                    times[place].append(time_calls(calls[place], seconds))
                 except Exception as error:  # as above
                     rows[place]["error"] = one_line(error)
                     logger.warning("%s: %s fails (%s)", cell, measured[place], rows[place]["error"])
-        for row, seconds_each in zip(rows, times, strict=True):
+        for row, by_round in zip(rows, times, strict=True):
             if "error" not in row:
-                row |= summary(seconds_each, batch)
+                row |= summary(list(chain.from_iterable(by_round)), batch)
+                row["rounds_ms"] = [1e3 * statistics.median(measured) for measured in by_round]
         calls.clear()  # their threads and memory
         for row, candidate in zip(rows, measured, strict=True):
             if footprints and device == "cpu" and not candidate.compiled and "error" not in row:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 OURS = "swiftformer"
 
 Row = dict[str, Any]
 
 
 def against_peers(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """How many times as fast as the peers this project is, by median times.
+    """How many times as fast as the peers this project is, round by round.
 
     Args:
         rows: of `run_benchmark`; those with an `error` do not count.
@@ -20,8 +22,9 @@ def against_peers(rows: Sequence[Row]) -> list[dict[str, Any]]:
         For each cell its `variant`, `batch` and `size`, and three comparisons, each of the fastest candidates:
         `float32`, both in float32; `any_precision`; and `transformers_eager`, this project in float32 with
         transformers' model in torch, not compiled, in float32. A comparison has `ours` and `peer` (engine and
-        precision, of the peer with its implementation), `ours_ms`, `peer_ms`, and `ratio`, which is above 1 where this
-        project is faster; or is None where one of the two was not measured.
+        precision, of the peer with its implementation), their medians `ours_ms` and `peer_ms`, and of the ratios of
+        their times in each round, above 1 where this project is faster, the median `ratio` and the quartiles
+        `ratio_quartiles`; or is None where one of the two was not measured.
     """
     found = []
     for (variant, batch, size), inside in cells(row for row in rows if "error" not in row).items():
@@ -58,10 +61,14 @@ def _compared(ours: Sequence[Row], peers: Sequence[Row]) -> dict[str, Any] | Non
     if not ours or not peers:
         return None
     mine, other = (min(rows, key=lambda row: row["median_ms"]) for rows in (ours, peers))
+    # Within a round both met nearly the same machine, which over a run may change its speed by a factor of two.
+    ratios = np.divide(other["rounds_ms"], mine["rounds_ms"])
+    low, ratio, high = np.percentile(ratios, (25, 50, 75)).tolist()
     return {
         "ours": f"{mine['engine']} {mine['precision']}",
         "ours_ms": mine["median_ms"],
         "peer": f"{other['implementation']} {other['engine']} {other['precision']}",
         "peer_ms": other["median_ms"],
-        "ratio": other["median_ms"] / mine["median_ms"],
+        "ratio": ratio,
+        "ratio_quartiles": [low, high],
     }

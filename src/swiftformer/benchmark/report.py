@@ -113,7 +113,10 @@ def _title(variant: str, batch: int, size: Sequence[int]) -> str:
 
 
 def _ratio(compared: dict[str, Any] | None) -> str:
-    return "" if compared is None else f"{compared['ratio']:.2f}x ({compared['ours']} : {compared['peer']})"
+    if compared is None:
+        return ""
+    low, high = compared["ratio_quartiles"]
+    return f"{compared['ratio']:.2f}x ({low:.2f} to {high:.2f})\n{compared['ours']}\n{compared['peer']}"
 
 
 def _print(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
