@@ -15,7 +15,7 @@ import time
 import torch
 from torch import nn
 
-from swiftformer.small_maps import DepthWiseConv2d, PointWiseConv2d
+from swiftformer.convolutions import DepthWiseConv2d, PointWiseConv2d
 
 
 def main() -> None:

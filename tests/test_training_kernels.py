@@ -13,11 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import relative, tiny
+from swiftformer import convolutions, training_kernels, training_operators
 from swiftformer import mlp as mlp_module
-from swiftformer import small_maps, training_kernels, training_operators
+from swiftformer.convolutions import DepthWiseConv2d, PointWiseConv2d
 from swiftformer.mlp import mlp
 from swiftformer.model import DropPath
-from swiftformer.small_maps import DepthWiseConv2d, PointWiseConv2d
 from swiftformer.training_kernels import GELU, BatchNorm2d, add_scaled
 from swiftformer.training_operators import depth_wise, gelu, gelu_gradient, scaled_gradient, sum_with_scaled
 
@@ -179,7 +179,7 @@ def test_depth_wise_convolutions(batch, channels, height, width, dtype, wide_gra
     "case", ["evaluation", "float32", "float16", "no gradient", "frozen", "contiguous", "half", "dilated"]
 )
 def test_other_depth_wise_convolutions_are_torchs(case, monkeypatch):
-    monkeypatch.setattr(small_maps, "depth_wise", lambda *arguments: pytest.fail("a kernel was called"))
+    monkeypatch.setattr(convolutions, "depth_wise", lambda *arguments: pytest.fail("a kernel was called"))
     conv, x = DepthWiseConv2d(6).train(case != "evaluation"), maps(2, 6, 5, 4)
     conv.requires_grad_(case != "frozen")
     if case == "half":

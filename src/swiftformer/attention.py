@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from swiftformer.small_maps import PointWiseConv2d, point_wise
+from swiftformer.convolutions import PointWiseConv2d, point_wise
 from swiftformer.training_kernels import is_watched
 
 GlobalQueryWeighting = Literal["uniform", "l2"]

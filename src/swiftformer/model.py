@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from swiftformer.attention import EfficientAdditiveAttention
+from swiftformer.convolutions import DepthWiseConv2d, PointWiseConv2d
 from swiftformer.mlp import mlp
-from swiftformer.small_maps import DepthWiseConv2d, PointWiseConv2d
 from swiftformer.training_kernels import BatchNorm2d, add_scaled
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import relative, tiny
-from swiftformer.small_maps import MOST, DepthWiseConv2d, PointWiseConv2d, _SmallMaps
+from swiftformer.convolutions import MOST, DepthWiseConv2d, PointWiseConv2d, _SmallMaps
 
 
 def plain(conv):

@@ -1,5 +1,5 @@
-"""Convolutions that learn from maps of a few pixels faster than torch's on a CPU (see benchmarks/small_maps.py); those
-that are depth-wise from any map, where there is a kernel for it (see benchmarks/training_kernels.py)."""
+"""The network's depth-wise and 1x1 convolutions: on a CPU they learn faster than torch's, depth-wise ones by a kernel
+where it serves (see benchmarks/training_kernels.py), both from maps of a few pixels (see benchmarks/small_maps.py)."""
 
 from __future__ import annotations
 
