@@ -10,6 +10,16 @@ from conftest import relative
 from swiftformer.attention import ATTENTION_MODULES, EfficientAdditiveAttention, SelfAttention, l2_normalize, scaled
 
 
+def test_another_weighting_is_refused():
+    with pytest.raises(ValueError, match="global_query_weighting: expected uniform or l2, found 'L2'"):
+        EfficientAdditiveAttention(8, "L2")
+
+
+def test_second_derivatives_of_the_normalisation():
+    x = torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: l2_normalize(x, dim=-1), x)
+
+
 def formula(module: EfficientAdditiveAttention, x: torch.Tensor) -> torch.Tensor:
     """The paper's equations, one image and one token at a time, in float64."""
     out = torch.empty_like(x)

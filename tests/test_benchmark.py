@@ -1,8 +1,10 @@
 """The benchmark on small settings: what it measures, that peers agree, and what it says of itself."""
 
 import dataclasses
+import itertools
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,15 +14,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from swiftformer.attention import SelfAttention
-from swiftformer.benchmark import latency
+from swiftformer.benchmark import latency, layers
 from swiftformer.benchmark.attention import peak, run_attention_benchmark, slopes
 from swiftformer.benchmark.candidates import CANDIDATES, Case, torch_call
 from swiftformer.benchmark.footprint import footprint
 from swiftformer.benchmark.latency import run_benchmark, summary, time_calls
+from swiftformer.benchmark.layers import profile_layers
 from swiftformer.benchmark.peers import against_peers
 from swiftformer.benchmark.report import benchmark_table, plot_benchmark
 from swiftformer.deploy import fuse
+from swiftformer.detection import SwiftFormerForObjectDetection
 from test_cli import cli  # noqa: F401
+from test_detection import detector
 
 
 @pytest.mark.parametrize(
@@ -302,6 +307,8 @@ def test_nothing_to_measure():
         run_benchmark(["xs"], sizes=[(5, 5)])
     with pytest.raises(ValueError, match="expected some of swiftformer, timm, transformers, found keras"):
         run_benchmark(["xs"], [1], implementations=["keras"])
+    with pytest.raises(ValueError, match="batches: expected at least one, found none"):
+        run_benchmark(["xs"], [])
     assert len({str(candidate) for candidate in CANDIDATES}) == len(CANDIDATES)
 
 
@@ -357,6 +364,19 @@ def test_slopes(power):
     assert slopes(rows) == {"m": pytest.approx(power)}
 
 
+def test_layers_that_run_on_several_maps_have_their_sum(monkeypatch):
+    """Every call takes a second of this clock."""
+    ticks = itertools.count()
+    monkeypatch.setattr(layers, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    net = fuse(detector(SwiftFormerForObjectDetection))
+    rows = {row["layer"]: row["median_ms"] for row in profile_layers(net, size=(64, 64), calls=5)["rows"]}
+    (once,) = (found for name, found in rows.items() if name == "stem.0")
+    shared = [found for name, found in rows.items() if "rpn_head" in name]
+    assert once == 1e3 and shared and min(shared) == 5e3
+    with pytest.raises(ValueError, match="batch: expected 1 for this detector, which takes one picture at a time"):
+        profile_layers(net, batch=2)
+
+
 def test_command_line(cli, tmp_path):  # noqa: F811
     options = ["--variants", "xs", "--size", 64, "--batch", "1", "--rounds", 1, "--engines", "torch"]
     options += ["--no-footprints"]
@@ -397,6 +417,9 @@ def test_bad_options(cli, tmp_path, monkeypatch):  # noqa: F811
     device = "device: expected one that this machine has, found 'cuda:7'"
     for options, message in [
         (["--batch", "none"], "batch: expected a number"),
+        (["--batch", ","], "batches: expected at least one, found none"),
+        (["--threads", 100_000], "threads: expected a number from 1 to 1024, found 100000"),
+        (["attention", "--threads", 100_000], "threads: expected a number from 1 to 1024, found 100000"),
         (["--size", "224,big"], "size: expected pixels such as 224 or 480x640, found 'big'"),
         (["--device", "cuda:7"], device),
         (["attention", "--device", "cuda:7"], device),

@@ -199,6 +199,32 @@ def test_a_tensor_of_another_shape(tmp_path):
         load(tmp_path / "odd.pt", form="uniform")
 
 
+def test_names_that_begin_with_another_number(tmp_path):
+    """They are names in order, for all who ask."""
+    save(tiny(), tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    fields = json.loads(path.read_text())
+    fields["id2label"] = {str(i): f"kind {i}" for i in range(1, 11)}
+    path.write_text(json.dumps(fields))
+    assert load(tmp_path / "model").config.id2label == {i: f"kind {i + 1}" for i in range(10)}
+
+
+def test_names_for_classes_that_had_none_keep_the_heads(tmp_path):
+    model = tiny()
+    save(model, tmp_path / "model")
+    names = [f"kind {i}" for i in range(10)]
+    named = load(tmp_path / "model", labels=names)
+    assert not named.load_report.head_replaced and list(named.config.id2label.values()) == names
+    assert torch.equal(named.head.weight, model.head.weight)
+    assert load(tmp_path / "model", labels=names[:3]).load_report.head_replaced
+
+
+def test_timm_has_no_networks_without_layer_scales_in_encoders(tmp_path):
+    model = tiny(global_query_weighting="l2", use_layer_scale=False)
+    with pytest.raises(ValueError, match="timm computes with .* layer scales; found no layer scales in encoders"):
+        save(model, tmp_path / "model.safetensors", "timm")
+
+
 def test_head_is_replaced_where_the_classes_differ(tmp_path):
     names = {i: f"kind {i}" for i in range(10)}
     model = tiny(id2label=names, label2id={v: k for k, v in names.items()})

@@ -2,10 +2,12 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
 from conftest import TINY, randomize, relative, tiny
@@ -19,7 +21,7 @@ from swiftformer import (
 from swiftformer.deploy import DeployModel, fuse
 from swiftformer.export.graph import DeployGraph
 from swiftformer.export.half import fit_half
-from swiftformer.image_processing import AUTHORS
+from swiftformer.image_processing import AUTHORS, Preprocessing
 
 FORMS = [
     {"global_query_weighting": weighting, "normalize_query_key": normalize}
@@ -180,6 +182,22 @@ def test_raw_input():
     with torch.inference_mode():
         found, expected = fuse(model, raw_input=True)(x), model((x / 255 - mean) / std).logits
     assert relative(found, expected) < 1e-4
+
+
+def test_raw_input_is_filled_up_with_the_same_colour():
+    """A detector's picture that has other proportions than its input."""
+    model = tiny()
+    model.preprocessing = usual = Preprocessing(size=(64, 96), resize="fit")
+    raw = fuse(model, raw_input=True).preprocessing
+    picture = Image.new("RGB", (30, 40), (200, 10, 60))
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (usual.mean, usual.std))
+    pixels = raw.prepare(picture)
+    assert pixels[:, 0, -1].tolist() == [round(255 * value) for value in usual.mean]
+    np.testing.assert_allclose((pixels / 255 - mean) / std, usual.prepare(picture), atol=1e-5)
+    assert Preprocessing.from_dict(raw.to_dict()) == raw
+    assert "filling" not in usual.to_dict()
+    with pytest.raises(ValueError, match="expected as many values to fill with as means"):
+        Preprocessing(filling=(0.5,))
 
 
 @pytest.mark.exhaustive

@@ -1,15 +1,18 @@
 """Detectors: against torchvision's own models, labels and outputs, checkpoints, the deployed form."""
 
 import copy
+import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.ops import MultiScaleRoIAlign, box_convert
+from transformers import AutoImageProcessor
 
 import swiftformer
 from swiftformer.checkpoints import load, save
@@ -27,6 +30,7 @@ from swiftformer.export import ExportError, export
 from swiftformer.export.compare import found_again
 from swiftformer.heads import rcnn
 from swiftformer.heads.rcnn import RegionPooling, fitting_levels
+from swiftformer.image_processing import Preprocessing
 from swiftformer.locate import stored_task
 
 SMALL = {
@@ -253,6 +257,10 @@ def test_bad_labels():
         model(pictures(), pixels)
     with pytest.raises(ValueError, match="expected class_labels in labels, found labels, boxes"):
         model(pictures(), torchvision)
+    flat = labels()
+    flat[1]["boxes"][0, 2] = 0
+    with pytest.raises(ValueError, match="expected boxes with a width and a height, found one of 0"):
+        model(pictures(), flat)
     short = labels()
     short[0]["boxes"] = short[0]["boxes"][:1]
     with pytest.raises(ValueError, match=r"boxes of shape \(2, 4\), found \(1, 4\)"):
@@ -266,6 +274,8 @@ def test_bad_configurations():
         detector(detection_nms_threshold=0.0)
     with pytest.raises(ValueError, match="expected at least 1 class"):
         detector(id2label={}, label2id={})
+    with pytest.raises(ValueError, match="expected a down_stride of 2 for a pyramid of maps, found 4"):
+        detector(down_stride=4)
 
 
 def test_checkpoints(tmp_path):
@@ -328,6 +338,44 @@ def test_more_places_than_there_are_candidates():
         expected, found = model(pictures(1)), fuse(model)(pictures(1))
     assert found[0].shape == (1, 300)
     assert_same_objects(dict(zip(fuse(model).outputs, found, strict=True)), expected)
+
+
+def test_a_fused_model_detects_as_it_is(tmp_path):
+    model = detector()
+    model.preprocessing = Preprocessing(size=(64, 64), resize="whole", resize_to=64)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 60, 3), np.uint8))
+    (found,), (expected,) = (swiftformer.detect(picture, net, threshold=0.0) for net in (fuse(model), model))
+    np.testing.assert_allclose(found.detections.scores, expected.detections.scores, atol=1e-4)
+    assert found.labels == expected.labels and found.detections.masks is not None
+
+
+def test_an_export_that_takes_pixels_finds_the_same(tmp_path):
+    """Also in what fills up a picture of other proportions."""
+    model = detector(SwiftFormerForObjectDetection)
+    model.preprocessing = Preprocessing(size=(64, 96), resize="fit")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 60, 3), np.uint8))
+    for name, normalize in (("a", False), ("b", True)):
+        artifact = export(model, tmp_path / name, "onnx", normalize=normalize)
+        assert artifact.comparison["objects"] > 0
+    (usual,), (raw,) = (swiftformer.detect(picture, tmp_path / name, threshold=0.0) for name in ("a", "b"))
+    np.testing.assert_allclose(raw.detections.scores, usual.detections.scores, atol=1e-4)
+
+
+@pytest.mark.parametrize(("shortest", "longest"), [(64, 100), (64, None), (None, None)])
+@pytest.mark.parametrize("kind", ["rcnn", "d-fine"])
+def test_the_image_processor_that_is_saved_understands_the_model(tmp_path, kind, shortest, longest):
+    """One query that is sure of nothing, where DETR's processor would see an object."""
+    preprocessing = Preprocessing(size=(64, 64), resize="whole", resize_to=shortest, longest=longest)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict(kind)))
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    assert Preprocessing.from_dict(preprocessing.to_dict(kind)) == preprocessing
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 60, 3), np.uint8))
+    shape = processor(picture, return_tensors="pt").pixel_values.shape
+    assert shape[2:] == preprocessing.prepare(picture).shape[1:]
+    unsure = {"rcnn": [-4.0, -6.0, -7.0, 5.0], "d-fine": [-4.0, -6.0, -7.0]}[kind]
+    output = SwiftFormerDetectionOutput(logits=torch.tensor([[unsure]]), pred_boxes=torch.full((1, 1, 4), 0.5))
+    (found,) = processor.post_process_object_detection(output, threshold=0.0, target_sizes=[(80, 60)])
+    assert found["scores"].max() < 0.02
 
 
 def test_engine_takes_several_pictures(tmp_path):

@@ -15,10 +15,15 @@ from torch import nn
 
 from swiftformer import SwiftFormerConfig, SwiftFormerForImageClassificationWithTeacher, load
 from swiftformer.data.epoch_loader import seed_generators
+from swiftformer.data.loaders import evaluation_loader
+from swiftformer.data.sources import open_source
 from swiftformer.evaluate.classification import evaluate_reference
+from swiftformer.image_processing import Preprocessing
+from swiftformer.train import distributed
 from swiftformer.train.distributed import join_processes
+from swiftformer.train.interruption import TrainingStopped
 from swiftformer.train.recipes import get_recipe
-from swiftformer.train.start import batches_at_once
+from swiftformer.train.start import batches_at_once, expect_agreement
 from swiftformer.train.state import read_state
 from train_worker import Started
 
@@ -275,3 +280,74 @@ def test_sharding_is_refused_rather_than_ignored(monkeypatch, kind):
         join_processes("cpu"),
     ):
         pass
+
+
+class Told:
+    """A process whose neighbour says the numbers of another one."""
+
+    rank = 1
+
+    def __init__(self):
+        self.numbers, self.theirs = [], None
+
+    def agree(self, number):
+        self.numbers.append(number)
+        return self.theirs is None or self.theirs[len(self.numbers) - 1] == number
+
+
+class Counted:
+    def __init__(self, classes, count):
+        self.classes, self.count = classes, count
+
+    def __len__(self):
+        return self.count
+
+
+def test_what_processes_have_to_agree_on(images, tmp_path):
+    """Otherwise they would wait for each other in different places."""
+    train, val, recipe = open_source(images, "train"), open_source(images, "val"), get_recipe("smoke")
+    first, same = Told(), Told()
+    expect_agreement(first, tmp_path, None, recipe, train, val)
+    same.theirs = first.numbers
+    expect_agreement(same, tmp_path, None, recipe, train, val)
+    fewer, renamed = Counted(train.classes, len(train) - 1), Counted(["other", *train.classes[1:]], len(train))
+    for other_recipe, other in ((recipe, fewer), (recipe, renamed), (get_recipe("smoke", ["precision=bf16"]), train)):
+        other_process = Told()
+        other_process.theirs = first.numbers
+        with pytest.raises(ValueError, match="expected the same recipe, classes and number of images in all processes"):
+            expect_agreement(other_process, tmp_path, None, other_recipe, other, val)
+    other_process = Told()
+    other_process.theirs = first.numbers
+    with pytest.raises(ValueError, match="expected that all processes see the same states, found different ones"):
+        expect_agreement(other_process, tmp_path, {"epochs": 1, "images": 0}, recipe, train, val)
+
+
+@pytest.mark.parametrize(
+    ("backend", "error", "left"),
+    [
+        ("gloo", ValueError("one"), True),
+        ("nccl", ValueError("one"), False),
+        ("nccl", KeyboardInterrupt(), False),
+        ("nccl", TrainingStopped("all", 15), True),
+    ],
+)
+def test_a_process_that_fails_alone_does_not_wait_for_the_others(monkeypatch, backend, error, left):
+    """As NCCL would in the end of its group, while they wait for it."""
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
+    assert distributed._may_leave(error) is left
+
+
+def test_a_wrong_device_gets_one_line_with_several_processes_too(monkeypatch):
+    for name, value in {"WORLD_SIZE": 2, "RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(ValueError, match="device: expected one that this machine has, found 'gpu'"):
+        distributed.join_processes("gpu").__enter__()
+
+
+def test_only_who_computes_on_a_gpu_pins_memory(images, monkeypatch):
+    """Elsewhere it would begin with one."""
+    loader = evaluation_loader(open_source(images, "val"), Preprocessing(size=(32, 32)), 4, 0, 0, 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert loader._loader._new_loader().pin_memory is False
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert loader._loader._new_loader().pin_memory is True

@@ -5,8 +5,11 @@ import logging
 import re
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib import resources
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,9 +19,12 @@ from conftest import tiny
 from swiftformer import SwiftFormerForSemanticSegmentation, engines, load, save
 from swiftformer.artifact import Artifact
 from swiftformer.checkpoints import CheckpointError
+from swiftformer.deploy import fuse
 from swiftformer.detection import SwiftFormerForObjectDetection
 from swiftformer.engines import EngineError, open_engine
-from swiftformer.export import export
+from swiftformer.engines import openvino as openvino_engine
+from swiftformer.engines.torch import TorchEngine
+from swiftformer.export import ExportError, export
 from swiftformer.image_processing import Preprocessing
 from swiftformer.predict import classify
 from swiftformer.predict_segmentation import segment
@@ -177,6 +183,61 @@ def test_probabilities_are_told_from_logits(onnx, tmp_path):
     folder = broken(onnx, tmp_path, lambda copy: rewrite(copy, outputs=["probabilities"]))
     with pytest.raises(EngineError, match="expected probabilities of sum 1, found .* sums of"):
         list(classify(PICTURE, folder))
+
+
+def test_numbers_that_are_not_finite_are_no_classes(tmp_path):
+    model = tiny()
+    model.preprocessing = SMALL
+    with torch.no_grad():
+        model.head.weight[3] = float("nan")
+    with pytest.raises(EngineError, match="expected finite logits, found others"):
+        list(classify(PICTURE, model))
+
+
+def test_several_classes_per_picture_are_no_probabilities_that_sum_to_one(tmp_path, native):
+    """In torch, in native, and exported: classes that do not exclude each other have other probabilities."""
+    model = tiny(problem_type="multi_label_classification")
+    model.preprocessing = SMALL
+    save(model, tmp_path / "model")
+    export(model, tmp_path / "onnx", "onnx")
+    for options in ({"model": model}, {"model": tmp_path / "model"}, {"model": tmp_path / "onnx"}):
+        with pytest.raises(EngineError, match="expected a classifier of one class per picture, found one for multi_"):
+            list(classify(PICTURE, **options))
+    with pytest.raises(ExportError, match="softmax: expected one class per picture, found a model for multi_label"):
+        export(model, tmp_path / "a", "onnx", softmax=True)
+
+
+def test_models_in_double_precision():
+    model = tiny().double()
+    model.preprocessing = SMALL
+    (found,) = classify(PICTURE, model)
+    assert sum(prediction.probability for prediction in found.predictions) <= 1 + 1e-6
+    assert TorchEngine(fuse(model), ("a",) * 10).name == "torch float64 cpu"
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), torch.OutOfMemoryError("CUDA out of memory")])
+def test_too_little_memory_is_not_the_input_s_fault(onnx, monkeypatch, error):
+    engine = open_engine(onnx)
+
+    def run(batch):
+        raise error
+
+    monkeypatch.setattr(engine, "run", run)
+    with pytest.raises(type(error)):
+        engine(np.zeros((1, 3, 64, 64), np.float32))
+
+
+def test_one_core_for_all_threads(monkeypatch):
+    """OpenVINO's: two would end the process."""
+
+    class Core:
+        def __init__(self):
+            time.sleep(0.05)
+
+    monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Core=Core))
+    monkeypatch.setattr(openvino_engine, "_core", cache(openvino_engine._core.__wrapped__))
+    with ThreadPoolExecutor(4) as pool:
+        assert len({id(core) for core in pool.map(lambda _: openvino_engine.shared_core(), range(4))}) == 1
 
 
 def test_why_native_refuses_is_told_where_torch_does_too(native, checkpoint, monkeypatch):

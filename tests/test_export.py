@@ -12,12 +12,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
 import swiftformer.export as exports
 from conftest import TINY, randomize, tiny
 from swiftformer import SwiftFormerBackbone, SwiftFormerConfig, save
-from swiftformer.artifact import ArtifactError, read_artifact
+from swiftformer.artifact import ArtifactError, read_artifact, sha256
+from swiftformer.checkpoints import FORMS, load
 from swiftformer.deploy import fuse
 from swiftformer.engines import EngineError, open_engine
 from swiftformer.engines.openvino import shared_core
@@ -26,10 +28,12 @@ from swiftformer.export import FORMATS, ExportError, calibration_pictures, expor
 from swiftformer.export import compare as comparison
 from swiftformer.export.calibration import evenly
 from swiftformer.export.compare import pictures, samples
+from swiftformer.export.formats import Options
 from swiftformer.export.quantize_openvino import quantize
 from swiftformer.export.search import write_within_drop
 from swiftformer.export.sensitivity import round_activations, round_weights, sensitivities
 from swiftformer.image_processing import Preprocessing
+from swiftformer.reports import artifact_table
 from test_cli import cli  # noqa: F401
 
 SMALL = Preprocessing(size=(64, 64), resize="shortest", resize_to=64)
@@ -139,8 +143,22 @@ def test_reduced_precision(tmp_path, format_, precision, bound):
     model = small(global_query_weighting="l2")
     artifact = export(model, tmp_path / "a", format_, precision=precision)
     assert artifact.precision == precision and 0 < artifact.comparison["max_relative_difference"] < bound
-    # A black picture is where half precision divides by zero.
-    assert np.isfinite(open_engine(tmp_path / "a")(np.zeros((1, 3, 64, 64), np.float32))["logits"]).all()
+    engine = open_engine(tmp_path / "a", FORMATS[format_].compared_in)  # `auto` may compute in float32
+    assert np.isfinite(engine(np.zeros((1, 3, 64, 64), np.float32))["logits"]).all()
+
+
+@pytest.mark.parametrize("format_", ["onnx", "torch-export"])
+def test_float16_of_sums_that_it_could_not_hold(tmp_path, format_):
+    """Of queries over all tokens, where they are not normalised."""
+    model = small(**FORMS["uniform-unnormalized"])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("to_query.bias"):
+                parameter.add_(torch.linspace(-300, 300, len(parameter)))
+            elif "layer_scale_1" in name:
+                parameter.fill_(1e-6)
+    artifact = export(model, tmp_path / "a", format_, precision="fp16", size=(224, 224))
+    assert artifact.comparison["max_relative_difference"] < 0.01
 
 
 def test_fixed_shapes_softmax_and_raw_pixels(tmp_path):
@@ -421,6 +439,39 @@ def test_a_difference_that_is_no_number_at_the_second_size_is_refused(tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
+class FakeEngine:
+    """The model itself, off by a share of the largest logit, or unable to do more than one height or picture."""
+
+    outputs, name = ("logits",), "fake"
+
+    def __init__(self, model, off=0.0, height=None, most=None):
+        self.model, self.off, self.height, self.most = model, off, height, most
+
+    def __call__(self, batch):
+        with torch.inference_mode():
+            logits = self.model(torch.from_numpy(batch)).logits.numpy()
+        wrong = self.height not in (None, batch.shape[2]) or len(batch) > (self.most or len(batch))
+        return {"logits": logits + self.off * np.abs(logits).max() + wrong}
+
+
+@pytest.mark.parametrize("limits", [{"height": 64}, {"most": 1}])
+def test_free_heights_and_batches_are_checked(tmp_path, monkeypatch, limits):
+    model = small()
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    monkeypatch.setattr(comparison, "open_engine", lambda *_: FakeEngine(model, **limits))
+    with pytest.raises(ExportError, match="expected a relative difference from PyTorch"):
+        export(model, tmp_path / "a", "openvino", images=[picture])
+
+
+def test_float32_on_a_gpu_may_differ_by_what_tf32_rounds_off(monkeypatch):
+    model, images = small(), np.random.default_rng(0).standard_normal((2, 3, 64, 64), np.float32)
+    monkeypatch.setattr(comparison, "open_engine", lambda *_: FakeEngine(model, off=0.003))
+    options = Options("aoti", "fp32", 2, (64, 64), False, False, (), images, device="cuda")
+    assert comparison.compare(Path(), model, options)["max_relative_difference"] == pytest.approx(0.003, rel=0.01)
+    with pytest.raises(ExportError, match=r"at most 0\.0001, found 0\.003"):
+        comparison.compare(Path(), model, dataclasses.replace(options, device="cpu"))
+
+
 def test_an_artifact_that_exists_survives_a_failure(artifacts, tmp_path, monkeypatch):
     model, _ = artifacts
     export(model, tmp_path / "a", "openvino")
@@ -609,6 +660,43 @@ def test_pictures_fill_other_shapes():
     assert exports._resized(Preprocessing((224, 224), "shortest", 256), (480, 640), "classification").resize_to == 731
     assert exports._resized(Preprocessing((64, 64), "shortest", 64), (64, 96), "classification").resize_to == 96
     assert exports._resized(Preprocessing((64, 64)), (64, 96), "classification").resize_to is None
+
+
+def test_sizes_may_be_of_numpy(tmp_path):
+    artifact = export(small(), tmp_path / "a", "openvino", size=(np.int64(64), np.int64(96)), batch=np.int32(1))
+    assert artifact.size == (64, 96) and read_artifact(tmp_path / "a").batch == 1
+    with pytest.raises(ExportError, match="batch: expected a number of at least 1, or 'dynamic', found True"):
+        export(small(), tmp_path / "b", "openvino", batch=True)
+
+
+def test_a_fused_model_is_refused_in_one_line(tmp_path):
+    with pytest.raises(ExportError, match="expected a model as it is before fusing, found a DeployModel"):
+        export(fuse(small()), tmp_path / "a")
+
+
+def test_the_checksum_is_of_the_weights_that_were_exported(tmp_path):
+    """Of the file that was asked for, not of its neighbour; and of none where a model was passed on."""
+    save(small(), tmp_path / "model")
+    other = {name: value + 0.01 * value.is_floating_point() for name, value in small().state_dict().items()}
+    torch.save(other, tmp_path / "model" / "pytorch_model.bin")
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        artifact = export(tmp_path / "model" / file, tmp_path / file, "openvino")
+        assert artifact.source["sha256"] == sha256(tmp_path / "model" / file)
+    assert "sha256" not in export(load(tmp_path / "model"), tmp_path / "a", "openvino").source
+
+
+def test_home(tmp_path, monkeypatch):
+    export(small(), tmp_path / "exports" / "a", "openvino")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_engine("~/exports/a").labels and open_engine("~/exports/a", "openvino").labels
+
+
+def test_backbones_have_no_first_class(tmp_path, capsys):
+    config = SwiftFormerConfig(**TINY, out_features=["stage4"])
+    backbone = SwiftFormerBackbone(config).eval()
+    backbone.preprocessing = SMALL
+    artifact_table(tmp_path / "a", export(backbone, tmp_path / "a", "openvino"))
+    assert "largest relative difference" in (out := capsys.readouterr().out) and "class" not in out
 
 
 def test_fixed_size_with_any_batch(artifacts, tmp_path):

@@ -22,7 +22,7 @@ from swiftformer import (
     SwiftFormerModel,
     register,
 )
-from swiftformer.checkpoints import load
+from swiftformer.checkpoints import load, save
 from swiftformer.image_processing import Preprocessing
 from swiftformer.variants import VARIANTS
 
@@ -378,7 +378,7 @@ def test_transformers_trainer(tmp_path):
 
     model = SwiftFormerForImageClassification(SwiftFormerConfig(**TINY, num_labels=2, global_query_weighting="l2"))
     arguments = transformers.TrainingArguments(
-        output_dir=str(tmp_path), num_train_epochs=3, per_device_train_batch_size=8, learning_rate=5e-3, use_cpu=True,
+        output_dir=str(tmp_path), num_train_epochs=6, per_device_train_batch_size=8, learning_rate=5e-3, use_cpu=True,
         report_to=[], save_strategy="epoch", eval_strategy="epoch", load_best_model_at_end=True, disable_tqdm=True,
     )  # fmt: skip
     trainer = transformers.Trainer(
@@ -389,7 +389,7 @@ def test_transformers_trainer(tmp_path):
         compute_metrics=lambda p: {"accuracy": float((np.argmax(p.predictions, axis=1) == p.label_ids).mean())},
     )
     trainer.train()
-    assert 0 <= trainer.evaluate()["eval_accuracy"] <= 1
+    assert trainer.evaluate()["eval_accuracy"] > 0.9
     trainer.train(resume_from_checkpoint=True)
 
 
@@ -439,3 +439,71 @@ def test_save_pretrained_keeps_how_pictures_are_prepared(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     model.save_pretrained(tmp_path / "file")  # transformers logs that
     assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_from_pretrained_knows_how_pictures_are_prepared(tmp_path, caplog):
+    """So that `classify`, `fuse` and `save` see what `load` would have."""
+    model, wanted = tiny(), Preprocessing(size=(64, 96), resize="shortest", resize_to=96)
+    model.preprocessing = wanted
+    save(model, tmp_path / "model")
+    assert SwiftFormerForImageClassification.from_pretrained(tmp_path / "model").preprocessing == wanted
+    backbone = SwiftFormerBackbone.from_pretrained(pretrained_model_name_or_path=str(tmp_path / "model"))
+    assert backbone.preprocessing == wanted
+    model, info = SwiftFormerForImageClassification.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert model.preprocessing == wanted and not info["missing_keys"]
+    save(model, tmp_path / "again")
+    assert load(tmp_path / "again").preprocessing == wanted
+    file = tmp_path / "model" / "preprocessor_config.json"
+    file.write_text(json.dumps(wanted.to_dict() | {"rescale_factor": 1.0}))
+    assert not hasattr(SwiftFormerForImageClassification.from_pretrained(tmp_path / "model"), "preprocessing")
+    assert "expected a preprocessing that is known, found none (expected a rescale_factor of 1/255" in caplog.text
+    file.unlink()
+    assert not hasattr(SwiftFormerForImageClassification.from_pretrained(tmp_path / "model"), "preprocessing")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"global_query_weighting": "L2"}, "global_query_weighting"), ({"frozen_stages": 9}, "frozen_stages")],
+)
+def test_what_is_set_besides_the_file_is_checked_too(tmp_path, fields, message):
+    save(tiny(), tmp_path / "model")
+    with pytest.raises(ValueError, match=message):
+        SwiftFormerForImageClassification.from_pretrained(tmp_path / "model", **fields)
+
+
+@pytest.mark.parametrize("name", ["gelu_10", "gelu_python", "relu"])
+def test_activations_that_transformers_makes_with_arguments(name):
+    assert tiny(hidden_act=name)(torch.randn(1, 3, 32, 32)).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("form", ["uniform", "l2"])
+def test_second_derivatives_and_transformations(form):
+    """As of a network with torch's own operations, also in training, with maps of one pixel in the last stage."""
+    model = tiny(global_query_weighting=form, layer_scale_init_value=1.0).double()
+    x = torch.randn(2, 3, 32, 64, dtype=torch.float64)
+
+    def penalty(net):
+        learned = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad(net(learned).logits.sum(), learned, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), learned)[0]
+
+    def direction(scale):
+        return model(x * scale).logits.sum()
+
+    for training in (False, True):
+        model.train(training)
+        twin = copy.deepcopy(model)
+        found = penalty(model)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("swiftformer.attention.is_transformed", lambda _: True)
+            patch.setattr("swiftformer.convolutions.is_transformed", lambda _: True)
+            torch.testing.assert_close(found, penalty(twin), rtol=1e-6, atol=1e-9)
+    model.eval()
+    one = torch.ones((), dtype=torch.float64)
+    step = 1e-5
+    slope = (direction(one + step) - direction(one - step)) / (2 * step)
+    torch.testing.assert_close(torch.func.grad(direction)(one), slope, rtol=1e-5, atol=1e-7)
+    each = torch.func.vmap(torch.func.grad(lambda picture: model(picture[None]).logits.sum()))(x)
+    learned = x.clone().requires_grad_()
+    (together,) = torch.autograd.grad(model(learned).logits.sum(), learned)
+    torch.testing.assert_close(each, together)

@@ -49,6 +49,15 @@ def test_bicubic_equals_transformers_pillow_backend(photographs):
         assert np.array_equal(dataclasses.replace(HUB, interpolation="bicubic")(file)[0], expected)
 
 
+@pytest.mark.parametrize(
+    "fields", [{"crop_mode": "squash", "crop_pct": 0.9}, {"crop_mode": "border"}, {"input_size": (3, 224, 320)}]
+)
+def test_crops_of_timm_that_cannot_be_reproduced(fields):
+    assert Preprocessing.from_timm({"crop_mode": "squash", "crop_pct": 1.0}).resize == "squash"
+    with pytest.raises(ValueError, match="expected a crop_mode of center and a square input, or squash and"):
+        Preprocessing.from_timm(fields)
+
+
 @pytest.mark.parametrize(("preprocessing", "crop_pct"), [(TIMM, 0.95), (AUTHORS, 224 / 256)])
 def test_equals_timms_evaluation_transform(photographs, preprocessing, crop_pct):
     transform = timm.data.create_transform(224, crop_pct=crop_pct, interpolation="bicubic")

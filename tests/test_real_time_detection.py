@@ -13,6 +13,7 @@ from transformers import AutoModelForObjectDetection, RTDetrImageProcessor
 from transformers.models.d_fine.modeling_d_fine import DFineForObjectDetection
 
 import swiftformer
+from conftest import tiny
 from swiftformer import SwiftFormerConfig, SwiftFormerForRealTimeDetection
 from swiftformer.checkpoints import load, save
 from swiftformer.deploy import fuse
@@ -265,6 +266,29 @@ def test_starts_from_a_classifier():
     assert torch.equal(model.state_dict()[key], classifier.state_dict()[key])
     bias = model.detection_head.model.decoder.class_embed[0].bias
     np.testing.assert_allclose(bias.sigmoid().detach(), 0.01, rtol=1e-4)  # few objects are expected to begin with
+
+
+def test_from_pretrained_begins_as_the_constructor_does(tmp_path):
+    """Few objects are expected, and boxes begin where the queries are, with a head for other classes or none before."""
+    save(tiny(embed_dims=SMALL["embed_dims"], depths=SMALL["depths"]), tmp_path / "classifier")
+    save(quick(), tmp_path / "detector")
+    fields = {name: value for name, value in SMALL.items() if name.startswith("detr")}
+    for folder in ("classifier", "detector"):
+        model = SwiftFormerForRealTimeDetection.from_pretrained(
+            tmp_path / folder, num_labels=5, ignore_mismatched_sizes=True, **fields
+        )
+        decoder = model.detection_head.model.decoder
+        np.testing.assert_allclose(decoder.class_embed[0].bias.sigmoid().detach(), 0.01, rtol=1e-4)
+        assert decoder.class_embed[0].bias.shape == (5,)
+        assert folder == "detector" or not decoder.bbox_embed[0].layers[-1].weight.any()
+    kept = SwiftFormerForRealTimeDetection.from_pretrained(tmp_path / "detector")
+    assert all(torch.equal(value, quick().state_dict()[name]) for name, value in kept.state_dict().items())
+
+
+def test_auto_class_from_a_configuration():
+    swiftformer.register()
+    model = AutoModelForObjectDetection.from_config(SwiftFormerConfig(**SMALL, detector="d-fine"))
+    assert type(model) is SwiftFormerForRealTimeDetection
 
 
 @pytest.mark.parametrize("size", [(96, 128), (75, 101)])

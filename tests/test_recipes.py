@@ -179,5 +179,13 @@ def test_precision_fits_the_processor(name, tmp_path, caplog, monkeypatch):
     assert caplog.messages == ["bfloat16 is slow on this processor: precision=fp32; --set decides otherwise"]
     assert for_processor(recipe, ["precision=bf16"], "cpu") == recipe
     assert for_processor(recipe, [], "meta") == recipe
+    caplog.clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    for device in ("cuda:1", None):
+        assert for_processor(recipe, [], device) == dataclasses.replace(recipe, precision="fp16")
+    assert caplog.messages[0] == "bfloat16 is slow on this GPU: precision=fp16; --set decides otherwise"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert for_processor(recipe, [], "cuda") == recipe
     write_recipe(dataclasses.asdict(recipe), tmp_path)  # of a run that began elsewhere
     assert for_processor(recipe, [], "cpu", tmp_path) == recipe

@@ -89,6 +89,13 @@ def test_fields_out_of_range(fields, message):
         SwiftFormerConfig(**fields)
 
 
+def test_a_class_that_would_never_be_learned_is_refused():
+    with pytest.raises(
+        ValueError, match="expected a semantic_loss_ignore_index that is none of 300 classes, found 255"
+    ):
+        tiny_segmenter(num_labels=300)
+
+
 def test_loss_by_hand():
     model, x = tiny_segmenter(semantic_loss_ignore_index=7), torch.randn(2, 3, 65, 97)
     labels = torch.randint(0, 5, (2, 65, 97))

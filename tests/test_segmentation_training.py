@@ -13,6 +13,8 @@ from swiftformer.cli_segment import free_targets
 from swiftformer.data.segmentation import open_segmentation
 from swiftformer.evaluate.segmentation import evaluate_reference
 from swiftformer.train import loop, segmentation
+from swiftformer.train.distributed import Processes
+from swiftformer.train.interruption import StopRequest
 from swiftformer.train.objectives import SegmentationObjective
 from swiftformer.train.recipes import get_recipe
 from swiftformer.train.segmentation import rarity_weights
@@ -146,7 +148,7 @@ def test_rarity_weights(rectangles):
     source = open_segmentation(rectangles, "train")
     masks = np.concatenate([source.mask(i).ravel() for i in range(len(source))])
     counts = np.bincount(masks[masks != 255])
-    weights = rarity_weights(source).numpy()
+    weights = rarity_weights(source, Processes(0, 1, torch.device("cpu")), StopRequest()).numpy()
     np.testing.assert_allclose(weights / weights[0], np.sqrt(counts[0] / counts), rtol=1e-5)
     assert (weights * counts).sum() == pytest.approx(counts.sum(), rel=1e-5)
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from swiftformer.files import expanded
 from swiftformer.image_processing import Preprocessing
 
 METADATA = "metadata.json"
@@ -84,7 +85,7 @@ class Artifact:
 
 def is_artifact(path: str | Path) -> bool:
     """Whether a path is the folder of an artifact, whole or not."""
-    return (Path(path) / METADATA).is_file()
+    return (expanded(path) / METADATA).is_file()
 
 
 def read_artifact(folder: str | Path) -> Artifact:
@@ -94,7 +95,7 @@ def read_artifact(folder: str | Path) -> Artifact:
         ArtifactError: not an artifact, of a newer version, with fields of another kind than this version writes, or
             with files that are missing or changed.
     """
-    folder = Path(folder)
+    folder = expanded(folder)
     try:
         fields = json.loads((folder / METADATA).read_text(encoding="utf-8"))
     except OSError:
@@ -109,7 +110,9 @@ def read_artifact(folder: str | Path) -> Artifact:
     try:
         preprocessing = Preprocessing.from_dict(fields["preprocessing"])
         sides = (*preprocessing.size, preprocessing.resize_to or 1, preprocessing.longest or 1)
-        if not all(map(_is_count, sides)) or not all(map(math.isfinite, (*preprocessing.mean, *preprocessing.std))):
+        if not all(map(_is_count, sides)) or not all(
+            map(math.isfinite, (*preprocessing.mean, *preprocessing.std, *(preprocessing.filling or ())))
+        ):
             raise ValueError(str(preprocessing))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         reason = f"none with {error}" if isinstance(error, LookupError) else error

@@ -9,33 +9,43 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from swiftformer.convolutions import PointWiseConv2d, point_wise
 from swiftformer.training_kernels import is_watched
+from swiftformer.training_operators import is_transformed
 
 GlobalQueryWeighting = Literal["uniform", "l2"]
 
 
 class _L2Normalization(torch.autograd.Function):
-    """`l2_normalize` for training: the gradient `(g - y (y . g)) / |x|` in four passes over the tokens."""
+    """`l2_normalize` for training: the gradient `(g - y (y . g)) / |x|` in four passes over the tokens.
+
+    `1 / |x|` is a result as well, so that the gradient can itself be differentiated.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
         exact = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else None
         inverse = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=exact).clamp_min_(1e-12).reciprocal_()
         normalized = torch.mul(x, inverse, out=torch.empty_like(x))
         ctx.save_for_backward(normalized, inverse)
         ctx.dim = dim
-        return normalized
+        ctx.set_materialize_grads(False)
+        return normalized, inverse
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor | None, of_inverse: Tensor | None) -> tuple[Tensor | None, None]:
         normalized, inverse = ctx.saved_tensors
-        along = (gradient * normalized).sum(ctx.dim, keepdim=True)
-        return torch.addcmul(gradient, normalized, along, value=-1).mul_(inverse), None
+        of_x = None
+        if gradient is not None:
+            along = (gradient * normalized).sum(ctx.dim, keepdim=True)
+            of_x = torch.addcmul(gradient, normalized, along, value=-1)
+            of_x = of_x * inverse if torch.is_grad_enabled() else of_x.mul_(inverse)
+        if of_inverse is not None:
+            besides = -normalized * (of_inverse * inverse.square())
+            of_x = besides if of_x is None else of_x + besides
+        return of_x, None
 
 
 def l2_normalize(x: Tensor, dim: int) -> Tensor:
@@ -44,9 +54,10 @@ def l2_normalize(x: Tensor, dim: int) -> Tensor:
     Half precision is computed in float32, because the epsilon of 1e-12 that keeps a zero vector finite is itself
     zero in float16.
     """
-    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # what autograd functions cannot be
+    # What autograd functions cannot be.
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed(x)
     if x.requires_grad and torch.is_grad_enabled() and not recorded:
-        return _L2Normalization.apply(x, dim)
+        return _L2Normalization.apply(x, dim)[0]
     if x.dtype in (torch.float16, torch.bfloat16):
         return F.normalize(x.float(), dim=dim).to(x.dtype)
     return F.normalize(x, dim=dim)
@@ -98,6 +109,8 @@ class EfficientAdditiveAttention(nn.Module):
         self, dim: int, global_query_weighting: GlobalQueryWeighting | str = "l2", normalize_query_key: bool = True
     ) -> None:
         super().__init__()
+        if global_query_weighting not in ("uniform", "l2"):
+            raise ValueError(f"global_query_weighting: expected uniform or l2, found {global_query_weighting!r}")
         self.to_query = nn.Linear(dim, dim)
         self.to_key = nn.Linear(dim, dim)
         self.w_g = nn.Parameter(torch.randn(dim, 1))

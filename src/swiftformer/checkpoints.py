@@ -152,6 +152,7 @@ def load(
         logger.info("%s: no preprocessor_config.json: pictures are prepared as for MBZUAI's checkpoints", located.path)
     model.load_report = LoadReport(
         path=located.path,
+        weights=located.weights,
         naming=naming,
         form=model.config.form,
         task=task,
@@ -236,10 +237,16 @@ def _resolve_config(located: Located, naming: Naming, inferred: dict[str, Any], 
         info = ImageNetInfo("imagenet-1k")
         config["id2label"] = {i: info.index_to_description(i) for i in range(1000)}
     if "id2label" in config:
-        config["id2label"] = {int(i): str(label) for i, label in config["id2label"].items()}
+        named = {int(i): str(label) for i, label in config["id2label"].items()}
+        config["id2label"] = dict(enumerate(named[i] for i in sorted(named)))  # whatever number is first
         config["label2id"] = {label: i for i, label in config["id2label"].items()}
         config.pop("num_labels", None)
     return config
+
+
+def numbered(count: int) -> list[str]:
+    """What transformers calls classes that have no names."""
+    return [f"LABEL_{i}" for i in range(count)]
 
 
 def _resolve_labels(
@@ -249,10 +256,12 @@ def _resolve_labels(
     names = [config["id2label"][i] for i in sorted(config.get("id2label", {}))]
     if names and len(names) != stored and labels is None and num_labels in (None, stored):
         logger.warning("expected names of %d classes, found %d: the classes get numbers instead", stored, len(names))
+    if names == numbered(len(names)) and labels is not None and len(labels) == stored:
+        names = labels  # they were none
     wanted = stored if num_labels is None else num_labels
     replaced = wanted != stored or (labels is not None and bool(names) and labels != names)
     if replaced or labels is not None or len(names) != stored:
-        new = labels or [f"LABEL_{i}" for i in range(wanted)]
+        new = labels or numbered(wanted)
         # Another kind of label may need another loss: transformers works it out anew.
         config = {key: value for key, value in config.items() if key not in ("num_labels", "problem_type")}
         config["id2label"] = dict(enumerate(new))
@@ -346,7 +355,8 @@ def save(
         with atomic_folder(path) as folder:
             write_tensors(state_dict, folder / "model.safetensors", {"format": "pt"})
             config.to_json_file(folder / "config.json")
-            (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_dict(), indent=2) + "\n")
+            fields = json.dumps(preprocessing.to_dict(model.detector), indent=2) + "\n"
+            (folder / "preprocessor_config.json").write_text(fields)
         return path
     if format not in ("authors", "timm"):
         raise ValueError(f"format must be 'transformers', 'authors' or 'timm', found {format!r}")
@@ -371,7 +381,9 @@ def _check_fits(config: SwiftFormerConfig, format: str) -> None:
         problems.append(f"form {config.form}")
     if format == "timm" and not config.distillation:
         problems.append("a single head")
+    if format == "timm" and not config.use_layer_scale:
+        problems.append("no layer scales in encoders alone")
     if problems:
         expected = ", ".join(f"{name} {value}" for name, value in fixed.items())
-        expected += ", form l2 and two heads" if format == "timm" else ""
+        expected += ", form l2, two heads and layer scales" if format == "timm" else ""
         raise ValueError(f"{format} computes with {expected}; found {', '.join(problems)}")

@@ -41,7 +41,8 @@ from swiftformer.cli_options import (
 )
 from swiftformer.cli_segment import segment
 from swiftformer.cli_train import slurm, train
-from swiftformer.messages import one_line
+from swiftformer.files import expanded
+from swiftformer.messages import is_out_of_memory, one_line
 
 app = typer.Typer(
     name="swiftformer",
@@ -207,7 +208,7 @@ def export(
     )
     if (max_drop is None) != (validation is None):
         raise ValueError("expected --max-drop together with --validation DATA, found one of them")
-    places = [data and Path(data).expanduser().resolve() for data in (validation, calibration)]
+    places = [data and expanded(data).resolve() for data in (validation, calibration)]
     artifact = run(
         model,
         folder,
@@ -277,9 +278,8 @@ def main() -> None:
         typer.echo(f"error: out of memory {in_one_line(error)}".strip(), err=True)
         sys.exit(1)
     except (FloatingPointError, RuntimeError) as error:
-        # Told by name: naming the classes would import torch at every start.
-        kind = type(error).__name__
-        if kind == "OutOfMemoryError" or "can't allocate memory" in str(error):
+        kind = type(error).__name__  # told by name: to name the classes would be to import torch at every start
+        if is_out_of_memory(error):
             typer.echo(f"error: out of memory, try a smaller batch: {one_line(error)}", err=True)
             sys.exit(1)
         if kind not in ("FloatingPointError", "LoaderError", "TrainingStopped"):

@@ -12,7 +12,9 @@ Form = Annotated[
     Optional[Literal["uniform", "l2", "uniform-unnormalized"]],
     typer.Option(help="Numeric form of the model, where its file cannot tell."),
 ]
-Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, ...; CUDA if there is one.")]
+Device = Annotated[
+    Optional[str], typer.Option(help="cpu, cuda, ...; by default CUDA for what runs in torch, if there is one.")
+]
 Engine = Annotated[
     str,
     typer.Option(

@@ -203,7 +203,10 @@ class SwiftFormerConfig(BackboneConfigMixin, PreTrainedConfig):
         if isinstance(config_dict.get("depths"), str) and "stage_depths" in config_dict:
             config_dict = dict(config_dict)
             config_dict["depths"] = config_dict.pop("stage_depths")
-        return super().from_dict(config_dict, **kwargs)
+        found = super().from_dict(config_dict, **kwargs)
+        config = found[0] if isinstance(found, tuple) else found  # with `return_unused_kwargs`
+        config._check()  # transformers sets what it is given besides the file without asking
+        return found
 
     @classmethod
     def from_json_file(cls, json_file: str | os.PathLike) -> Self:

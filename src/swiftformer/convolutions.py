@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from swiftformer.training_kernels import serves_depth_wise
-from swiftformer.training_operators import depth_wise
+from swiftformer.training_operators import depth_wise, is_transformed
 
 LEAST = 3  # pixels each way, below which oneDNN is slow at the gradient of depth-wise weights
 MOST = 16  # pixels of a map, up to which matrix products are faster than oneDNN's 1x1 convolutions
@@ -30,7 +29,7 @@ class DepthWiseConv2d(nn.Conv2d):
         if learns and serves_depth_wise(input, self):
             return depth_wise(input, self.weight, self.bias)
         small = input.ndim == 4 and min(input.shape[2:]) < LEAST
-        if not (learns and small) or input.device.type != "cpu" or self.bias is None:
+        if not (learns and small) or input.device.type != "cpu" or self.bias is None or is_transformed(input):
             return super().forward(input)
         weight, bias = self.weight, self.bias
         if torch.is_autocast_enabled("cpu"):
@@ -70,7 +69,6 @@ class _SmallMaps(torch.autograd.Function):
         return F.conv2d(x, weight, bias, padding=1, groups=len(weight))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         of_x = None

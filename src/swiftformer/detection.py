@@ -54,11 +54,12 @@ class SwiftFormerForObjectDetection(SwiftFormerBackbone):
     every stage, whatever it was.
 
     Raises:
-        ValueError: no class, another detector, or not one size of anchors for each of the pyramid's levels, one more
-            than stages.
+        ValueError: no class, another detector, not one size of anchors for each of the pyramid's levels, one more than
+            stages, or maps that are not half as large as the ones before.
     """
 
     with_masks: ClassVar[bool] = False
+    detector: ClassVar[str | None] = "rcnn"
 
     def __init__(self, config: SwiftFormerConfig) -> None:
         num_labels = config.num_labels or 0
@@ -74,6 +75,8 @@ class SwiftFormerForObjectDetection(SwiftFormerBackbone):
                 f"expected {len(config.depths) + 1} anchor_sizes, one for each stage and one more, "
                 f"found {list(config.anchor_sizes)}"
             )
+        if config.down_stride != 2:
+            raise ValueError(f"expected a down_stride of 2 for a pyramid of maps, found {config.down_stride}")
         config = copy.deepcopy(config)
         config.out_indices = list(range(1, len(config.depths) + 1))
         super().__init__(config)
@@ -89,6 +92,15 @@ class SwiftFormerForObjectDetection(SwiftFormerBackbone):
 
             return SwiftFormerForRealTimeDetection.from_pretrained(*args, **kwargs)
         return super().from_pretrained(*args, **kwargs)
+
+    @classmethod
+    def _from_config(cls, config: SwiftFormerConfig, **kwargs: Any) -> Any:
+        """As `from_pretrained`, of AutoModelForObjectDetection's `from_config`."""
+        if cls is SwiftFormerForObjectDetection and config.detector == "d-fine":
+            from swiftformer.real_time_detection import SwiftFormerForRealTimeDetection
+
+            return SwiftFormerForRealTimeDetection._from_config(config, **kwargs)
+        return super()._from_config(config, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -216,12 +228,15 @@ def check_labels(labels: list[dict[str, Tensor]] | None, batch: int, num_labels:
             raise ValueError(f"expected boxes of shape ({len(classes)}, 4), found {tuple(boxes.shape)}")
     classes, boxes = (torch.cat([of_one[name].flatten() for of_one in labels]) for name in ("class_labels", "boxes"))
     if len(classes):
-        ends = classes.min(), classes.max(), boxes.min(), boxes.max()
-        first, last, least, most = torch.stack([end.float() for end in ends]).tolist()
+        smallest = torch.cat([of_one["boxes"][:, 2:].flatten() for of_one in labels]).min()
+        ends = classes.min(), classes.max(), boxes.min(), boxes.max(), smallest
+        first, last, least, most, side = torch.stack([end.float() for end in ends]).tolist()
         if not 0 <= first <= last < num_labels:
             raise ValueError(f"expected class_labels from 0 to {num_labels - 1}, found {first:.0f} to {last:.0f}")
         if not -0.01 <= least <= most <= 1.01:  # nor NaN
             raise ValueError(f"expected boxes as shares of the picture, from 0 to 1, found {least:g} to {most:g}")
+        if not side > 0:
+            raise ValueError(f"expected boxes with a width and a height, found one of {side:g}")
     return labels
 
 

@@ -12,6 +12,14 @@ from pathlib import Path
 LAST = ("config.json", "metadata.json")  # without them a folder is no model, so that an interrupted change is seen
 
 
+def expanded(path: str | Path) -> Path:
+    """With a home folder in the place of `~`; as it is where there is no such home, which pathlib raises for."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` to write to; on success it takes the place of `path`.

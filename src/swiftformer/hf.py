@@ -7,31 +7,40 @@ Code written for `transformers.SwiftFormer*` runs after changing the import. Wha
 from __future__ import annotations
 
 import json
+import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2CLS
+from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import (
     BackboneOutput,
     BaseModelOutputWithNoAttention,
     ImageClassifierOutputWithNoAttention,
 )
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, cached_file
 
 from swiftformer.attention import EfficientAdditiveAttention
 from swiftformer.config import SwiftFormerConfig
 from swiftformer.files import atomic_file
 from swiftformer.freezing import freeze
+from swiftformer.image_processing import Preprocessing
+from swiftformer.messages import one_line
 from swiftformer.model import Activation, ConvBranch, Encoder, EncoderBlock, PatchEmbedding
 from swiftformer.normalization import refuse_folded
 from swiftformer.training_kernels import GELU, BatchNorm2d
+
+logger = logging.getLogger(__name__)
+
+PREPROCESSING_FILE = "preprocessor_config.json"
 
 
 class SwiftFormerPreTrainedModel(PreTrainedModel):
@@ -51,6 +60,7 @@ class SwiftFormerPreTrainedModel(PreTrainedModel):
     # these annotations at run time.
     preprocessing: Any
     load_report: Any
+    detector: ClassVar[str | None] = None
 
     @classmethod
     def from_variant(cls, name: str, **kwargs: Any) -> Self:
@@ -65,6 +75,19 @@ class SwiftFormerPreTrainedModel(PreTrainedModel):
         """
         return cls(SwiftFormerConfig.from_variant(name, **kwargs))
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', with what the checkpoint's `preprocessor_config.json` says as the model's `preprocessing`.
+
+        Without such a file, or with one of a step that `Preprocessing` cannot reproduce, the model has none.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`
+        reference = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        if reference is not None and (found := _stored_preprocessing(reference, kwargs)) is not None:
+            model.preprocessing = found
+        return loaded
+
     def save_pretrained(
         self, save_directory: str | os.PathLike, is_main_process: bool = True, *args: Any, **kwargs: Any
     ) -> None:
@@ -76,15 +99,15 @@ class SwiftFormerPreTrainedModel(PreTrainedModel):
         refuse_folded(self)
         folder, preprocessing = Path(save_directory), getattr(self, "preprocessing", None)
         if preprocessing is not None and is_main_process and not folder.is_file():  # before it is sent to a hub
-            with atomic_file(folder / "preprocessor_config.json") as file:
-                file.write_text(json.dumps(preprocessing.to_dict(), indent=2) + "\n")
+            with atomic_file(folder / PREPROCESSING_FILE) as file:
+                file.write_text(json.dumps(preprocessing.to_dict(self.detector), indent=2) + "\n")
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
 
     def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
         """Without what `save_pretrained` has just written: transformers uploads what changes after this."""
         known = super()._get_files_timestamps(working_dir)
         if getattr(self, "preprocessing", None) is not None:
-            known.pop("preprocessor_config.json", None)
+            known.pop(PREPROCESSING_FILE, None)
         return known
 
     @torch.no_grad()
@@ -103,12 +126,28 @@ class SwiftFormerPreTrainedModel(PreTrainedModel):
             init.constant_(module.layer_scale_2, self.config.layer_scale_init_value)
 
 
+def _stored_preprocessing(reference: str | os.PathLike, options: Mapping[str, Any]) -> Preprocessing | None:
+    """Of a folder or a hub id, with the options of `from_pretrained`."""
+    quiet = ("gated_repo", "missing_entries", "connection_errors")
+    asked = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+    fields: dict[str, Any] = {name: options[name] for name in asked if options.get(name) is not None}
+    fields |= {f"_raise_exceptions_for_{name}": False for name in quiet}
+    file = cached_file(reference, PREPROCESSING_FILE, **fields)
+    if file is None:
+        return None
+    try:
+        return Preprocessing.from_dict(json.loads(Path(file).read_text(encoding="utf-8")))
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        logger.warning("%s: expected a preprocessing that is known, found none (%s)", file, one_line(error))
+        return None
+
+
 class SwiftFormerModel(SwiftFormerPreTrainedModel):
     """Stem and stages without a head. Keys: `patch_embed.*`, `encoder.network.*`."""
 
     def __init__(self, config: SwiftFormerConfig) -> None:
         super().__init__(config)
-        activation = GELU if config.hidden_act == "gelu" else cast("Activation", ACT2CLS[config.hidden_act])
+        activation: Activation = GELU if config.hidden_act == "gelu" else partial(ACT2FN.__getitem__, config.hidden_act)
         self.patch_embed = PatchEmbedding(config.num_channels, config.embed_dims[0], config.batch_norm_eps)
         self.encoder = Encoder(config, activation)
         self.post_init()
@@ -212,8 +251,8 @@ class SwiftFormerForImageClassification(SwiftFormerPreTrainedModel):
 
         Args:
             pixel_values: `(B, num_channels, H, W)`, normalised.
-            labels: `(B,)` class indices; `(B,)` values for one label (mean-square loss); `(B, num_labels)` in {0, 1}
-                for several labels per image (`config.problem_type` decides where the shape does not).
+            labels: `(B,)` class indices; `(B,)` values for one label (mean-square loss); `(B, num_labels)` floats, 0
+                or 1, for several labels per image: the dtype decides, unless `config.problem_type` does.
             output_hidden_states: return the feature maps as well.
             return_dict: False for a plain tuple `(loss?, logits, hidden_states?)`.
 

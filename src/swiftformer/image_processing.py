@@ -29,6 +29,10 @@ RESAMPLING: dict[str, Image.Resampling] = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
+# transformers' image processors, whose post-processing is that of the detector.
+DETECTORS = {"rcnn": "DetrImageProcessor", "d-fine": "RTDetrImageProcessor"}
+ANY_LENGTH = 1_000_000  # pixels of a long side
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -39,13 +43,14 @@ class Preprocessing:
         resize: `"squash"` resizes straight to `size`; `"shortest"` resizes the short side to `resize_to` and crops
             the centre, as torchvision's and timm's evaluation transforms do; `"whole"`, for dense prediction, resizes
             the short side to `resize_to` and crops nothing; `"fit"` resizes to the largest that fits into `size`, and
-            fills what is left on the right and at the bottom with the mean colour.
+            fills what is left on the right and at the bottom with `filling`.
         resize_to: pixels of the short side, before the crop where there is one; for `"whole"` None leaves the picture
             at its own size.
         longest: for `"whole"`, what the long side may have at most, in pixels, where the picture is resized; None for
             any length.
         interpolation: a key of `RESAMPLING`.
         mean, std: per channel, of values in [0, 1].
+        filling: the colour that `"fit"` fills with, of values in [0, 1]; by default the mean.
         reduce_labels: of a segmentation model, whether in the masks that it learned from 0 was void and the classes
             began at 1; None where that is unknown, or nothing was segmented.
     """
@@ -57,6 +62,7 @@ class Preprocessing:
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    filling: tuple[float, ...] | None = None
     reduce_labels: bool | None = None
 
     def __post_init__(self) -> None:
@@ -70,6 +76,8 @@ class Preprocessing:
             raise ValueError(f"interpolation must be one of {', '.join(RESAMPLING)}, found {self.interpolation!r}")
         if len(self.mean) != len(self.std) or any(value <= 0 for value in self.std):
             raise ValueError(f"expected as many positive std values as means, found {self.mean} and {self.std}")
+        if self.filling is not None and len(self.filling) != len(self.mean):
+            raise ValueError(f"expected as many values to fill with as means, found {self.filling} and {self.mean}")
 
     @property
     def short_side(self) -> int:
@@ -100,7 +108,7 @@ class Preprocessing:
         if self.resize == "fit":
             fitted = np.asarray(image.resize(self._fitted(image.width, image.height), filter_))
             pixels = np.empty((height, width, 3), np.uint8)
-            pixels[:] = [round(255 * value) for value in self.mean]
+            pixels[:] = [round(255 * value) for value in self.filling or self.mean]
             pixels[: len(fitted), : len(fitted[0])] = fitted
             return pixels
         short, long = sorted(image.size)
@@ -160,8 +168,13 @@ class Preprocessing:
         """
         return np.stack([self.prepare(image) for image in listed(images)])
 
-    def to_dict(self) -> dict[str, Any]:
-        """The content of `preprocessor_config.json`, readable by transformers' AutoImageProcessor."""
+    def to_dict(self, detector: str | None = None) -> dict[str, Any]:
+        """The content of `preprocessor_config.json`, readable by transformers' AutoImageProcessor.
+
+        Args:
+            detector: of a model that detects, a key of `DETECTORS`: the class that is named then understands what it
+                gives.
+        """
         height, width = self.size
         fields: dict[str, Any] = {
             "do_resize": True,
@@ -172,22 +185,25 @@ class Preprocessing:
             "image_mean": list(self.mean),
             "image_std": list(self.std),
         }
+        if self.filling is not None:
+            fields["filling"] = list(self.filling)
         if self.reduce_labels is not None:
             fields["do_reduce_labels"] = self.reduce_labels
         if self.resize == "squash":
             return fields | {"image_processor_type": "ViTImageProcessor", "size": {"height": height, "width": width}}
         trained = {"height": height, "width": width}
         if self.resize == "fit":
-            fields |= {"image_processor_type": "DetrImageProcessor", "do_pad": True, "pad_size": trained}
+            kind = DETECTORS[detector or "rcnn"]
+            fields |= {"image_processor_type": kind, "do_pad": True, "pad_size": trained}
             return fields | {"size": {"max_height": height, "max_width": width}}
-        if self.resize == "whole" and self.longest is not None:
-            fields |= {"image_processor_type": "DetrImageProcessor", "crop_size": trained}
-            return fields | {"size": {"shortest_edge": self.short_side, "longest_edge": self.longest}}
         if self.resize == "whole":
-            fields |= {"image_processor_type": "SegformerImageProcessor", "crop_size": trained}
+            longest = ANY_LENGTH if self.longest is None and detector else self.longest  # theirs need a number
+            kind = DETECTORS[detector or "rcnn"] if longest else "SegformerImageProcessor"
+            fields |= {"image_processor_type": kind, "crop_size": trained}
             if self.resize_to is None:
                 return fields | {"do_resize": False}
-            return fields | {"size": {"shortest_edge": self.resize_to}}
+            size = {"shortest_edge": self.resize_to}
+            return fields | {"size": size | {"longest_edge": longest} if longest else size}
         return fields | {
             "image_processor_type": "CLIPImageProcessor",
             "size": {"shortest_edge": self.short_side},
@@ -203,7 +219,7 @@ class Preprocessing:
         Raises:
             ValueError: a step that this class cannot reproduce.
         """
-        dense = str(fields.get("image_processor_type", "")).startswith(("Segformer", "Detr"))
+        dense = str(fields.get("image_processor_type", "")).startswith(("Segformer", "Detr", "RTDetr"))
         if not (dense or fields.get("do_resize", True)) or not fields.get("do_rescale", True):
             raise ValueError("expected a preprocessor_config.json with do_resize and do_rescale, found one without")
         if not math.isclose(fields.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
@@ -213,6 +229,7 @@ class Preprocessing:
             "interpolation": Image.Resampling(fields.get("resample", Image.Resampling.BILINEAR)).name.lower(),
             "mean": tuple(fields.get("image_mean", (0.5, 0.5, 0.5)) if normalize else (0.0, 0.0, 0.0)),
             "std": tuple(fields.get("image_std", (0.5, 0.5, 0.5)) if normalize else (1.0, 1.0, 1.0)),
+            "filling": tuple(fields["filling"]) if fields.get("filling") else None,
             "reduce_labels": fields.get("do_reduce_labels", fields.get("reduce_labels")),  # the latter is older
         }
         size = fields.get("size", {"height": 224, "width": 224})
@@ -224,7 +241,9 @@ class Preprocessing:
             trained = fields.get("crop_size") or {"height": 512, "width": 512}  # the processor's own default
             trained = (trained["height"], trained["width"]) if isinstance(trained, Mapping) else (trained, trained)
             resize_to = size["shortest_edge"] if fields.get("do_resize", True) else None
-            return cls(size=trained, resize="whole", resize_to=resize_to, longest=size.get("longest_edge"), **common)
+            longest = size.get("longest_edge") if fields.get("do_resize", True) else None
+            longest = None if longest == ANY_LENGTH else longest
+            return cls(size=trained, resize="whole", resize_to=resize_to, longest=longest, **common)
         if "shortest_edge" not in size:
             if fields.get("do_center_crop") and fields.get("crop_size") not in (None, size):
                 raise ValueError("expected a centre crop after size.shortest_edge, found one after a fixed size")
@@ -237,7 +256,11 @@ class Preprocessing:
 
     @classmethod
     def from_timm(cls, fields: Mapping[str, Any]) -> Preprocessing:
-        """Read timm's `pretrained_cfg`: short side to `size / crop_pct` rounded down, then a centre crop."""
+        """Read timm's `pretrained_cfg`: short side to `size / crop_pct` rounded down, then a centre crop.
+
+        Raises:
+            ValueError: a crop that this class cannot reproduce.
+        """
         height, width = fields.get("input_size", (3, 224, 224))[1:]
         common: dict[str, Any] = {
             "size": (height, width),
@@ -245,9 +268,14 @@ class Preprocessing:
             "mean": tuple(fields.get("mean", IMAGENET_MEAN)),
             "std": tuple(fields.get("std", IMAGENET_STD)),
         }
-        if fields.get("crop_mode", "center") == "squash":
+        mode, crop_pct = fields.get("crop_mode", "center"), fields.get("crop_pct") or 0.875
+        if mode == "squash" and crop_pct == 1:
             return cls(resize="squash", **common)
-        crop_pct = fields.get("crop_pct") or 0.875
+        if mode != "center" or height != width:
+            raise ValueError(
+                f"expected a crop_mode of center and a square input, or squash and a crop_pct of 1, found {mode}, "
+                f"{height}x{width} and {crop_pct}"
+            )
         return cls(resize="shortest", resize_to=math.floor(max(height, width) / crop_pct), **common)
 
 

@@ -175,5 +175,5 @@ def describe(model: str, size: tuple[int, int] | None = None, form: str | None =
         "naming": report.naming,
         "classes": report.num_labels,
         "path": str(report.path),
-        "preprocessing": loaded.preprocessing.to_dict(),
+        "preprocessing": loaded.preprocessing.to_dict(loaded.detector),
     }

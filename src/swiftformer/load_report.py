@@ -17,6 +17,7 @@ class LoadReport:
 
     Attributes:
         path: the file or folder that was read.
+        weights: the file with the tensors.
         naming: whose key names it uses.
         form: the numeric form that was resolved.
         num_labels: classes of the model as returned; None for a backbone.
@@ -25,6 +26,7 @@ class LoadReport:
     """
 
     path: Path
+    weights: Path
     naming: Naming
     form: str
     task: Task

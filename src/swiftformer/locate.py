@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from swiftformer.files import expanded
 from swiftformer.image_processing import Preprocessing
 from swiftformer.messages import one_line
 from swiftformer.variants import VARIANTS
@@ -65,7 +66,7 @@ def locate(reference: str | Path) -> Located:
     text = str(reference)
     if text in BUNDLED:
         return _folder(Path(__file__).parent / "weights" / text)
-    path = Path(text).expanduser()
+    path = expanded(text)
     if text and path.is_dir():
         return _folder(path)
     if path.is_file():
@@ -139,11 +140,15 @@ def _timm_folder(path: Path, weights: Path, config: dict[str, Any]) -> Located:
     if not str(config["architecture"]).startswith("swiftformer"):
         raise CheckpointError(f"{path}/config.json: expected a SwiftFormer, found {config['architecture']!r}")
     pretrained = config.get("pretrained_cfg") or {}
+    try:
+        preprocessing = Preprocessing.from_timm(pretrained)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path / 'config.json'}: {error}") from error
     return Located(
         path=path,
         weights=weights,
         form="l2",
-        preprocessing=Preprocessing.from_timm(pretrained),
+        preprocessing=preprocessing,
         labels=config.get("label_names") or pretrained.get("label_names"),
     )
 

@@ -7,3 +7,12 @@ def one_line(error: BaseException, line: int = 0) -> str:
     """A line of what an error says, or its class where it says nothing."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[line].strip()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Told by name and text: to name the classes would be to import torch."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )

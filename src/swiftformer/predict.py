@@ -14,6 +14,7 @@ import numpy as np
 
 from swiftformer.data.folders import files_below
 from swiftformer.data.sources import is_image
+from swiftformer.files import expanded
 from swiftformer.image_processing import Preprocessing
 from swiftformer.images import ImageError, ImageSource, listed, open_image
 from swiftformer.locate import DEFAULT_MODEL
@@ -73,9 +74,9 @@ def _images_of(reference: str) -> list[tuple[str, ImageSource]]:
     if reference == "-":
         return [("-", sys.stdin.buffer.read())]
     try:
-        path = Path(reference).expanduser()
+        path = expanded(reference)
         exists, is_folder = path.exists(), path.is_dir()
-    except (OSError, RuntimeError, ValueError) as error:  # such as a name that is too long, or ~ of nobody
+    except (OSError, ValueError) as error:  # such as a name that is too long
         raise ImageError(f"{reference}: expected a picture, found none ({error})") from None
     if is_folder:
         if pictures := _pictures_below(path):
@@ -136,8 +137,9 @@ def classify(
         form: numeric form of the checkpoint, where its file cannot tell.
         top_k: classes per picture; fewer where the model has fewer.
         batch_size: pictures per forward pass.
-        engine, device, precision, threads: of `swiftformer.engines.open_engine`; the device is by default CUDA if there
-            is one. Without, a checkpoint of a classifier runs in `native` where that is installed, otherwise in torch.
+        engine, device, precision, threads: of `swiftformer.engines.open_engine`; in torch the device is by default CUDA
+            if there is one. Without, a checkpoint of a classifier runs in `native` where that is installed, otherwise
+            in torch.
         skip_broken: report a picture that cannot be read in its result's `error` and go on; False raises.
 
     Yields:

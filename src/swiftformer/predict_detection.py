@@ -141,7 +141,8 @@ def expect_detector(model: Any) -> None:
 
 def gives_masks(model: Any) -> bool:
     """Whether a detector gives a mask for every object."""
-    return bool(model.with_masks)
+    outputs = getattr(model, "outputs", None)  # of the fused form
+    return bool(model.with_masks) if outputs is None else "masks" in outputs
 
 
 def open_detector(
@@ -169,7 +170,7 @@ def open_detector(
     from torch import nn
 
     from swiftformer.checkpoints import load
-    from swiftformer.deploy import fuse
+    from swiftformer.deploy import DeployModel, fuse
     from swiftformer.engines.torch import TorchEngine
 
     class InOrder(nn.Module):
@@ -184,11 +185,11 @@ def open_detector(
             outputs = self.net(pixels)
             return outputs if type(outputs) is tuple else tuple(outputs[name] for name in self.names)
 
-    net: Any = load(model, form=form) if isinstance(model, (str, Path)) else model
+    net: Any = fuse(load(model, form=form)) if isinstance(model, (str, Path)) else model
     expect_detector(net)
     options: Any = {"mode": "torch" if engine == "auto" else engine, "device": device, "threads": threads}
-    if isinstance(model, (str, Path)):
-        return TorchEngine.fused(fuse(net), precision=precision, **options)
+    if isinstance(net, DeployModel):
+        return TorchEngine.fused(net, precision=precision, **options)
     if precision not in (None, "fp32"):
         raise EngineError(f"precision: expected fp32 for a detector, found {precision}")
     labels = tuple(net.config.id2label[i] for i in range(net.config.num_labels))

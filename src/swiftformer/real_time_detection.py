@@ -6,7 +6,7 @@ import copy
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from swiftformer.config import SwiftFormerConfig
 from swiftformer.detection import SwiftFormerDetectionOutput, check_labels
@@ -25,6 +25,7 @@ class SwiftFormerForRealTimeDetection(SwiftFormerBackbone):
     """
 
     with_masks: ClassVar[bool] = False
+    detector: ClassVar[str | None] = "d-fine"
 
     def __init__(self, config: SwiftFormerConfig) -> None:
         num_labels = config.num_labels or 0
@@ -42,6 +43,12 @@ class SwiftFormerForRealTimeDetection(SwiftFormerBackbone):
         self.num_labels: int = num_labels
         self.detection_head = DFineHead(self.channels, num_labels, config)
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is getattr(self, "detection_head", None):
+            self.detection_head.initialize()
 
     def forward(  # type: ignore[override]
         self,

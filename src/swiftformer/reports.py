@@ -38,9 +38,8 @@ def artifact_table(folder: Path, artifact: Artifact) -> None:
         "outputs": ", ".join(artifact.outputs),
     }
     if found := artifact.comparison:
-        rows["against PyTorch"] = (
-            f"largest relative difference {found['max_relative_difference']:.1e}, {_agreement(artifact)}"
-        )
+        texts = [f"largest relative difference {found['max_relative_difference']:.1e}", _agreement(artifact)]
+        rows["against PyTorch"] = ", ".join(filter(None, texts))
     else:
         rows["against PyTorch"] = "not compared: this format does not run here"
     for name, value in rows.items():
@@ -51,6 +50,8 @@ def artifact_table(folder: Path, artifact: Artifact) -> None:
 def _agreement(artifact: Artifact) -> str:
     found = artifact.comparison
     percent, pictures = f"{100 * found['top1_agreement']:.0f}%", f"{found['images']:.0f} pictures"
+    if artifact.task == "backbone":
+        return ""
     if artifact.task == "segmentation":
         return f"same class for {percent} of the pixels of {pictures}"
     if "boxes" not in artifact.outputs:

@@ -23,13 +23,19 @@ class SwiftFormerForSemanticSegmentation(SwiftFormerBackbone):
     stage, whatever it was.
 
     Raises:
-        ValueError: fewer than two classes; what is no object is a class as well.
+        ValueError: fewer than two classes; what is no object is a class as well. Or a class that does not count,
+            because it is `config.semantic_loss_ignore_index`.
     """
 
     def __init__(self, config: SwiftFormerConfig) -> None:
         num_labels = config.num_labels or 0
         if num_labels < 2:
             raise ValueError(f"expected at least 2 classes, of which one may be the background, found {num_labels}")
+        if 0 <= config.semantic_loss_ignore_index < num_labels:
+            raise ValueError(
+                f"expected a semantic_loss_ignore_index that is none of {num_labels} classes, found "
+                f"{config.semantic_loss_ignore_index}"
+            )
         config = copy.deepcopy(config)
         config.out_indices = list(range(1, len(config.depths) + 1))
         super().__init__(config)

@@ -163,9 +163,14 @@ class _FloatGELU(torch.autograd.Function):
 
 def is_plain(x: Tensor) -> bool:
     """Whether a tensor of float32 has values of its own, which no transformation of functions looks at."""
-    if x.dtype != torch.float32 or not _is_run(x) or forward_ad._current_level >= 0:
-        return False
-    return not (torch._C._are_functorch_transforms_active() or torch._C._functorch.is_legacy_batchedtensor(x))
+    return x.dtype == torch.float32 and _is_run(x) and not is_transformed(x)
+
+
+def is_transformed(x: Tensor) -> bool:
+    """Whether a transformation of functions, such as `torch.func.grad`, vmap or forward mode, looks at it."""
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        return True
+    return torch._C._functorch.is_legacy_batchedtensor(x)
 
 
 def gelu_float32(x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from swiftformer.attention import ATTENTION_MODULES
 from swiftformer.benchmark.latency import describe_machine, time_calls
 from swiftformer.device import select_device
+from swiftformer.engines.base import checked_threads
 
 TOKENS = (49, 196, 784, 1024, 2048, 4096, 8192, 16384)
 SLOPE_FROM = 1024  # tokens; below, what does not depend on them takes much of the time
@@ -44,11 +45,11 @@ def run_attention_benchmark(
         tokens from 1,024 tokens on.
 
     Raises:
-        ValueError: no such device.
+        ValueError: no such device, or too many threads.
     """
     device = str(select_device(device))
     if threads is not None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(checked_threads(threads))
     torch.manual_seed(0)
     modules = {name: cls(dim).to(device).eval() for name, cls in ATTENTION_MODULES.items()}
     rows: list[dict[str, Any]] = []

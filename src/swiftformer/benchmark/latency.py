@@ -23,6 +23,7 @@ from swiftformer.benchmark.candidates import CANDIDATES, Candidate, Case
 from swiftformer.benchmark.footprint import footprint
 from swiftformer.benchmark.peers import against_peers
 from swiftformer.device import select_device
+from swiftformer.engines.base import checked_threads
 from swiftformer.messages import one_line
 from swiftformer.variants import get_variant
 
@@ -84,9 +85,13 @@ def run_benchmark(
         `swiftformer.benchmark.peers.against_peers`.
 
     Raises:
-        ValueError: nothing to measure, no such device, an unknown variant, or a size below 32 pixels.
+        ValueError: nothing to measure, no such device, an unknown variant, a size below 32 pixels, or too many threads.
     """
     device = str(select_device(device))
+    for name, values in (("variants", variants), ("batches", batches), ("sizes", sizes)):
+        if not values:
+            raise ValueError(f"{name}: expected at least one, found none")
+    threads = None if threads is None else checked_threads(threads)
     for name in variants:
         get_variant(name)
     if too_small := [f"{height}x{width}" for height, width in sizes if min(height, width) < 32]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from swiftformer.benchmark.latency import describe_machine
 from swiftformer.deploy import DeployModel
+from swiftformer.deploy_detection import DeployRCNN
 from swiftformer.device import select_device
 
 
@@ -22,13 +23,20 @@ def profile_layers(
 
     Args:
         net: as `fuse` gives it.
+        batch: pictures; 1 for an R-CNN detector, which takes one at a time.
         calls: of the network; the first fifth is not counted.
 
     Returns:
         `{"machine", "batch", "size", "total_ms", "rows"}`; rows in order with `layer`, `kind`, `median_ms` and `share`
-        of the total. The rest is sums of branches and the mean. Attention's own arithmetic, without its products, is
-        the row of the attention itself.
+        of the total. A layer that a call of the network runs several times, as a detector's do on each of its maps, has
+        their sum. The rest is sums of branches and the mean. Attention's own arithmetic, without its products, is the
+        row of the attention itself.
+
+    Raises:
+        ValueError: several pictures for an R-CNN detector.
     """
+    if batch != 1 and isinstance(net.detection_head, DeployRCNN):
+        raise ValueError(f"batch: expected 1 for this detector, which takes one picture at a time, found {batch}")
     where = select_device(device or "cpu")
     net = net.to(where)
     pixels = torch.randn(batch, net.config.num_channels, *size, device=where).contiguous(
@@ -39,6 +47,7 @@ def profile_layers(
     leaves |= {name: m for name, m in net.named_modules() if type(m).__name__ == "DeployAttention"}
     times: dict[str, list[float]] = defaultdict(list)
     starts: dict[str, float] = {}
+    taken: dict[str, float] = {}  # of one call of the network
 
     def now() -> float:
         if where.type == "cuda":
@@ -52,13 +61,16 @@ def profile_layers(
             starts[name] = now()
 
         def after(_: nn.Module, __: Any, ___: Any, name: str = name) -> None:
-            times[name].append(now() - starts[name])
+            taken[name] = taken.get(name, 0.0) + now() - starts[name]
 
         handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     try:
         with torch.inference_mode():
             for _ in range(calls):
+                taken.clear()
                 net(pixels)
+                for name, seconds in taken.items():
+                    times[name].append(seconds)
     finally:
         for handle in handles:
             handle.remove()

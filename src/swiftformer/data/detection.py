@@ -26,6 +26,7 @@ from swiftformer.data.object_masks import coco_mask
 from swiftformer.data.objects import Objects, decode
 from swiftformer.data.sources import is_image
 from swiftformer.data.splits import ALL, USUAL
+from swiftformer.files import expanded
 from swiftformer.images import ImageError
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def open_detection(
         ValueError: nothing is recognised there, the split is missing or empty, or the objects have no masks.
         AnnotationError: something is wrong with an annotation, where `on_error` is `raise`.
     """
-    root = Path(data).expanduser()
+    root = expanded(data)
     if not root.exists():
         raise ValueError(f"{data}: no such file or folder")
     if masks:

@@ -31,11 +31,14 @@ class LastingLoader(Generic[Batch]):
 
     Args:
         workers: processes that load.
+        pin_memory: as the DataLoader's, or a function that is asked when the first batch is.
         options: of the DataLoader.
     """
 
-    def __init__(self, dataset: Dataset, workers: int, **options: Any) -> None:
-        self.workers = workers
+    def __init__(
+        self, dataset: Dataset, workers: int, pin_memory: bool | Callable[[], bool] = False, **options: Any
+    ) -> None:
+        self.workers, self._pin_memory = workers, pin_memory
         self._dataset, self._options = dataset, options
         self._loader: DataLoader[Batch] | None = None
 
@@ -93,6 +96,7 @@ class LastingLoader(Generic[Batch]):
             persistent_workers=self.workers > 0,
             # Of its own, so that starting processes does not move the model's.
             generator=torch.Generator(),
+            pin_memory=self._pin_memory() if callable(self._pin_memory) else self._pin_memory,
             **self._options,
         )
 
@@ -119,7 +123,7 @@ class ShareLoader(Generic[Batch]):
             batch_size=batch_size,
             sampler=share,
             collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_initialized,  # evaluating on a CPU is not to begin with a GPU
         )
 
     def __len__(self) -> int:

@@ -21,6 +21,7 @@ from swiftformer.data.detection_checks import UNDO, stored_size
 from swiftformer.data.mask_folders import MaskFolders, Pair, find
 from swiftformer.data.masks import VOID, AnnotationError, largest_indices, read_mask
 from swiftformer.data.splits import choose
+from swiftformer.files import expanded
 from swiftformer.images import ImageError, open_image
 
 logger = logging.getLogger(__name__)
@@ -196,7 +197,7 @@ def open_segmentation(
             there are names.
         AnnotationError: a pair that cannot be used, where `on_error` is `raise`.
     """
-    root = Path(data).expanduser()
+    root = expanded(data)
     if not root.is_dir():
         if not root.exists():
             raise ValueError(f"{data}: no such folder")

@@ -8,6 +8,7 @@ from typing import Protocol
 from PIL import Image
 
 from swiftformer.data.splits import ALL, SPLIT_ALIASES, Splits, choose
+from swiftformer.files import expanded
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
 # Of iNaturalist's taxonomy: what counts as a class.
@@ -74,7 +75,7 @@ def _find_splits(data: str, split: str | None, level: str) -> Splits:
             f"{data}: expected a file or folder on this machine or a data set's name on the hub, found an address; "
             f"copy or mount it first"
         )
-    path = Path(data).expanduser()
+    path = expanded(data)
     if path.is_dir() and (splits := inaturalist.find(path, level)):
         return splits
     if level != "name":

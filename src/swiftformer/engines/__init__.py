@@ -16,6 +16,7 @@ from swiftformer.engines.base import (
     expect_torch,
     may_have_gpu,
 )
+from swiftformer.files import expanded
 from swiftformer.messages import one_line
 
 __all__ = ["ENGINES", "Engine", "EngineError", "open_engine"]
@@ -144,7 +145,9 @@ def _open_artifact(reference: str | Path, engine: str, options: EngineOptions) -
     refused: dict[str, EngineError] = {}
     for name in _able(artifact) if engine == "auto" else [engine]:
         try:
-            return _open_in(name, Path(reference), artifact, options)
+            opened = _open_in(name, expanded(reference), artifact, options)
+            opened.problem_type = artifact.source.get("problem_type")
+            return opened
         except EngineError as error:
             refused[name] = error
             if engine == "auto":

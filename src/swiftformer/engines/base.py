@@ -15,12 +15,13 @@ import numpy as np
 
 from swiftformer.artifact import Artifact
 from swiftformer.image_processing import Preprocessing
-from swiftformer.messages import one_line
+from swiftformer.messages import is_out_of_memory, one_line
 
 ROUNDING = 0.05  # of probabilities in low precision
 # Of NVIDIA (whose devices may appear with the first call), Tegra, AMD, and Windows below WSL.
 GPU_DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
 NATIVE = "./native, in a clone of swiftformer"  # what pip installs: no package index has it
+ONE_CLASS = (None, "single_label_classification")  # problem types of transformers
 MOST_THREADS = 1024  # more crash some runtimes
 
 
@@ -107,6 +108,7 @@ class Engine(ABC):
         labels: names of the classes.
         outputs: names of what a call returns, in order.
         input_shape: batch, channels, height and width of the input; None for what is free.
+        problem_type: of a classifier, transformers'; None for one class per picture.
     """
 
     name: str
@@ -114,6 +116,7 @@ class Engine(ABC):
     labels: tuple[str, ...]
     outputs: tuple[str, ...]
     input_shape: tuple[int | None, int | None, int | None, int | None]
+    problem_type: str | None = None
 
     def __call__(self, batch: np.ndarray) -> dict[str, np.ndarray]:
         """`(N, channels, H, W)` to arrays of N rows each, by the names of `outputs`.
@@ -122,6 +125,7 @@ class Engine(ABC):
 
         Raises:
             EngineError: an input of another shape, or one that the runtime fails on.
+            MemoryError, torch.OutOfMemoryError: there is not enough memory.
         """
         batch = np.ascontiguousarray(batch, dtype=np.float32)
         if (
@@ -149,6 +153,8 @@ class Engine(ABC):
         except EngineError:
             raise
         except Exception as error:  # of many classes, the runtimes' own
+            if is_out_of_memory(error):
+                raise
             reason = one_line(error, -1)
             raise EngineError(f"{self.name} fails on an input of shape {batch.shape} ({reason})") from error
 
@@ -160,8 +166,11 @@ class Engine(ABC):
         """`(N, channels, H, W)` to `(N, classes)`, each row of sum 1.
 
         Raises:
-            EngineError: another shape, not a classifier, or one of another number of classes than there are labels.
+            EngineError: another shape, not a classifier, one of another number of classes than there are labels, or
+                one that gives no finite numbers.
         """
+        if self.problem_type not in ONE_CLASS:
+            raise EngineError(f"expected a classifier of one class per picture, found one for {self.problem_type}")
         if self.outputs == ("probabilities",):
             rows = self(batch)["probabilities"]
             sums = rows.sum(axis=1)
@@ -176,6 +185,8 @@ class Engine(ABC):
         logits = self(batch)["logits"].astype(np.float64)
         if logits.ndim != 2:
             raise EngineError(f"expected a classifier, found a segmentation model (logits of shape {logits.shape})")
+        if not np.isfinite(logits).all():
+            raise EngineError(f"{self.name}: expected finite logits, found others (weights that are not finite?)")
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         return self._labelled(powers / powers.sum(axis=1, keepdims=True))
 

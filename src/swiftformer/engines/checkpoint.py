@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from swiftformer.engines.base import ONE_CLASS
 from swiftformer.engines.native import Member, named
 from swiftformer.image_processing import Preprocessing
 from swiftformer.load_report import LoadReport
@@ -76,8 +77,10 @@ def _fused(located: Located, weights: _Weights) -> Fused | None:
         return None
     if not segments and config.get("distillation", True) is not weights.has("dist_head.weight"):
         return None
+    if config.get("problem_type") not in ONE_CLASS:
+        return None
     names: dict[int, str] = {int(i): str(name) for i, name in config["id2label"].items()}
-    labels = tuple(names[i] for i in range(len(names)))
+    labels = tuple(names[i] for i in sorted(names))
     if len(labels) < (2 if segments else 1):
         return None
     network = _Network(config, weights, located.form or "")
@@ -96,7 +99,7 @@ def _fused(located: Located, weights: _Weights) -> Fused | None:
     if weights.left():
         return None
     task: Task = "segmentation" if segments else "classification"
-    report = LoadReport(located.path, "transformers", located.form or "", task, len(labels))
+    report = LoadReport(located.path, located.weights, "transformers", located.form or "", task, len(labels))
     logger.info("%s", report)
     layers, tensors = named(members)
     return Fused(layers, tensors, preprocessing, labels)

@@ -231,7 +231,7 @@ def from_reference(reference: str | Path, options: EngineOptions) -> Engine:
         layers, tensors = network_of(net)
     except ExportError as error:
         raise EngineError(f"{reference}: {error}") from None
-    return NativeEngine(
+    engine = NativeEngine(
         layers,
         tensors,
         preprocessing=net.preprocessing or HUB,
@@ -242,3 +242,5 @@ def from_reference(reference: str | Path, options: EngineOptions) -> Engine:
         isa=options.isa,
         pin=options.pin,
     )
+    engine.problem_type = net.config.problem_type
+    return engine

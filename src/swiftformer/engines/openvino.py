@@ -16,7 +16,9 @@ from swiftformer.messages import one_line
 TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
-@cache
+_core_turn = Lock()
+
+
 def shared_core() -> Any:
     """The process's one openvino.Core.
 
@@ -24,6 +26,12 @@ def shared_core() -> Any:
     go in the order in which they came, the second puts the first one's freed stack back, and the next signal kills the
     process.
     """
+    with _core_turn:  # `cache` alone would let two threads make one each
+        return _core()
+
+
+@cache
+def _core() -> Any:
     import openvino
 
     return openvino.Core()

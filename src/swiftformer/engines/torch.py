@@ -60,11 +60,13 @@ class TorchEngine(Engine):
             torch.set_num_threads(checked_threads(threads))
         self.preprocessing = getattr(net, "preprocessing", None) or HUB
         self.labels, self.outputs, self.input_shape = labels, outputs, input_shape
+        self.problem_type = getattr(getattr(net, "config", None), "problem_type", None)
         self.net, self.dtype = net, torch.float32
         if isinstance(net, torch.nn.Module):
             self.net = net.to(self.device, DTYPES[precision] if precision else None)
             self.dtype = next((p.dtype for p in net.parameters()), torch.float32)
-        self.name = f"{mode} {next(name for name, dtype in DTYPES.items() if dtype == self.dtype)} {self.device}"
+        names = {dtype: name for name, dtype in DTYPES.items()}
+        self.name = f"{mode} {names.get(self.dtype, str(self.dtype).removeprefix('torch.'))} {self.device}"
         if MODES[mode] is not None:
             self.net = torch.compile(self.net, mode=MODES[mode], dynamic=False)
 

@@ -160,7 +160,8 @@ def evaluate_reference(
     plain = engine == "auto" and precision is None and threads is None
     if isinstance(model, nn.Module) and not plain:
         raise ValueError("expected engine, precision and threads together with a reference, found a model")
-    if isinstance(model, nn.Module) or (plain and not is_artifact(model)):
+    fused = getattr(model, "outputs", None) is not None  # takes one picture and gives a tuple, as an engine does
+    if (isinstance(model, nn.Module) and not fused) or (plain and not fused and not is_artifact(model)):
         net = model if isinstance(model, nn.Module) else load(model, form=form)
         expect_detector(net)
         names = [net.config.id2label[i] for i in range(net.config.num_labels)]

@@ -75,7 +75,7 @@ class SegmentationMetrics:
         Raises:
             ValueError: nothing was counted.
         """
-        confusion = self.confusion.double().cpu()
+        confusion = self.confusion.cpu().double()  # Apple GPUs have no float64
         if not confusion.sum() > 0:
             raise ValueError("expected annotated pixels to evaluate on, found none")
         hits, there, predicted = confusion.diagonal(), confusion.sum(dim=1), confusion.sum(dim=0)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import swiftformer
 from swiftformer.artifact import Artifact, ArtifactError, checksums, is_artifact, read_artifact, sha256
-from swiftformer.engines.base import BackendMissingError, package_of
+from swiftformer.engines.base import ONE_CLASS, BackendMissingError, package_of
 from swiftformer.export.calibration import calibration_pictures
 from swiftformer.export.formats import FORMATS, TOLERANCES, ExportError, Format, Options
 from swiftformer.files import atomic_folder, check_writable
@@ -54,7 +54,7 @@ def export(
 
     Args:
         model: what `swiftformer.load` takes, or a model, which is not changed.
-        output: folder of the artifact; one that exists is replaced, and only by a whole artifact.
+        output: folder of the artifact; a whole one that exists is replaced, and only by a whole one.
         format: a key of `FORMATS`.
         precision: one of the format's; its first by default.
         batch: images per call, or `"dynamic"`; by default dynamic where the size is, otherwise 1.
@@ -87,6 +87,7 @@ def export(
     from swiftformer.export.compare import compare, pictures, raw_pixels
     from swiftformer.export.graph import DeployGraph
     from swiftformer.export.search import write_within_drop
+    from swiftformer.hf import SwiftFormerPreTrainedModel
 
     output = Path(output)
     target, precision = _known(format, precision)
@@ -101,6 +102,8 @@ def export(
     if any((output / name).exists() for name in WEIGHT_FILES) and not is_artifact(output):
         raise ExportError(f"{output}: expected a folder for the artifact alone, found a checkpoint in it")
     given: Any = load(model, form=form) if isinstance(model, (str, Path)) else copy.deepcopy(model)
+    if not isinstance(given, SwiftFormerPreTrainedModel):
+        raise ExportError(f"expected a model as it is before fusing, found a {type(given).__name__}")
     net: Any = given.cpu().float().eval()
     net.preprocessing = getattr(net, "preprocessing", None) or HUB
     task = _task(net)
@@ -115,12 +118,15 @@ def export(
     labels = () if task == "backbone" else tuple(net.config.id2label[i] for i in range(net.num_labels))
     if softmax and task != "classification":
         raise ExportError(f"softmax: expected a classifier, found a model for {task}")
+    exclusive = getattr(net.config, "problem_type", None) in ONE_CLASS
+    if softmax and not exclusive:
+        raise ExportError(f"softmax: expected one class per picture, found a model for {net.config.problem_type}")
     if max_drop is not None and task != "classification":
         raise ExportError(f"max_drop: expected a classifier, found a model for {task}")
     if normalize and channels != 3:
         raise ExportError(f"normalize: expected a model of 3 channels, found {channels}")
     _expect_installed(target, format, precision)  # last of all: nobody should install what does not serve them
-    if target.takes_images and labels and task == "classification":
+    if target.takes_images and labels and task == "classification" and exclusive:
         softmax, normalize = True, normalize or channels == 3
 
     def prepared(sources: Sequence[ImageSource] | None) -> Any:
@@ -134,7 +140,7 @@ def export(
         size=size,
         softmax=softmax,
         normalize=normalize,
-        labels=labels if task == "classification" else (),
+        labels=labels if task == "classification" and exclusive else (),
         example=prepared(images),
         calibration=prepared(calibration) if calibration is not None else None,
         device=device,
@@ -263,15 +269,20 @@ def _shape(
         raise ExportError(f"expected a size of at least 32 pixels, found {pixels}")
     if size == "dynamic" and pixels < least:
         raise ExportError(f"{format} takes free sizes of at least {least} pixels: expected a fixed size for {pixels}")
-    return (None if batch == "dynamic" else batch), (None if size == "dynamic" else size)
+    return (None if batch == "dynamic" else int(batch)), (None if size == "dynamic" else _as_ints(size))
 
 
 def _are_counts(values: Any, length: int) -> bool:
     return (
         isinstance(values, (tuple, list))
         and len(values) == length
-        and all(isinstance(value, Integral) and int(value) >= 1 for value in values)
+        and all(isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1 for value in values)
     )
+
+
+def _as_ints(size: Sequence[int]) -> tuple[int, int]:
+    height, width = size
+    return int(height), int(width)
 
 
 def _detector_shape(
@@ -290,7 +301,7 @@ def _detector_shape(
     size = preprocessing.size if size is None else size
     if min(size) < 32 or size[0] % 32 or size[1] % 32:
         raise ExportError(f"expected a height and width of multiples of 32 for a detector, found {size[0]}x{size[1]}")
-    return 1, size
+    return 1, _as_ints(size)
 
 
 def _resized(preprocessing: Preprocessing, size: tuple[int, int], task: str) -> Preprocessing:
@@ -308,7 +319,7 @@ def _resized(preprocessing: Preprocessing, size: tuple[int, int], task: str) -> 
 
 
 def _files(output: Path) -> set[str]:
-    """Of the artifact that stands in a folder, if there is one."""
+    """Of the whole artifact that stands in a folder, if there is one: what a damaged one names is left alone."""
     try:
         return set(read_artifact(output).checksums)
     except ArtifactError:
@@ -327,11 +338,10 @@ def _source(reference: str | Path | None, net: Any) -> dict[str, Any]:
     report = getattr(net, "load_report", None)
     source: dict[str, Any] = {"model": str(reference) if reference is not None else type(net).__name__}
     source["form"] = net.config.form
-    if report is not None:
-        files = (
-            [report.path] if report.path.is_file() else [*report.path.glob("*.safetensors"), *report.path.glob("*.bin")]
-        )
-        source["sha256"] = sha256(min(files)) if files else ""
+    if net.config.problem_type not in ONE_CLASS:
+        source["problem_type"] = net.config.problem_type
+    if reference is not None and report is not None:  # a model may have learned since it was loaded
+        source["sha256"] = sha256(report.weights)
     return source
 
 

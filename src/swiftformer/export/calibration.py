@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from swiftformer.data.image_folder import is_for_other_tasks
+from swiftformer.files import expanded
 from swiftformer.images import ImageSource
 
 
@@ -24,7 +25,7 @@ def calibration_pictures(data: str | Path, count: int) -> Sequence[ImageSource]:
     from swiftformer.data.sources import is_image, open_source
     from swiftformer.predict import find_images
 
-    folder = Path(data).expanduser()
+    folder = expanded(data)
     masks = recognise(folder) if folder.is_dir() else None
     with_masks = masks is not None and masks.has_pairs
     with_objects = None if with_masks else _with_objects(folder)

@@ -9,6 +9,7 @@ import torch
 
 from swiftformer.export.formats import ExportError
 from swiftformer.export.graph import DeployGraph, dynamic_shapes, example_for, silent
+from swiftformer.export.half import fit_half
 
 if TYPE_CHECKING:
     from swiftformer.export.formats import Options
@@ -48,6 +49,7 @@ def write(graph: DeployGraph, options: Options, folder: Path) -> str:
 def to_onnx(graph: DeployGraph, options: Options) -> Any:
     """The ONNXProgram of a graph."""
     if options.precision == "fp16":
+        fit_half(graph, options.example)
         graph = graph.half()
     names = list(graph.outputs)
     with silent():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from swiftformer.export.graph import DeployGraph, dynamic_shapes, example_for, silent
+from swiftformer.export.half import fit_half
 
 if TYPE_CHECKING:
     from swiftformer.export import Options
@@ -25,6 +26,8 @@ def write(graph: DeployGraph, options: Options, folder: Path) -> str:
 def to_program(graph: DeployGraph, options: Options) -> torch.export.ExportedProgram:
     """The program of a graph, with the free dimensions that are asked for."""
     dtype = DTYPES[options.precision]
+    if dtype == torch.float16:
+        fit_half(graph, options.example)
     if dtype != torch.float32:
         graph = graph.to(dtype)
     graph = graph.to(options.device)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import initialization as init
 from transformers.loss.loss_d_fine import DFineLoss
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.d_fine import DFineConfig
@@ -39,6 +40,18 @@ class DFineHead(nn.Module):
         # Its own forward pass, and what it shares between layers, are not needed.
         self.model: Any = DFineForObjectDetection(d_fine_config(in_channels, num_labels, config)).model
         del self.model.backbone  # the maps take its place
+
+    def initialize(self) -> None:
+        """Scores of about 1 / (classes + 1), and boxes where the queries are: what transformers' own model with a head,
+        which is not kept, begins with. What was loaded stays."""
+        decoder, config = self.model.decoder, self.model.config
+        chance = config.initializer_bias_prior_prob or 1 / (config.num_labels + 1)
+        for layer in decoder.class_embed:
+            init.xavier_uniform_(layer.weight)
+            init.constant_(layer.bias, -math.log((1 - chance) / chance))
+        for layer in decoder.bbox_embed:
+            init.zeros_(layer.layers[-1].weight)
+            init.zeros_(layer.layers[-1].bias)
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Logits and boxes of every query, in eval mode.

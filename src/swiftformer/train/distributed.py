@@ -6,15 +6,20 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from swiftformer.device import select_device
+from swiftformer.messages import one_line
+from swiftformer.train.interruption import TrainingStopped
 from swiftformer.train.sync_batchnorm import synchronize_batchnorm
 
 Value = TypeVar("Value")
+
+PATIENCE = timedelta(hours=1)  # with processes that come later, as one may unpack its data first
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,8 @@ def join_processes(device: str | torch.device | None = None) -> Iterator[Process
     variables this is the only process.
 
     Raises:
-        ValueError: `accelerate launch` was asked for sharding or DeepSpeed, or the variables are not complete.
+        ValueError: `accelerate launch` was asked for sharding or DeepSpeed, the variables are not complete, or there is
+            no such device.
     """
     for kind in ("FSDP", "DEEPSPEED"):
         if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() in ("true", "1"):
@@ -111,15 +117,44 @@ def join_processes(device: str | torch.device | None = None) -> Iterator[Process
         raise ValueError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: expected {', '.join(missing)} to be set as well")
     os.environ.setdefault("LOCAL_RANK", "0")
     started = not torch.distributed.is_initialized()
-    cpu = torch.device(device).type == "cpu" if device else not torch.cuda.is_available()
-    state: Any = PartialState(cpu=cpu)
+    state: Any = PartialState(cpu=_on_cpu(device), timeout=PATIENCE)
     if state.num_processes != int(os.environ["WORLD_SIZE"]):
         raise ValueError(
             f"expected CPUs or GPUs for {os.environ['WORLD_SIZE']} processes, found that {state.device} is for one"
         )
     try:
         yield Processes(state.process_index, state.num_processes, state.device)
-    finally:
-        if started:
-            state.destroy_process_group()
-            PartialState._reset_state()
+    except BaseException as error:
+        if started and _may_leave(error):
+            _leave(state)
+        raise
+    if started:
+        _leave(state)
+
+
+def _on_cpu(device: str | torch.device | None) -> bool:
+    """Without touching a GPU: each process takes another one."""
+    if device is None:
+        return not torch.cuda.is_available()
+    try:
+        return torch.device(device).type == "cpu"
+    except RuntimeError as error:
+        raise ValueError(
+            f"device: expected one that this machine has, found {str(device)!r} ({one_line(error)})"
+        ) from None
+
+
+def _may_leave(error: BaseException) -> bool:
+    """Whether the group can be given up although there was an error.
+
+    NCCL waits for all processes there. Where one fails alone, others wait for it in turn: it has to end instead, which
+    torchrun and Slurm see.
+    """
+    return torch.distributed.get_backend() != "nccl" or isinstance(error, TrainingStopped)
+
+
+def _leave(state: Any) -> None:
+    from accelerate import PartialState
+
+    state.destroy_process_group()
+    PartialState._reset_state()

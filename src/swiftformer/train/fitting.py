@@ -47,7 +47,7 @@ def fitted(recipe: Recipe, settings: Iterable[str], model: str | None, images: i
 
 
 def for_processor(recipe: AnyRecipe, settings: Iterable[str], device: str | None, run: Path | None = None) -> AnyRecipe:
-    """In float32 what a recipe does in bf16, where that is slow: on a CPU that has no instructions for it.
+    """In float32 or fp16 what a recipe does in bf16, where that is slow: a CPU or a GPU without instructions for it.
 
     Args:
         settings, run: as of `fitted`.
@@ -59,10 +59,16 @@ def for_processor(recipe: AnyRecipe, settings: Iterable[str], device: str | None
     if run is not None and (stored := run / "recipe.json").exists():
         known = json.loads(stored.read_text())
         return _changed(recipe, {key: known[key] for key in ("precision",) if key in known}, given)
-    if recipe.precision != "bf16" or "precision" in given or not on_cpu(device) or _has_bf16():
+    if recipe.precision != "bf16" or "precision" in given:
         return recipe
-    logger.info("bfloat16 is slow on this processor: precision=fp32; --set decides otherwise")
-    return _changed(recipe, {"precision": "fp32"}, given)
+    if on_cpu(device):
+        quick, other, where = _has_bf16(), "fp32", "processor"
+    else:
+        quick, other, where = _gpu_has_bf16(device), "fp16", "GPU"
+    if quick:
+        return recipe
+    logger.info("bfloat16 is slow on this %s: precision=%s; --set decides otherwise", where, other)
+    return _changed(recipe, {"precision": other}, given)
 
 
 def _has_bf16() -> bool:
@@ -70,6 +76,15 @@ def _has_bf16() -> bool:
     import torch
 
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _gpu_has_bf16(device: str | None) -> bool:
+    """Whether an NVIDIA GPU does not only emulate bfloat16, as those before Ampere do. Of other devices True."""
+    import torch
+
+    if not torch.cuda.is_available() or not (device or "cuda").startswith("cuda"):
+        return True
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _changed(recipe: AnyRecipe, changes: dict[str, Any], given: set[str]) -> AnyRecipe:

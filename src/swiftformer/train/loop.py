@@ -29,7 +29,7 @@ from swiftformer.train.progress import TrainingProgress
 from swiftformer.train.recipe import TrainingRecipe
 from swiftformer.train.run_folder import save_weights, write_card, write_recipe
 from swiftformer.train.run_log import RunLog
-from swiftformer.train.start import batches_at_once, expect_free, expect_two_splits, resumable_state, told_of_data
+from swiftformer.train.start import batches_at_once, expect_agreement, first_state, told_of_data
 from swiftformer.train.state import what_is_left, write_state
 from swiftformer.train.step import TrainingStep, seed_batch
 from swiftformer.train.tasks import Examples, Task, task_of
@@ -89,14 +89,10 @@ def train(
     """
     output = Path(output)
     check_writable(output)
-    expect_two_splits(train_source, val_source)
-    state = resumable_state(output, recipe, train_source, val_source, variant, model) if resume else None
-    if state is None:
-        expect_free(output)
+    state = first_state(output, recipe, train_source, val_source, variant, model, resume)
     origin = (state or {}).get("origin", {"command": command, "started_from": model})
     with join_processes(device) as processes, StopRequest() as stop:
-        if not processes.agree(0 if state is None else state["epochs"] * 10**10 + state["images"]):
-            raise ValueError(f"{output}: expected that all processes see the same states, found different ones")
+        expect_agreement(processes, output, state, recipe, train_source, val_source)
         seed_generators(recipe.seed)
         torch.manual_seed(recipe.seed)
         task = task_of(recipe)
@@ -364,14 +360,18 @@ class _Run:
 
     def save(self) -> None:
         """Write the state to resume from, after `self.batch` batches of the epoch under way."""
-        if not self.processes.main or self.saved == (self.epoch, self.batch):
+        if self.saved == (self.epoch, self.batch):
             return
-        norms = torch.stack(torch._foreach_norm([p.detach() for p in self.step.net.parameters()]))
-        if not norms.isfinite().all():
+        if not self.step.has_finite_weights():  # all processes ask, so that none waits for one that has raised
             raise FloatingPointError(
                 f"weights in epoch {self.epoch + 1}, step {self.batch} are not finite: expected finite numbers; try a "
                 f"smaller lr, or precision=fp32; {what_is_left(self.output)}"
             )
+        if self.processes.main:
+            self._write_state()
+        self.saved = (self.epoch, self.batch)
+
+    def _write_state(self) -> None:
         images = self.batch * self.images_per_batch
         state = self.step.state_dict() | {
             "epochs": self.epoch,
@@ -387,7 +387,6 @@ class _Run:
             **told_of_data(self.train_source, self.val_source),
         }
         write_state(self.output, self.epoch, images, state, self.keep_states)
-        self.saved = (self.epoch, self.batch)
 
     def stop_here(self) -> None:
         """Save the state and leave, as somebody asked for it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +22,11 @@ from swiftformer.images import ImageError
 from swiftformer.segmentation import SwiftFormerForSemanticSegmentation
 from swiftformer.train.dense_recipe import SegmentationRecipe
 from swiftformer.train.distributed import Processes
-from swiftformer.train.interruption import StopRequest
+from swiftformer.train.interruption import StopRequest, TrainingStopped
 from swiftformer.train.objectives import SegmentationObjective
 from swiftformer.train.tasks import Task
+
+logger = logging.getLogger(__name__)
 
 
 class Segmentation(Task):
@@ -91,7 +94,8 @@ class Segmentation(Task):
     def objective(
         self, source: SegmentationSource, output: Path, workers: int, processes: Processes, stop: StopRequest
     ) -> SegmentationObjective:
-        weights = rarity_weights(source) if self.recipe.class_weights == "balanced" else None
+        balanced = self.recipe.class_weights == "balanced"
+        weights = rarity_weights(source, processes, stop) if balanced else None
         return SegmentationObjective(processes.device, weights)
 
     def evaluate(
@@ -100,17 +104,27 @@ class Segmentation(Task):
         return evaluate_segmenter(net, batches, processes.device, progress, processes)
 
 
-def rarity_weights(source: SegmentationSource) -> Tensor:
+def rarity_weights(source: SegmentationSource, processes: Processes, stop: StopRequest) -> Tensor:
     """`(classes,)`, in proportion to the inverse square root of each class's pixels; their mean over the pixels is 1.
 
     The inverse itself would let a few wrongly annotated pixels of a rare class decide. A class without pixels gets 0.
+    Each process counts its share of the masks.
+
+    Raises:
+        TrainingStopped: SIGTERM or Ctrl-C came.
     """
+    logger.info("counting the pixels of each class in %d masks", len(source))
     counts = torch.zeros(VOID + 1 if len(source.classes) <= VOID else len(source.classes), dtype=torch.long)
-    for index in range(len(source)):
+    for index in range(processes.rank, len(source), processes.world_size):
+        if stop.signal:
+            break
         try:
             counts += torch.bincount(torch.from_numpy(source.mask(index)).flatten().long(), minlength=len(counts))
         except ImageError:
             continue  # the loader names it
+    if asked := int(processes.max(torch.tensor([stop.signal], device=processes.device)).item()):
+        raise TrainingStopped("stopped while the pixels of classes were counted; nothing is trained yet", asked)
+    counts = processes.sum(counts.to(processes.device)).cpu()
     known = counts[: len(source.classes)].double()
     weights = torch.where(known > 0, known.clamp(min=1).rsqrt(), 0.0)
     return (weights * known.sum() / (weights * known).sum()).float()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 from swiftformer.data.class_names import differences
 from swiftformer.locate import WEIGHT_FILES
+from swiftformer.train.distributed import Processes
 from swiftformer.train.recipe import TrainingRecipe
 from swiftformer.train.state import has_state, read_state
 from swiftformer.train.tasks import Examples
@@ -17,6 +20,27 @@ ONE_PIXEL = 32  # side of the images of which one pixel is left behind all strid
 # What a run writes, apart from the log, and what would hide its weights from `swiftformer.load`.
 WRITTEN = ("README.md", "metrics.jsonl", "curves.png", "confusion.png", "last", "raw", "tensorboard")
 HIDING = ("config.json", *WEIGHT_FILES)
+
+
+def first_state(
+    output: Path,
+    recipe: TrainingRecipe,
+    train: Examples,
+    val: Examples,
+    variant: str | None,
+    model: str | None,
+    resume: bool,
+) -> dict[str, Any] | None:
+    """The state that a run goes on from; None for a new one, for which there has to be room.
+
+    Raises:
+        ValueError: data that no run can learn from, or as of `resumable_state` and `expect_free`.
+    """
+    expect_two_splits(train, val)
+    if resume:
+        return resumable_state(output, recipe, train, val, variant, model)
+    expect_free(output)
+    return None
 
 
 def expect_free(output: Path) -> None:
@@ -55,6 +79,31 @@ def expect_two_splits(train: Examples, val: Examples) -> None:
     else:
         found = differences(train.classes, val.classes, "train", "val")
         raise ValueError(f"expected the same classes in train and val, found {found}")
+
+
+def expect_agreement(
+    processes: Processes,
+    output: Path,
+    state: dict[str, Any] | None,
+    recipe: TrainingRecipe,
+    train: Examples,
+    val: Examples,
+) -> None:
+    """What each process has found for itself is the same, or they would wait for each other in different places.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not processes.agree(0 if state is None else state["epochs"] * 10**10 + state["images"]):
+        raise ValueError(f"{output}: expected that all processes see the same states, found different ones")
+    known = [dataclasses.asdict(recipe), train.classes, len(train), len(val)]
+    digest = hashlib.sha256(json.dumps(known, default=str).encode("utf-8", "surrogateescape")).digest()
+    if not processes.agree(int.from_bytes(digest[:7])):
+        raise ValueError(
+            f"expected the same recipe, classes and number of images in all processes, found {len(train.classes)} "
+            f"classes, {len(train)} images to train on and {len(val)} to validate on in number {processes.rank}, and "
+            "others elsewhere"
+        )
 
 
 def resumable_state(

@@ -122,6 +122,11 @@ class TrainingStep:
         if self.ema is not None:
             self.ema.update(self.net, step=number)
 
+    def has_finite_weights(self) -> bool:
+        """Whether no weight of the network is infinite or NaN."""
+        norms = torch._foreach_norm([p.detach() for p in self.net.parameters()])
+        return bool(torch.stack(norms).isfinite().all())
+
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on after an update."""
         return {

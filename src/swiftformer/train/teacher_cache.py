@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 FILE = "teacher.safetensors"
+ROWS = 1 << 16  # that the processes add up at once
 
 
 @torch.inference_mode()
@@ -40,6 +41,8 @@ def cached_logits(
     stop: StopRequest,
 ) -> Tensor:
     """The teacher's logits `(images, classes)` in float16, on the CPU, for images as evaluation prepares them.
+
+    They are those of the file, mapped into memory, so that the processes of a machine share them.
 
     They are read from `output/teacher.safetensors` where that was computed by the same teacher for the same images;
     otherwise the processes compute them together and the main one writes the file. The row of an unreadable image
@@ -59,7 +62,7 @@ def cached_logits(
                 known[0] = (file.metadata() or {}).get("key") == key
     if not processes.sum(known).item():
         logger.info("asking the teacher about %d images", len(source))
-        logits = torch.zeros(len(source), len(source.classes), dtype=torch.float32)
+        logits = torch.zeros(len(source), len(source.classes), dtype=torch.float16)
         loader = evaluation_loader(
             source, recipe.preprocessing, recipe.batch_size, workers, processes.rank, processes.world_size
         )
@@ -67,16 +70,26 @@ def cached_logits(
             if stop.signal:
                 break
             if len(indices):
-                logits[indices] = teacher(pixels.to(processes.device)).cpu()
+                logits[indices] = teacher(pixels.to(processes.device)).half().cpu()
         if processes.max(torch.tensor([stop.signal], device=processes.device)).item():
             raise TrainingStopped(
                 "stopped while the teacher was asked; nothing is trained yet", stop.signal or signal.SIGTERM
             )
-        logits = processes.sum(logits.to(processes.device)).cpu()
+        for part in logits.split(ROWS):
+            part.copy_(processes.sum(part.to(processes.device, torch.float32)))
         if processes.main:
             with atomic_file(path) as file:
-                write_tensors({"logits": logits.half()}, file, {"key": key})
-        return logits.half()
+                write_tensors({"logits": logits}, file, {"key": key})
+        processes.wait()
+        with suppress(OSError, SafetensorError):  # another machine may not see the file yet
+            return _read(path)
+        return logits
+    return _read(path)
+
+
+def _read(path: Path) -> Tensor:
+    from safetensors import safe_open
+
     with safe_open(path, framework="pt") as file:
         return file.get_tensor("logits")
 
