@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
@@ -338,6 +339,31 @@ def test_more_places_than_there_are_candidates():
         expected, found = model(pictures(1)), fuse(model)(pictures(1))
     assert found[0].shape == (1, 300)
     assert_same_objects(dict(zip(fuse(model).outputs, found, strict=True)), expected)
+
+
+def test_transformers_trainer(tmp_path):
+    """It asks for no loss where it evaluates, if it is told that there are no labels."""
+
+    class Rectangles(torch.utils.data.Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, i):
+            return {"pixel_values": pictures(1, (64, 64))[0], "labels": labels((64, 64), masks=False)[i % 2]}
+
+    def collate(samples):
+        return {
+            "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+            "labels": [sample["labels"] for sample in samples],
+        }
+
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=2, use_cpu=True, report_to=[],
+        eval_strategy="steps", eval_steps=1, label_names=[], disable_tqdm=True,
+    )  # fmt: skip
+    model = detector(SwiftFormerForObjectDetection)
+    trainer = transformers.Trainer(model, arguments, collate, Rectangles(), Rectangles())
+    assert np.isfinite(trainer.train().training_loss) and trainer.evaluate()["eval_runtime"] > 0
 
 
 def test_a_fused_model_detects_as_it_is(tmp_path):
