@@ -1,10 +1,12 @@
 """`swiftformer detect` and what it stands on: predictions for pictures, videos, and the pictures that show them."""
 
 import builtins
+import itertools
 import json
 import shutil
 import signal
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -217,6 +219,50 @@ def test_opencv_is_missing(monkeypatch, clip):
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ValueError, match=r"pip install 'swiftformer\[video\]'"):
         VideoReader(clip)
+
+
+def test_pictures_are_not_looked_at_where_videos_cannot_be(monkeypatch, cli, engine, clip, tmp_path):  # noqa: F811
+    """Their results would be lost."""
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+
+    def missing():
+        raise ValueError("videos and cameras need OpenCV")
+
+    monkeypatch.setattr(video, "opencv", missing)
+    code, out, err = cli("detect", tmp_path / "a.png", clip, "--model", "m", "--output", tmp_path / "out", "--json")
+    assert (code, out, err) == (2, "", "error: videos and cameras need OpenCV\n") and not (tmp_path / "out").exists()
+
+
+def test_a_video_that_cannot_be_written_loses_no_picture(monkeypatch, cli, engine, clip, tmp_path):  # noqa: F811
+    cv2 = pytest.importorskip("cv2")
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    closed = SimpleNamespace(isOpened=lambda: False, release=lambda: None)
+    monkeypatch.setattr(cv2, "VideoWriter", type("Writer", (), {"fourcc": lambda *_: 0, "__new__": lambda *_: closed}))
+    code, out, _ = cli("detect", tmp_path / "a.png", clip, "--model", "m", "--output", tmp_path / "out", "--json")
+    first, second = json.loads(out)
+    assert code == 2 and "objects" in first and "OpenCV cannot write an mp4" in second["error"]
+
+
+def test_a_rate_that_is_none(monkeypatch, clip):
+    """OpenCV tells 1000 frames per second of WebM files that browsers record, and a number of frames made of it."""
+    cv2 = pytest.importorskip("cv2")
+    told = {cv2.CAP_PROP_FPS: 1000.0, cv2.CAP_PROP_FRAME_COUNT: 30000.0}
+    capture = SimpleNamespace(isOpened=lambda: True, get=told.get, release=lambda: None)
+    monkeypatch.setattr(cv2, "VideoCapture", lambda source: capture)
+    reader = VideoReader(clip)
+    assert (reader.rate, reader.frames) == (30.0, None)
+
+
+def test_a_camera_s_film_lasts_as_long_as_what_it_shows(monkeypatch, tmp_path):
+    """At 30 frames per second, of which every third came."""
+    pytest.importorskip("cv2")
+    clock = itertools.count(0, 0.1)
+    monkeypatch.setattr(video, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    document = record_video(Camera(), tmp_path / "a", lambda frame: (frame, {}), limit=3)
+    seconds = [json.loads(line)["seconds"] for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert document["frames"] == 3 and seconds == sorted(seconds) and seconds[2] - seconds[0] > 0.35
+    with VideoReader(tmp_path / "a.mp4") as reader:
+        assert len(list(reader)) > 9
 
 
 class Camera:

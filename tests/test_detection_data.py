@@ -15,7 +15,7 @@ from conftest import shared
 from swiftformer.data.detection import open_detection
 from swiftformer.data.object_masks import check_size, pack, unpack
 from swiftformer.data.objects import decode
-from swiftformer.data.voc import CLASSES
+from swiftformer.data.voc import CLASSES, parse
 
 NAMES = ["cat", "dog", "car"]
 WIDTH, HEIGHT = 40, 30
@@ -324,6 +324,53 @@ def test_yolo_names(tmp_path):
         (root / "data.yaml").write_text(f"names: {names}")
         with pytest.raises(ValueError, match="data.yaml: expected"):
             open_detection(root)
+
+
+def test_yolo_pictures_of_one_name_have_the_same_labels(tmp_path):
+    make(tmp_path, "yolo")
+    (first, *_) = sorted((tmp_path / "images" / "train").glob("*.png"))
+    before = open_detection(tmp_path, "train")
+    Image.open(first).save(first.with_suffix(".jpg"))
+    source = open_detection(tmp_path, "train")
+    assert len(source) == len(before) + 1
+    both = [i for i in range(len(source)) if Path(source.name(i)).stem == first.stem]
+    assert len(both) == 2 and len({len(source.objects(i).labels) for i in both}) == 1
+    assert len(source.objects(both[0]).labels) > 0
+
+
+def test_parts_of_a_polygon_that_are_none_are_left_out():
+    square = [10.0, 10, 60, 10, 60, 60, 10, 60]
+    assert pack([square, [61, 61, 61, 62]]) == pack([square])
+    with pytest.raises(ValueError, match="expected polygons of 3 or more points, found 4 coordinates"):
+        pack([[61, 61, 61, 62]])
+
+
+def test_whole_numbers_as_pandas_writes_them(tmp_path):
+    """With a fraction of zero."""
+    content = coco([0], segmentation=lambda box: {"size": [float(HEIGHT), float(WIDTH)], "counts": [HEIGHT * WIDTH]})
+    for entry in content["images"]:
+        entry |= {"id": float(entry["id"]), "width": float(WIDTH), "height": float(HEIGHT)}
+    for entry in content["annotations"]:
+        entry["image_id"] = float(entry["image_id"])
+    write_coco(tmp_path / "annotations" / "instances_train.json", content)
+    picture(tmp_path / "train" / "p0.png")
+    source = open_detection(tmp_path, "train", masks=True, on_error="raise")
+    assert source.image_id(0) == 100 and type(source.image_id(0)) is int
+    assert len(source.objects(0).labels) == len(content["annotations"])
+    assert parse(Path(xml_file(tmp_path, f"{WIDTH}.0"))).width == WIDTH
+
+
+def xml_file(folder, width):
+    (folder / "a.xml").write_text(f"<annotation><size><width>{width}</width><height>5</height></size></annotation>")
+    return folder / "a.xml"
+
+
+def test_lists_with_a_mark_of_their_byte_order(tmp_path):
+    make(tmp_path, "voc")
+    file = tmp_path / "ImageSets" / "Main" / "train.txt"
+    before = len(open_detection(tmp_path, "train"))
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert len(open_detection(tmp_path, "train")) == before
 
 
 def names_of(source):

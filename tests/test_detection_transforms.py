@@ -1,4 +1,5 @@
 import copy
+import sys
 
 import numpy as np
 import pytest
@@ -155,6 +156,13 @@ def test_what_is_hardly_visible_is_dropped():
         "boxes": (0, 4),
         "masks": (0, 50, 50),
     }
+
+
+def test_a_thin_picture_is_not_made_as_long_as_it_takes():
+    thin = Image.new("RGB", (20, 20_000))
+    size = MultiScaleResize((800,), sys.maxsize).make_params([thin])["size"]
+    assert size == [3200, 3]
+    assert MultiScaleResize((800,), 1333).make_params([Image.new("RGB", (600, 900))])["size"] == [1200, 800]
 
 
 def test_a_crop_is_what_resizing_first_would_give():

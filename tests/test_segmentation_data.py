@@ -14,6 +14,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision import tv_tensors
 
 from conftest import picture_with_mask as picture
 from conftest import shared
@@ -23,12 +24,12 @@ from swiftformer.data.dense_loaders import (
     SegmentationEvaluationLoader,
     SegmentationTrainingLoader,
 )
-from swiftformer.data.dense_transforms import SegmentationAugmentation
+from swiftformer.data.dense_transforms import RandomScale, SegmentationAugmentation
 from swiftformer.data.epoch_loader import seed_generators
 from swiftformer.data.masks import VOID, AnnotationError, read_mask
 from swiftformer.data.segmentation import Relabelled, bad_pairs, open_segmentation, read_pair
 from swiftformer.image_processing import Preprocessing
-from swiftformer.images import open_image
+from swiftformer.images import MAX_PIXELS, open_image
 
 WHOLE = Preprocessing(resize="whole", interpolation="bilinear")
 
@@ -295,6 +296,30 @@ def test_masks_of_few_bits(tmp_path, bits):
     mask = np.random.default_rng(0).integers(0, 2**bits, (5, 7))
     (tmp_path / "mask.png").write_bytes(gray_png(mask, bits))
     assert np.array_equal(read_mask(tmp_path / "mask.png"), mask)
+
+
+def gray_tiff(mask, bits):
+    """A grayscale TIFF with few bits, one strip, written by hand."""
+    values = mask.astype(np.uint8)
+    strip = b"".join(np.packbits(np.unpackbits(row[:, None], axis=1)[:, -bits:].ravel()).tobytes() for row in values)
+    height, width = mask.shape
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, height)]
+    tags.append((279, len(strip)))
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    strip += b"\0" * (len(strip) % 2)
+    return b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip + struct.pack("<H", len(tags)) + entries + b"\0" * 4
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_masks_of_few_bits_in_tiff(tmp_path, bits):
+    mask = np.random.default_rng(0).integers(0, 2**bits, (5, 7))
+    (tmp_path / "mask.tif").write_bytes(gray_tiff(mask, bits))
+    assert np.array_equal(read_mask(tmp_path / "mask.tif"), mask)
+
+
+def test_more_classes_than_there_are_indices(folder):
+    with pytest.raises(ValueError, match="expected at most 255 classes, as index 255 is void, found 300"):
+        open_segmentation(folder, "train", classes=[f"class {i}" for i in range(300)], check_masks=False)
 
 
 def test_masks_of_many_bits(tmp_path):
@@ -569,6 +594,13 @@ def test_crops_of_one_class_are_drawn_again():
         seed_generators(0)
         shares.append(np.mean([bool((transform(image, mask)[1] == 1).any()) for _ in range(60)]))
     assert shares[0] > 2 * shares[1] > 0
+
+
+def test_no_picture_is_made_larger_than_any_may_be():
+    """All of it is computed before the crop."""
+    aerial = torch.empty(1).expand(3, 10_000, 10_000)
+    height, width = RandomScale((2.0, 2.0)).make_params([tv_tensors.Image(aerial)])["size"]
+    assert height == width and MAX_PIXELS * 0.99 < height * width <= MAX_PIXELS * 1.01
 
 
 def test_long_pictures_are_made_smaller():

@@ -283,9 +283,18 @@ def test_the_cached_index(tmp_path, cache, monkeypatch):
         patched.setattr(shard_index, "_build", None)
         check(open_source(tmp_path), range(4))
     good = kept.read_bytes()
+    directory = good.index(b"PK\x01\x02") + 8  # where an entry says whether it is encrypted
+    encrypted = good[:directory] + bytes([good[directory] | 1]) + good[directory + 1 :]
     hostile = io.BytesIO()
     np.savez(hostile, stamp=np.array([object()], dtype=object))
-    for damaged in (b"", b"x" * 99, good[: len(good) // 2], good.replace(b"\x00\x02", b"\xff\xff"), hostile.getvalue()):
+    for damaged in (
+        b"",
+        b"x" * 99,
+        good[: len(good) // 2],
+        good.replace(b"\x00\x02", b"\xff\xff"),
+        encrypted,
+        hostile.getvalue(),
+    ):
         kept.write_bytes(damaged)
         check(open_source(tmp_path), range(4))
         assert kept.read_bytes() == good

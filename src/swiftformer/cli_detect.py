@@ -51,6 +51,7 @@ def detect(
     Of a video, NAME.mp4 shows the objects and NAME.jsonl lists those of each frame. A picture that cannot be read is
     named, the others are looked at, and the exit code is 2.
     """
+    from swiftformer.detections import coco_mask
     from swiftformer.files import check_file
     from swiftformer.predict_detection import detect as run
     from swiftformer.predict_detection import open_detector
@@ -61,6 +62,8 @@ def detect(
     pictures, clips = pictures_and_clips(images, camera)
     targets = free_targets([name for name, _ in pictures + clips], output)
     runner = open_detector(model, engine, device, precision, threads, form)
+    if coco is not None and "masks" in runner.outputs:
+        coco_mask()  # which is not installed everywhere
     documents, rows = [], []
     numbers = itertools.count(1)  # of pictures, and of frames behind them
     with progress_bar("detect", len(pictures)) as advance:

@@ -21,17 +21,20 @@ def pictures_and_clips(images: list[str] | None, camera: int | None) -> tuple[li
     """What the command line names, as pairs of a name and a source: pictures; videos and the camera.
 
     Raises:
-        ValueError: nothing is named.
+        ValueError: nothing is named, or what reads videos is not installed.
     """
     from swiftformer.predict import find_images
-    from swiftformer.video import is_video
+    from swiftformer.video import is_video, opencv
 
     if not images and camera is None:
         raise ValueError("expected pictures, videos or --camera, found none")
     found = find_images(images or [])
     pictures = [(name, source) for name, source in found if not is_video(name)]
     clips: list[Any] = [(name, source) for name, source in found if is_video(name)]
-    return pictures, clips + ([] if camera is None else [(f"camera-{camera}", camera)])
+    clips += [] if camera is None else [(f"camera-{camera}", camera)]
+    if clips:
+        opencv()  # before pictures are looked at, whose results would be lost
+    return pictures, clips
 
 
 def record(
@@ -44,7 +47,7 @@ def record(
     """See `swiftformer.video.record_video`; a video that cannot be read gives `{"video", "error"}`."""
     from swiftformer.images import ImageError
     from swiftformer.progress import progress_bar
-    from swiftformer.video import VideoError, VideoReader, record_video
+    from swiftformer.video import VideoReader, record_video
 
     if isinstance(source, ImageError):  # of a name that stands for none
         return {"video": name, "error": str(source)}
@@ -55,7 +58,7 @@ def record(
             known = [number for number in (reader.frames, limit) if number is not None]
             with progress_bar(Path(reader.name).name, min(known, default=None)) as advance:
                 return record_video(reader, target, step, limit=limit, progress=advance)
-    except VideoError as error:
+    except ImageError as error:
         return {"video": f"camera {source}" if isinstance(source, int) else name, "error": str(error)}
 
 

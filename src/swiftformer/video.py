@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -52,7 +53,7 @@ class VideoReader:
     """
 
     def __init__(self, source: str | Path | int) -> None:
-        cv2 = _opencv()
+        cv2 = opencv()
         self.live = isinstance(source, int)
         self.name = f"camera {source}" if self.live else str(source)
         if not self.live and not Path(source).is_file():  # type: ignore[arg-type]
@@ -64,8 +65,10 @@ class VideoReader:
                 f"{self.name}: expected {kind}, found {'none' if self.live else 'what OpenCV cannot read'}"
             )
         rate, frames = (self._capture.get(key) for key in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
-        self.rate = rate if math.isfinite(rate) and 1 <= rate <= 1000 else USUAL_RATE
-        self.frames = int(frames) if not self.live and math.isfinite(frames) and frames >= 1 else None
+        # 1000 is what OpenCV tells of a WebM file that does not say, and the number of frames is then made of it.
+        told = math.isfinite(rate) and 1 <= rate < 1000
+        self.rate = rate if told else USUAL_RATE
+        self.frames = int(frames) if told and not self.live and math.isfinite(frames) and frames >= 1 else None
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Frames, upright, `(height, width, 3)` uint8 RGB."""
@@ -94,7 +97,8 @@ def annotate_video(
 ) -> int:
     """Write an mp4 of what is drawn over every frame, at the same rate, without sound. It appears when it is complete.
 
-    A camera is read until Ctrl-C. The format needs even sides: the last column or row of others is cut.
+    A camera is read until Ctrl-C; where its frames come slower than at its rate, they are repeated, so that the film
+    lasts as long as what it shows. The format needs even sides: the last column or row of others is cut.
 
     Args:
         draw: takes a frame `(height, width, 3)` uint8 RGB and returns the picture to write, of one shape for all.
@@ -102,14 +106,15 @@ def annotate_video(
         progress: called with 1 after every frame.
 
     Returns:
-        The number of frames.
+        The number of frames, without those that are repeated.
 
     Raises:
-        VideoError: there are no frames.
-        ValueError: `draw` returned another shape than for the first frame.
+        VideoError: there are no frames, OpenCV cannot write such a film, or `draw` returned another shape than for the
+            first frame.
     """
-    cv2 = _opencv()
-    count, writer, shape = 0, None, (0, 0, 3)
+    cv2 = opencv()
+    count, written, writer, shape = 0, 0, None, (0, 0, 3)
+    began = 0.0
     with atomic_file(target) as temporary:
         part = temporary.with_suffix(".mp4")  # which tells OpenCV the format
         try:
@@ -121,11 +126,16 @@ def annotate_video(
                         str(part), cv2.VideoWriter.fourcc(*CODEC), reader.rate, (shape[1], shape[0])
                     )
                     if not writer.isOpened():
-                        raise ValueError(f"{target}: OpenCV cannot write an mp4 of shape {shape}")
+                        raise VideoError(f"{target}: OpenCV cannot write an mp4 of shape {shape}")
+                    began = time.monotonic()
                 if drawn.shape != shape:
-                    raise ValueError(f"expected overlays of the first one's shape {shape}, found {drawn.shape}")
-                writer.write(np.ascontiguousarray(drawn[:, :, ::-1]))
-                count += 1
+                    raise VideoError(
+                        f"{reader.name}: expected overlays of the first one's shape {shape}, found {drawn.shape}"
+                    )
+                owed = int((time.monotonic() - began) * reader.rate) - written if reader.live else 1
+                for _ in range(max(owed, 1)):
+                    writer.write(np.ascontiguousarray(drawn[:, :, ::-1]))
+                count, written = count + 1, written + max(owed, 1)
                 progress(1)
             if writer is None:
                 raise VideoError(f"{reader.name}: expected a video with frames, found none")
@@ -157,17 +167,18 @@ def record_video(
         says that it has more frames than could be read and there was no limit, "frames_missing".
 
     Raises:
-        VideoError, ValueError: as `annotate_video`.
+        VideoError: as `annotate_video`.
     """
     overlay, lines = (Path(f"{target}{suffix}") for suffix in (".mp4", ".jsonl"))
     shape: list[int] = []
     with atomic_file(lines) as file, file.open("w", encoding="utf-8") as stream:
-        number = 0
+        number, began = 0, time.monotonic()
 
         def draw(frame: np.ndarray) -> np.ndarray:
             nonlocal number
+            seconds = time.monotonic() - began if reader.live else number / reader.rate
             drawn, fields = step(frame)
-            stream.write(json.dumps({"frame": number, "seconds": round(number / reader.rate, 4)} | fields) + "\n")
+            stream.write(json.dumps({"frame": number, "seconds": round(seconds, 4)} | fields) + "\n")
             shape[:] = frame.shape[:2]
             number += 1
             return drawn
@@ -197,7 +208,8 @@ def _until_stopped(reader: VideoReader, limit: int | None) -> Iterator[np.ndarra
             signal.signal(signal.SIGINT, before)
 
 
-def _opencv() -> ModuleType:
+def opencv() -> ModuleType:
+    """The module. Raises ValueError where it is not installed."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its own complaints: errors are told here
     try:
         import cv2

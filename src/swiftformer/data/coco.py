@@ -14,7 +14,7 @@ from swiftformer.data.dense_splits import split_of
 from swiftformer.data.detection_checks import Problems, fit, upright_size
 from swiftformer.data.detection_splits import Openers, by_split
 from swiftformer.data.detection_table import Table, TableBuilder, join
-from swiftformer.data.object_masks import check_size, pack
+from swiftformer.data.object_masks import check_size, pack, whole_number
 from swiftformer.data.splits import ALL
 from swiftformer.images import ImageError
 
@@ -122,7 +122,7 @@ def read(file: Path, root: Path, split: list[str], masks: bool, problems: Proble
             found = f"number {number + 1}" if found is None else found
             problems.report(f"{file}: annotation {found}: {problem}", what)
     known = [image for image, index in index_of.items() if index is not None]
-    whole = [image for image in known if isinstance(image, int)]
+    whole = [int(image) for image in known if whole_number(image) >= 0]
     return builder.table(names, ids, whole if len(whole) == len(known) else None)
 
 
@@ -211,8 +211,8 @@ def _pictures(
             if path is None:
                 looked = dict.fromkeys(map(os.path.normpath, folders[:4]))
                 raise ValueError(f"expected its file in {', '.join(looked)}, found none")
-            size = entry.get("width"), entry.get("height")
-            if not all(isinstance(side, int) and side > 0 for side in size):
+            size = whole_number(entry.get("width")), whole_number(entry.get("height"))
+            if min(size) < 1:
                 size = upright_size(path)
             index_of[image] = (builder.picture(path, str(name), *size), *size)
             continue

@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as F
 
 from swiftformer.data.masks import VOID
 from swiftformer.image_processing import IMAGENET_MEAN
+from swiftformer.images import MAX_PIXELS
 
 # Ranges of MMSegmentation's photometric distortion, which most published results on ADE20K were trained with; its
 # brightness is added, here it multiplies.
@@ -30,7 +31,7 @@ class RandomScale(v2.Transform):
     """Resize by a random factor, keeping the aspect.
 
     Args:
-        scale: range of the factor.
+        scale: range of the factor, which makes no picture larger than any may be.
         short_side: pixels that a factor of 1 makes of the short side; 0 for as many as it has.
     """
 
@@ -44,6 +45,7 @@ class RandomScale(v2.Transform):
         if self.short_side:
             factor = min(self.short_side / min(sides), LONGEST * self.short_side / max(sides))
         factor *= torch.empty(()).uniform_(*self.scale).item()
+        factor = min(factor, (MAX_PIXELS / (sides[0] * sides[1])) ** 0.5)  # all of it is made before the crop
         return {"size": [max(round(side * factor), 1) for side in sides]}
 
     def transform(self, x: Any, params: dict[str, Any]) -> Any:

@@ -99,8 +99,8 @@ def open_detection(
             of the data: in the order of COCO's category ids, of YOLO's indices, of the alphabet for Pascal VOC.
         default_classes: names where the data have none (YOLO without `data.yaml`), such as those of a model; by
             default `class_0` and so on. Also those of Pascal VOC's files in which no others occur.
-        masks: give the masks of the objects, which all must have one; `auto` does where any has one. Otherwise they
-            are left out.
+        masks: give the masks of the objects. Pictures in which one has none are left out; where that leaves none,
+            `auto` gives boxes alone, and it is an error with True. Otherwise masks are left out.
         on_error: `skip` leaves out what is wrong, with warnings for the first problems and a count of the others;
             pictures that cannot be read are told when they are to be, and the loaders skip them. `raise` reads
             everything and refuses the first that is wrong.

@@ -102,7 +102,8 @@ class MultiScaleResize(_ResizedCrop):
 
     Args:
         short_sides: pixels of the short side, one of which is drawn.
-        longest: pixels that the long side has at most; the short side is then shorter.
+        longest: pixels that the long side has at most; the short side is then shorter. Four times the short side that
+            is drawn is the most in any case.
     """
 
     def __init__(self, short_sides: tuple[int, ...], longest: int) -> None:
@@ -117,7 +118,7 @@ class MultiScaleResize(_ResizedCrop):
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         sides = F.get_size(flat_inputs[0])
         short_side = self.short_sides[int(torch.randint(len(self.short_sides), ()))]
-        factor = min(short_side / min(sides), self.longest / max(sides))
+        factor = min(short_side / min(sides), min(self.longest, LONGEST * short_side) / max(sides))
         height, width = (max(round(side * factor), 1) for side in sides)
         return {"size": [height, width], "top": 0, "left": 0, "height": height, "width": width}
 

@@ -124,7 +124,8 @@ def _voc(root: Path, names: set[str]) -> MaskFolders | None:
     by_stem, mask_of = _by_stem(images, is_image), _by_stem(masks, _is_mask)
     splits = {}
     for file in files:
-        lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+        text = file.read_text(encoding="utf-8-sig", errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
         stems = [line if line in by_stem or line in mask_of else line.split()[0] for line in lines]
         splits[usual(file.stem)] = [Pair(s, _text(by_stem.get(s)), _text(mask_of.get(s))) for s in stems]
     return MaskFolders(base, splits, classes=classes)

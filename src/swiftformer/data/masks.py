@@ -6,6 +6,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,7 +16,8 @@ from swiftformer.images import ImageError
 VOID = 255  # of masks: belongs to no class, and counts for nothing
 INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 # Pillow spreads gray values of 2 and 4 bits, to which some tools shrink masks, over 0 to 255.
-SPREAD = {"L;2": 85, "L;4": 17}
+SPREAD = {2: 85, 4: 17}
+BITS_PER_SAMPLE = 258  # a tag of TIFF
 
 
 class AnnotationError(ImageError):
@@ -33,7 +35,7 @@ def read_mask(file: str | Path, reduce_zero_label: bool = False) -> np.ndarray:
     """
     try:
         with Image.open(file) as image:
-            raw_mode = image.tile[0][3] if image.format == "PNG" and image.tile else None
+            spread = _spread(image)
             mode, pixels = image.mode, np.array(image)
     except FileNotFoundError:
         raise AnnotationError(f"{file}: expected a mask, found no such file") from None
@@ -44,10 +46,20 @@ def read_mask(file: str | Path, reduce_zero_label: bool = False) -> np.ndarray:
             f"{file}: expected a mask of class indices (a gray or palette picture), found colours ({mode})"
         )
     mask: np.ndarray = pixels.astype(np.uint8 if mode in ("1", "L", "P") else np.int32)
-    mask = mask // SPREAD.get(str(raw_mode), 1)
+    mask = mask // spread
     if reduce_zero_label:
         mask = np.where((mask == 0) | (mask == VOID), VOID, mask - 1).astype(mask.dtype)
     return mask
+
+
+def _spread(image: Image.Image) -> int:
+    """What indices were multiplied by, told before the pixels are read."""
+    if image.mode != "L" or not image.tile:
+        return 1
+    if image.format == "PNG":
+        return SPREAD.get({"L;2": 2, "L;4": 4}.get(str(image.tile[0][3]), 8), 1)
+    tags: Any = getattr(image, "tag_v2", {})
+    return SPREAD.get(tags.get(BITS_PER_SAMPLE, (8,))[0], 1)
 
 
 def largest_indices(files: tuple[str, ...]) -> tuple[int, ...]:

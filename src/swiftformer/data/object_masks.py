@@ -29,6 +29,13 @@ def coco_mask() -> Any:
     return mask
 
 
+def whole_number(value: Any) -> int:
+    """An integer, also as a float such as pandas writes; -1 for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1:
+        return -1
+    return int(value)
+
+
 def mask_areas(masks: Sequence[RLE]) -> np.ndarray:
     """Pixels of each, `(n,)` float64. pycocotools itself fails on more than 255 at once."""
     area = coco_mask().area
@@ -51,12 +58,14 @@ def pack(segmentation: Any) -> bytes:
 
 
 def pack_polygons(polygons: Sequence[Sequence[float]]) -> bytes:
-    """Polygons `x0, y0, x1, y1, ...` in pixels. Raises as `pack`."""
+    """Polygons `x0, y0, x1, y1, ...` in pixels. Raises as `pack`; parts of less than three points are left out."""
     for polygon in polygons:
         if not isinstance(polygon, (list, tuple)):
             raise ValueError(f"expected polygons, found {type(polygon).__name__}")
-        if len(polygon) < 6 or len(polygon) % 2:
-            raise ValueError(f"expected polygons of 3 or more points, found {len(polygon)} coordinates")
+    whole = [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
+    if polygons and not whole:
+        raise ValueError(f"expected polygons of 3 or more points, found {len(polygons[0])} coordinates")
+    polygons = whole
     try:
         numbers = np.array([len(polygons), *map(len, polygons), *chain.from_iterable(polygons)], dtype=np.float64)
     except (TypeError, ValueError):
@@ -67,9 +76,10 @@ def pack_polygons(polygons: Sequence[Sequence[float]]) -> bytes:
 
 
 def _pack_run_lengths(rle: dict[str, Any]) -> bytes:
-    size, counts = rle.get("size"), rle.get("counts")
-    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
-        raise ValueError(f"expected run lengths with the size [height, width], found {size}")
+    given, counts = rle.get("size"), rle.get("counts")
+    size = [whole_number(side) for side in given] if isinstance(given, list) else []
+    if len(size) != 2 or not all(side > 0 for side in size):
+        raise ValueError(f"expected run lengths with the size [height, width], found {given}")
     head = np.array(size, dtype=np.int64).tobytes()
     if isinstance(counts, str):
         counts = counts.encode(errors="replace")

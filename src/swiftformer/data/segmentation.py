@@ -193,8 +193,8 @@ def open_segmentation(
         check_masks: look at the first masks, whether the names are those of their classes.
 
     Raises:
-        ValueError: nothing is recognised there, the split is missing or empty, or most masks have more classes than
-            there are names.
+        ValueError: nothing is recognised there, the split is missing or empty, most masks have more classes than there
+            are names, or there are more than 255 classes.
         AnnotationError: a pair that cannot be used, where `on_error` is `raise`.
     """
     root = expanded(data)
@@ -229,6 +229,8 @@ def open_segmentation(
         logger.info("%s is laid out as ADE20K: index 0 is taken for void, and the classes begin at 1", data)
     reduce_zero_label = folders.reduce_zero_label if reduce_zero_label is None else reduce_zero_label
     names = _classes(folders, classes, default_classes, reduce_zero_label)
+    if len(names) > VOID:
+        raise ValueError(f"{data}: expected at most {VOID} classes, as index {VOID} is void, found {len(names)}")
     if check_masks:
         _expect_names_for_all(folders, names, reduce_zero_label)
     source = MaskFileSource(complete, names, reduce_zero_label)

@@ -68,7 +68,7 @@ def _load(cached: Path, stamp: np.ndarray) -> ShardIndex | None:
                 return None
             offsets, sizes, labels = (found[name] for name in ("offsets", "sizes", "labels"))
             index = ShardIndex(found["keys"], offsets, sizes, labels, str(found["damage"]))
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile):
         return None
     numbers = (offsets, sizes, labels)
     whole = index.keys.ndim == 1 and all(n.dtype == np.int64 and n.shape == index.keys.shape for n in numbers)

@@ -90,7 +90,8 @@ def _pairs_by_split(base: Path, names: set[str]) -> dict[str, Pairs]:
 
 def _rows(file: Path, stems: set[str]) -> list[list[str]]:
     """The columns of each line; one that is the name of a picture, with spaces in it, is one column."""
-    lines = [line.strip() for line in file.read_text(errors="replace").splitlines() if line.strip()]
+    text = file.read_text(encoding="utf-8-sig", errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return [[line] if line in stems else line.split() for line in lines]
 
 
@@ -130,7 +131,7 @@ def parse(xml: Path) -> Annotated:
             continue
         objects.append((number, name, (x0 - 1, y0 - 1, x1, y1), (entry.findtext("difficult") or "").strip() == "1"))
     sides = [tree.findtext(f"size/{side}", "").strip() for side in ("width", "height")]
-    width, height = [int(side) if re.fullmatch(r"\d+", side) else 0 for side in sides]
+    width, height = [int(float(side)) if re.fullmatch(r"\d+(\.0*)?", side) else 0 for side in sides]
     return Annotated(width, height, objects, problems)
 
 

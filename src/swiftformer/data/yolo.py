@@ -104,9 +104,13 @@ def _count(places: dict[str, list[Place]]) -> int:
     largest = -1
     for place in chain.from_iterable(places.values()):
         for file in _labels_of(place):
-            firsts = (line.split(None, 1)[0] for line in file.read_text(errors="replace").splitlines() if line.strip())
+            firsts = (line.split(None, 1)[0] for line in _text(file).splitlines() if line.strip())
             largest = max(largest, max((int(first) for first in firsts if first.isdecimal()), default=-1))
     return largest + 1
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8-sig", errors="replace")
 
 
 def _label_files(folder: Path) -> list[Path]:
@@ -126,7 +130,7 @@ def _labels_of(place: Place) -> Iterable[Path]:
 
 def _listed_pictures(file: Path) -> Iterator[tuple[Path, Path | None]]:
     """The pictures that a text file names, from where it is or from the folder above, with their label files."""
-    names = (line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines())
+    names = (line.strip() for line in _text(file).splitlines())
     for name in dict.fromkeys(names):
         if name:
             paths = [file.parent / name, file.parent.parent / name]
@@ -188,8 +192,9 @@ def _pictures_of(place: Place) -> tuple[list[tuple[Path, Path | None]], list[Pat
         return list(_listed_pictures(images)), []
     text_of = {file.relative_to(labels).with_suffix("").as_posix(): file for file in _label_files(labels)}
     files = sorted(filter(is_image, files_below(images)))
-    pictures = [(file, text_of.pop(file.relative_to(images).with_suffix("").as_posix(), None)) for file in files]
-    return pictures, list(text_of.values())
+    names = [file.relative_to(images).with_suffix("").as_posix() for file in files]
+    alone = [text for name, text in text_of.items() if name not in {*names}]
+    return [(file, text_of.get(name)) for file, name in zip(files, names, strict=True)], alone  # also a.jpg and a.png
 
 
 def _table(

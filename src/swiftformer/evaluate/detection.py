@@ -177,7 +177,7 @@ def evaluate_reference(
         data, split, classes=classes, default_classes=names, masks="auto" if masks else False, on_error=on_error
     )
     if masks and not annotated.has_masks:
-        logger.warning("%s: boxes only, so the masks that the model gives are not evaluated", data)
+        logger.warning("%s: boxes only in all pictures, so the masks that the model gives are not evaluated", data)
     source = _Relabelled(annotated, names)
     limit = max_detections or max(places, USUAL)
     if limit != USUAL:

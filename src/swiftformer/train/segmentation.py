@@ -114,7 +114,7 @@ def rarity_weights(source: SegmentationSource, processes: Processes, stop: StopR
         TrainingStopped: SIGTERM or Ctrl-C came.
     """
     logger.info("counting the pixels of each class in %d masks", len(source))
-    counts = torch.zeros(VOID + 1 if len(source.classes) <= VOID else len(source.classes), dtype=torch.long)
+    counts = torch.zeros(VOID + 1, dtype=torch.long)
     for index in range(processes.rank, len(source), processes.world_size):
         if stop.signal:
             break
