@@ -51,7 +51,9 @@ def test_every_form_goes_through_every_format(tmp_path, form):
         for name in ("timm.safetensors", "timm.pth"):
             assert same(load(save(model, tmp_path / name, format="timm")), model)
     else:
-        with pytest.raises(ValueError, match=f"timm computes with .*form l2 and two heads; found form {form}"):
+        with pytest.raises(
+            ValueError, match=f"timm computes with .*form l2, two heads and layer scales; found form {form}"
+        ):
             save(model, tmp_path / "timm.safetensors", format="timm")
         assert not (tmp_path / "timm.safetensors").exists()
 

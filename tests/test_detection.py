@@ -259,7 +259,7 @@ def test_bad_labels():
     with pytest.raises(ValueError, match="expected class_labels in labels, found labels, boxes"):
         model(pictures(), torchvision)
     flat = labels()
-    flat[1]["boxes"][0, 2] = 0
+    flat[0]["boxes"][1, 2] = 0
     with pytest.raises(ValueError, match="expected boxes with a width and a height, found one of 0"):
         model(pictures(), flat)
     short = labels()

@@ -338,8 +338,9 @@ def test_a_process_that_fails_alone_does_not_wait_for_the_others(monkeypatch, ba
 
 
 def test_a_wrong_device_gets_one_line_with_several_processes_too(monkeypatch):
-    for name, value in {"WORLD_SIZE": 2, "RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}.items():
-        monkeypatch.setenv(name, str(value))
+    places = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in {"WORLD_SIZE": "2", **places}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="device: expected one that this machine has, found 'gpu'"):
         distributed.join_processes("gpu").__enter__()
 

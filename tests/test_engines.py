@@ -212,7 +212,7 @@ def test_models_in_double_precision():
     model.preprocessing = SMALL
     (found,) = classify(PICTURE, model)
     assert sum(prediction.probability for prediction in found.predictions) <= 1 + 1e-6
-    assert TorchEngine(fuse(model), ("a",) * 10).name == "torch float64 cpu"
+    assert TorchEngine(fuse(model), ("a",) * 10, device="cpu").name == "torch float64 cpu"
 
 
 @pytest.mark.parametrize("error", [MemoryError("no room"), torch.OutOfMemoryError("CUDA out of memory")])

@@ -478,13 +478,13 @@ def test_activations_that_transformers_makes_with_arguments(name):
 
 @pytest.mark.parametrize("form", ["uniform", "l2"])
 def test_second_derivatives_and_transformations(form):
-    """As of a network with torch's own operations, also in training, with maps of one pixel in the last stage."""
+    """As of a network with torch's own operations, also in training, with maps of one line in the last stage."""
     model = tiny(global_query_weighting=form, layer_scale_init_value=1.0).double()
     x = torch.randn(2, 3, 32, 64, dtype=torch.float64)
 
     def penalty(net):
         learned = x.clone().requires_grad_()
-        (first,) = torch.autograd.grad(net(learned).logits.sum(), learned, create_graph=True)
+        (first,) = torch.autograd.grad(net(learned).logits.square().sum(), learned, create_graph=True)
         return torch.autograd.grad(first.square().sum(), learned)[0]
 
     def direction(scale):

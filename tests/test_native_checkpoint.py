@@ -138,7 +138,6 @@ CHANGES = {
     "widths": lambda path: edit(path, embed_dims=[16, 24, 32, 40]),
     "no widths": lambda path: edit(path, embed_dims=None),
     "labels": lambda path: edit(path, id2label={"0": "a", "1": "b"}),
-    "labels with a gap": lambda path: edit(path, id2label={str(2 * i): "a" for i in range(10)}),
     "a missing tensor": lambda path: change(path, lambda tensors: tensors.pop("norm.bias")),
     "another tensor": lambda path: change(path, lambda tensors: tensors.update(more=torch.ones(1))),
     "a name": lambda path: change(path, rename),

@@ -111,6 +111,33 @@ def test_what_is_not_a_number_shows(isa, precision):
     assert np.array_equal(network(weight(1, 3, 32, 32) * 0 + 0.5)[0], clean)
 
 
+def test_weights_that_are_not_finite_are_no_levels():
+    """They would be finite numbers."""
+    for value in (np.nan, np.inf):
+        network = native.Network(isa="plain", precision="int8", threads=1)
+        weights = [weight(16, 3, 3, 3), weight(16), weight(32, 16, 3, 3), weight(32)]
+        weights[2][3, 2, 1, 1] = value
+        with pytest.raises(ValueError, match="expected finite weights in int8, found others"):
+            network.stem(*weights)
+        weights[2][3, 2, 1, 1] = 0
+        network.stem(*weights)  # nothing is left of the first try
+        network.output(np.ones(32, np.float32), np.zeros(32, np.float32))
+        assert network(weight(1, 3, 32, 32))[0].shape == (1, 32, 8, 8)
+
+
+def test_a_very_long_picture():
+    """The product of its width and a number of parts is no int any more."""
+    network = native.Network(isa="auto", precision="fp32", threads=2)
+    network.stem(weight(8, 1, 3, 3), weight(8), weight(8, 8, 3, 3), weight(8))
+    network.output(np.ones(8, np.float32), np.zeros(8, np.float32))
+    pixels = np.zeros((1, 1, 1, 650_000), np.float32)
+    pixels[..., -40:] = weight(1, 1, 1, 40)
+    (found,), (short,) = network(pixels), network(np.ascontiguousarray(pixels[..., -80:]))
+    np.testing.assert_allclose(found[..., -10:], short[..., -10:], atol=1e-6)
+    with pytest.raises(ValueError, match=r"^expected sides of at most 2\^20, found 1x1048577$"):
+        network(np.zeros((1, 1, 1, (1 << 20) + 1), np.float32))
+
+
 @pytest.mark.parametrize("batch", [1, 2, 9])
 def test_seconds_of_layers(batch):
     """Those of the last call, the stem's two, and no more than it took."""

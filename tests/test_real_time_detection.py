@@ -282,7 +282,8 @@ def test_from_pretrained_begins_as_the_constructor_does(tmp_path):
         assert decoder.class_embed[0].bias.shape == (5,)
         assert folder == "detector" or not decoder.bbox_embed[0].layers[-1].weight.any()
     kept = SwiftFormerForRealTimeDetection.from_pretrained(tmp_path / "detector")
-    assert all(torch.equal(value, quick().state_dict()[name]) for name, value in kept.state_dict().items())
+    expected = quick().state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in kept.state_dict().items())
 
 
 def test_auto_class_from_a_configuration():

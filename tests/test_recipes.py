@@ -181,11 +181,11 @@ def test_precision_fits_the_processor(name, tmp_path, caplog, monkeypatch):
     assert for_processor(recipe, [], "meta") == recipe
     caplog.clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     for device in ("cuda:1", None):
         assert for_processor(recipe, [], device) == dataclasses.replace(recipe, precision="fp16")
     assert caplog.messages[0] == "bfloat16 is slow on this GPU: precision=fp16; --set decides otherwise"
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     assert for_processor(recipe, [], "cuda") == recipe
     write_recipe(dataclasses.asdict(recipe), tmp_path)  # of a run that began elsewhere
     assert for_processor(recipe, [], "cpu", tmp_path) == recipe

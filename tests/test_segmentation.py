@@ -93,7 +93,7 @@ def test_a_class_that_would_never_be_learned_is_refused():
     with pytest.raises(
         ValueError, match="expected a semantic_loss_ignore_index that is none of 300 classes, found 255"
     ):
-        tiny_segmenter(num_labels=300)
+        tiny_segmenter(num_labels=300)(torch.randn(1, 3, 32, 32), labels=torch.full((1, 8, 8), 255))
 
 
 def test_loss_by_hand():

@@ -104,11 +104,48 @@ def test_operators_keep_to_the_rules_of_torch():
 
 
 @needs_kernels
-def test_second_derivatives_are_refused():
+@pytest.mark.parametrize("constant", [False, True])
+def test_second_derivatives_are_refused(constant):
+    """Also where what comes in is a constant, so that what goes out could be taken for one."""
     x = maps(2, 6, 3, 3).requires_grad_()
-    (first,) = torch.autograd.grad(gelu(x), x, maps(2, 6, 3, 3).requires_grad_(), create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+    upstream = maps(2, 6, 3, 3).requires_grad_(not constant)
+    (first,) = torch.autograd.grad(gelu(x), x, upstream, create_graph=True)
+    with pytest.raises(RuntimeError, match="a kernel's gradient is differentiated once only"):
+        (x.sum() + first.square().sum()).backward()
+    (plain,) = torch.autograd.grad(gelu(x), x, upstream)
+    assert torch.equal(plain, first) and not plain.requires_grad
+
+
+@needs_kernels
+def test_function_transformations_are_torchs():
+    """Kernels know nothing of them."""
+    net, x = tiny().to(memory_format=torch.channels_last).train(), maps(2, 3, 32, 32, dtype=torch.float32)
+
+    def loss(scale):
+        with torch.autocast("cpu", torch.bfloat16):
+            return net(scale * x).logits.float().square().mean()
+
+    one = torch.ones(())
+    found = torch.func.grad(loss)(one)
+    learned = one.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(loss(learned), learned)
+    torch.testing.assert_close(found, wanted, rtol=0.1, atol=0.05)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("gelu", (torch.zeros(4, dtype=torch.uint8),)),
+        ("batch_norm", (maps(1, 4, 2, 2), torch.ones(4).bfloat16(), torch.ones(4), 1e-5)),
+        ("batch_norm", (maps(1, 4, 2, 2)[:, :0], torch.ones(0), torch.ones(0), 1e-5)),
+        ("sum_with_scaled", (maps(1, 4, 2, 2), torch.ones(4, 1, 1).bfloat16(), maps(1, 4, 2, 2))),
+        ("sum_with_scaled", (maps(1, 4, 2, 2), torch.ones(4, 1, 1), maps(1, 4, 2, 2, dtype=torch.float32))),
+    ],
+)
+def test_operators_refuse_what_their_kernels_would_read_beyond(name, arguments):
+    with pytest.raises(ValueError, match="expected"):
+        getattr(torch.ops.swiftformer, name)(*arguments)
 
 
 @needs_kernels

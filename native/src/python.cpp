@@ -4,6 +4,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <climits>
 #include <optional>
 #include <stdexcept>
@@ -54,10 +55,12 @@ void check(const Network& network, const Pixels& pixels, size_t channels) {
   }
   if (pixels.images < 1 || pixels.height < 1 || pixels.width < 1)
     throw nb::value_error("expected pictures, found none");
+  const std::string size = std::to_string(pixels.height) + "x" + std::to_string(pixels.width);
   if (static_cast<int64_t>(pixels.height) * pixels.width > INT_MAX) {
-    throw nb::value_error(("expected pictures of less than 2^31 pixels, found " + std::to_string(pixels.height) + "x" +
-                           std::to_string(pixels.width))
-                              .c_str());
+    throw nb::value_error(("expected pictures of less than 2^31 pixels, found " + size).c_str());
+  }
+  if (std::max(pixels.height, pixels.width) > 1 << 20) {  // a side times channels is an int in many places
+    throw nb::value_error(("expected sides of at most 2^20, found " + size).c_str());
   }
 }
 

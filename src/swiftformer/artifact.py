@@ -42,7 +42,7 @@ class Artifact:
         labels: names of the classes.
         float_layers: of int8, the layers that were left in floating point.
         device: that the graph was compiled for; `cpu` also where it is compiled later.
-        source: the model that was exported, `sha256` of its weights included.
+        source: the model that was exported, with the `sha256` of its weights where they came from a file.
         versions: of the packages that wrote the artifact; of machine code also `cpu`, the instructions it may use.
         comparison: with the model in PyTorch: `images`, `top1_agreement` (of a segmentation model, of its pixels; of a
             detector, of its `objects`) and `max_relative_difference`.

@@ -263,7 +263,8 @@ def _resolve_labels(
     if replaced or labels is not None or len(names) != stored:
         new = labels or numbered(wanted)
         # Another kind of label may need another loss: transformers works it out anew.
-        config = {key: value for key, value in config.items() if key not in ("num_labels", "problem_type")}
+        others = ("num_labels", "problem_type") if replaced else ("num_labels",)
+        config = {key: value for key, value in config.items() if key not in others}
         config["id2label"] = dict(enumerate(new))
         config["label2id"] = {label: i for i, label in enumerate(new)}
     return replaced, config

@@ -55,7 +55,7 @@ class SwiftFormerForObjectDetection(SwiftFormerBackbone):
 
     Raises:
         ValueError: no class, another detector, not one size of anchors for each of the pyramid's levels, one more than
-            stages, or maps that are not half as large as the ones before.
+            stages, or a `down_stride` other than 2.
     """
 
     with_masks: ClassVar[bool] = False

@@ -91,7 +91,7 @@ class SwiftFormerPreTrainedModel(PreTrainedModel):
     def save_pretrained(
         self, save_directory: str | os.PathLike, is_main_process: bool = True, *args: Any, **kwargs: Any
     ) -> None:
-        """As transformers', with the model's `preprocessing` as `preprocessor_config.json` beside it.
+        """As transformers', with the model's `preprocessing` as `preprocessor_config.json` beside it, over any other.
 
         Raises:
             ValueError: the model has the normalisation folded in, which a checkpoint cannot tell.
@@ -109,6 +109,11 @@ class SwiftFormerPreTrainedModel(PreTrainedModel):
         if getattr(self, "preprocessing", None) is not None:
             known.pop(PREPROCESSING_FILE, None)
         return known
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Of others' classes, transformers initialises no module that has nothing but other modules in it."""
+        return cls.is_remote_code() or not cls.__module__.startswith(("transformers.", "swiftformer."))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -132,13 +137,13 @@ def _stored_preprocessing(reference: str | os.PathLike, options: Mapping[str, An
     asked = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
     fields: dict[str, Any] = {name: options[name] for name in asked if options.get(name) is not None}
     fields |= {f"_raise_exceptions_for_{name}": False for name in quiet}
-    file = cached_file(reference, PREPROCESSING_FILE, **fields)
-    if file is None:
+    if Path(reference).is_file():  # weights alone
         return None
     try:
-        return Preprocessing.from_dict(json.loads(Path(file).read_text(encoding="utf-8")))
+        file = cached_file(reference, PREPROCESSING_FILE, **fields)
+        return None if file is None else Preprocessing.from_dict(json.loads(Path(file).read_text(encoding="utf-8")))
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        logger.warning("%s: expected a preprocessing that is known, found none (%s)", file, one_line(error))
+        logger.warning("%s: expected a preprocessing that is known, found none (%s)", reference, one_line(error))
         return None
 
 

@@ -72,6 +72,7 @@ def fold_normalization(
     stem[0] = NormalizingConv2d(conv, mean, std, scale)
     if isinstance(preprocessing := getattr(model, "preprocessing", None), Preprocessing):
         # Preprocessing gives (x / 255 - mean) / std: raw pixels of this scale need mean 0 and std `scale`.
-        raw: dict[str, Any] = {"mean": (0.0,) * len(mean), "std": (scale,) * len(std), "filling": tuple(mean)}
+        filling = preprocessing.filling or tuple(mean)
+        raw: dict[str, Any] = {"mean": (0.0,) * len(mean), "std": (scale,) * len(std), "filling": filling}
         folded.preprocessing = dataclasses.replace(preprocessing, **raw)  # type: ignore[assignment]
     return folded

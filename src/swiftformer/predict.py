@@ -14,7 +14,6 @@ import numpy as np
 
 from swiftformer.data.folders import files_below
 from swiftformer.data.sources import is_image
-from swiftformer.files import expanded
 from swiftformer.image_processing import Preprocessing
 from swiftformer.images import ImageError, ImageSource, listed, open_image
 from swiftformer.locate import DEFAULT_MODEL
@@ -74,9 +73,9 @@ def _images_of(reference: str) -> list[tuple[str, ImageSource]]:
     if reference == "-":
         return [("-", sys.stdin.buffer.read())]
     try:
-        path = expanded(reference)
+        path = Path(reference).expanduser()
         exists, is_folder = path.exists(), path.is_dir()
-    except (OSError, ValueError) as error:  # such as a name that is too long
+    except (OSError, RuntimeError, ValueError) as error:  # such as a name that is too long, or ~ of nobody
         raise ImageError(f"{reference}: expected a picture, found none ({error})") from None
     if is_folder:
         if pictures := _pictures_below(path):

@@ -23,19 +23,13 @@ class SwiftFormerForSemanticSegmentation(SwiftFormerBackbone):
     stage, whatever it was.
 
     Raises:
-        ValueError: fewer than two classes; what is no object is a class as well. Or a class that does not count,
-            because it is `config.semantic_loss_ignore_index`.
+        ValueError: fewer than two classes; what is no object is a class as well.
     """
 
     def __init__(self, config: SwiftFormerConfig) -> None:
         num_labels = config.num_labels or 0
         if num_labels < 2:
             raise ValueError(f"expected at least 2 classes, of which one may be the background, found {num_labels}")
-        if 0 <= config.semantic_loss_ignore_index < num_labels:
-            raise ValueError(
-                f"expected a semantic_loss_ignore_index that is none of {num_labels} classes, found "
-                f"{config.semantic_loss_ignore_index}"
-            )
         config = copy.deepcopy(config)
         config.out_indices = list(range(1, len(config.depths) + 1))
         super().__init__(config)
@@ -84,7 +78,8 @@ class SwiftFormerForSemanticSegmentation(SwiftFormerBackbone):
             `logits` `(B, num_labels, H/4, W/4)`, rounded up; `loss` if labels were given; `hidden_states` on request.
 
         Raises:
-            ValueError: images or labels of another shape, or labels that are no whole numbers.
+            ValueError: images or labels of another shape, labels that are no whole numbers, or a class that would never
+                be learned, as it is `config.semantic_loss_ignore_index`.
         """
         outputs = super().forward(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
         logits = self.decode_head(outputs.feature_maps)  # type: ignore[union-attr]
@@ -101,6 +96,10 @@ class SwiftFormerForSemanticSegmentation(SwiftFormerBackbone):
         if labels.is_floating_point():
             raise ValueError(f"expected labels of whole numbers, such as torch.int64, found {labels.dtype}")
         labels, ignored = labels.long(), self.config.semantic_loss_ignore_index
+        if 0 <= ignored < self.num_labels:
+            raise ValueError(
+                f"expected a semantic_loss_ignore_index that is none of {self.num_labels} classes, found {ignored}"
+            )
         scores = upsampled(logits.float(), labels.shape[1:])  # (B, num_labels, height, width)
         total = F.cross_entropy(scores, labels, ignore_index=ignored, reduction="sum")
         return total / (labels != ignored).sum().clamp_min(1)

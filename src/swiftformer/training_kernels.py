@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swiftformer import training_operators
-from swiftformer.training_operators import batch_norm, gelu, gelu_float32, is_plain, sum_with_scaled
+from swiftformer.training_operators import batch_norm, gelu, gelu_float32, is_plain, is_transformed, sum_with_scaled
 
 LARGE = 2**18  # values of a map, from which BatchNorm gains more than another call costs
 # Of an MLP: sums of more weights' gradients do not stay in a core's caches, and where not much lies between the layers
@@ -76,7 +76,7 @@ def add_scaled(
 
 def serves_depth_wise(x: Tensor, conv: nn.Conv2d) -> bool:
     """Whether `training_operators.depth_wise` computes what a 3x3 convolution is to give, in a step that learns."""
-    if not hasattr(training_operators.KERNELS, "depth_wise") or not _autocasts(x):
+    if not hasattr(training_operators.KERNELS, "depth_wise") or not _autocasts(x) or is_transformed(x):
         return False
     places = conv.stride, conv.padding, conv.dilation, conv.padding_mode
     if places != ((1, 1), (1, 1), (1, 1), "zeros") or conv.weight.shape[1:] != (1, 3, 3) or x.numel() == 0:
@@ -134,4 +134,5 @@ def _serves_float32(x: Tensor) -> bool:
 
 
 def _is_learned_from(x: Tensor) -> bool:
-    return x.requires_grad and torch.is_grad_enabled() and not torch.jit.is_tracing() and x.device.type == "cpu"
+    learned = x.requires_grad and torch.is_grad_enabled() and x.device.type == "cpu"
+    return learned and not torch.jit.is_tracing() and not is_transformed(x)

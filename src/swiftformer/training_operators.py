@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 logger = logging.getLogger(__name__)
@@ -67,7 +66,7 @@ def _check(*maps: Tensor, channels: tuple[Tensor, ...]) -> None:
     """Raise ValueError where kernels would read or write behind the end of something."""
     shapes = {tuple(each.shape) for each in maps}
     counts = {each.numel() for each in channels}
-    if len(shapes) > 1 or maps[0].ndim != 4 or counts - {maps[0].shape[1]}:
+    if len(shapes) > 1 or maps[0].ndim != 4 or maps[0].shape[1] == 0 or counts - {maps[0].shape[1]}:
         raise ValueError(f"expected maps (B, C, H, W) of one shape and C values, found {shapes} and {counts} values")
 
 
@@ -97,9 +96,30 @@ def _learned(name: str, run: Callable, fake: Callable, keep: Callable, backward:
     operator = torch.library.custom_op(f"swiftformer::{name}", run, mutates_args=(), device_types="cpu")
     operator.register_fake(fake)
     operator.register_autograd(backward, setup_context=keep)
-    parts = {"forward": run, "setup_context": keep, "backward": once_differentiable(backward)}
+    parts = {"forward": run, "setup_context": keep, "backward": _once(backward)}
     function: Any = type(name, (torch.autograd.Function,), {key: staticmethod(part) for key, part in parts.items()})
     return lambda *arguments: function.apply(*arguments) if _is_run(arguments[0]) else operator(*arguments)
+
+
+def _once(backward: Callable) -> Callable:
+    """A gradient that cannot itself be differentiated, and says so where that is tried.
+
+    `torch.autograd.function.once_differentiable` says nothing where the gradient that comes in is a constant: what goes
+    out would then count as one as well, although it depends on what was kept.
+    """
+
+    def once(ctx: Any, *gradients: Tensor | None) -> Any:
+        with torch.no_grad():
+            found = backward(ctx, *gradients)
+        known = [each for each in (*gradients, *ctx.saved_tensors) if each is not None]
+        if not torch.is_grad_enabled() or not any(each.requires_grad for each in known):
+            return found
+        outputs = found if isinstance(found, tuple) else (found,)
+        refuse = torch._C._functions.DelayedError(b"a kernel's gradient is differentiated once only", len(outputs))
+        marked = (None if each is None else each.detach().requires_grad_() for each in outputs)
+        return refuse(*marked)
+
+    return once
 
 
 def _is_run(x: Tensor) -> bool:
@@ -111,6 +131,7 @@ def _is_run(x: Tensor) -> bool:
 
 
 def _gelu(x: Tensor) -> Tensor:
+    _check_types(torch.bfloat16, x)
     y = torch.empty_like(x)
     _call("gelu", _in_layout_of(y, x), x.numel(), y)
     return y
@@ -119,6 +140,7 @@ def _gelu(x: Tensor) -> Tensor:
 def _gelu_gradient(gradient: Tensor, x: Tensor) -> Tensor:
     if gradient.shape != x.shape:
         raise ValueError(f"expected a gradient of shape {tuple(x.shape)}, found {tuple(gradient.shape)}")
+    _check_types(torch.bfloat16, gradient, x)
     to = torch.empty_like(x)
     _call("gelu_gradient", _in_layout_of(to, gradient), _in_layout_of(to, x), x.numel(), to)
     return to
@@ -168,6 +190,8 @@ def is_plain(x: Tensor) -> bool:
 
 def is_transformed(x: Tensor) -> bool:
     """Whether a transformation of functions, such as `torch.func.grad`, vmap or forward mode, looks at it."""
+    if torch.compiler.is_compiling():
+        return False
     if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         return True
     return torch._C._functorch.is_legacy_batchedtensor(x)
@@ -183,6 +207,8 @@ def gelu_float32(x: Tensor) -> Tensor:
 
 def _sum_with_scaled(x: Tensor, scale: Tensor, branch: Tensor) -> Tensor:
     _check(x, branch, channels=(scale,))
+    _check_types(torch.float32, scale, *(() if x.dtype == torch.bfloat16 else (x,)))
+    _check_types(torch.bfloat16, branch)
     x, to = _rows(x), torch.empty_like(x, dtype=torch.float32, memory_format=torch.channels_last)
     _call("add_scaled", x, x.dtype == torch.bfloat16, scale.contiguous(), _rows(branch), *_size(x), to)
     return to
@@ -190,6 +216,8 @@ def _sum_with_scaled(x: Tensor, scale: Tensor, branch: Tensor) -> Tensor:
 
 def _scaled_gradient(gradient: Tensor, scale: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
     _check(gradient, branch, channels=(scale,))
+    _check_types(torch.float32, gradient, scale)
+    _check_types(torch.bfloat16, branch)
     gradient, branch, scale = _rows(gradient), _rows(branch), scale.contiguous()
     of_branch, of_scale = torch.empty_like(branch), torch.empty_like(scale)
     _call("scaled_gradient", gradient, scale, branch, *_size(branch), of_branch, of_scale)
@@ -228,6 +256,8 @@ sum_with_scaled = _learned(
 
 def _batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     _check(x, channels=(weight, bias))
+    _check_types(torch.bfloat16, x)
+    _check_types(torch.float32, weight, bias)
     x, weight, bias = _rows(x), weight.contiguous(), bias.contiguous()
     y, mean, inverse = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
     _call("batch_norm", x, *_size(x), weight, bias, eps, y, mean, inverse)
@@ -238,6 +268,8 @@ def _batch_norm_gradient(
     gradient: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(gradient, x, channels=(weight, mean, inverse))
+    _check_types(torch.bfloat16, gradient, x)
+    _check_types(torch.float32, weight, mean, inverse)
     gradient, x, weight = _rows(gradient), _rows(x), weight.contiguous()
     to, of_weight, of_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
     _call("batch_norm_gradient", gradient, x, *_size(x), weight, mean, inverse, to, of_weight, of_bias)

@@ -6,7 +6,8 @@
 //   WIDEST_PANEL                  most vectors of columns in a panel of a matrix
 //   ROWS_OF_A_BLOCK(vectors)      rows that are multiplied by so many vectors at once, as its registers allow
 //   SWIFTFORMER_BF16, _INT8       that it has kernels of these precisions
-// A `Vec` may define:
+// The header of a `Vec` defines VEC_AVX512, VEC_AVX2 or VEC_NEON: the compiler's own macros may tell of more than this
+// file is written for, as a person may build for a newer processor. A `Vec` may define:
 //   LOOKS_UP_32                   it looks up one of 32 floats for each lane
 //   LARGEST_OF_EACH               it has the largest value of each of sixteen rows at once
 
@@ -56,7 +57,7 @@ struct Fp32 : Floats {
 struct Bf16 : Floats {
   using Kept = uint16_t;
   static constexpr int values_per_word = 2;
-#if defined(__AVX512BF16__)
+#if defined(VEC_AVX512)
   using Input = __m512bh;
   static __m512bh weights(const uint32_t* words) { return (__m512bh)_mm512_loadu_si512(words); }
   static Input input(const uint32_t* word) { return (__m512bh)_mm512_set1_epi32(static_cast<int>(*word)); }

@@ -107,7 +107,7 @@ inline void quantize_gelu(const float* values, int stride, int rows, int count, 
 }
 
 // Which kernels take two words at once, take them from panels of one vector.
-#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+#if defined(VEC_AVX2)
 static_assert(WIDEST_PANEL == 1);
 #endif
 
@@ -116,7 +116,7 @@ struct Int8 {
   using Kept = float;
   static constexpr int values_per_word = 4, parts = 1;
   static constexpr bool levels = true;
-#if defined(__ARM_FEATURE_DOTPROD)
+#if defined(VEC_NEON)
   static constexpr bool signed_levels = true;
 #else
   static constexpr bool signed_levels = false;
@@ -124,7 +124,7 @@ struct Int8 {
   static constexpr decltype(Kernels::quantize) quantize = ::quantize, quantize_gelu = ::quantize_gelu;
   static constexpr decltype(Kernels::largest) largest = largest_of;
   static constexpr decltype(Kernels::quantize_pixel) quantize_pixel = ::quantize_pixel;
-#if defined(__AVX512VNNI__)
+#if defined(VEC_AVX512)
   static constexpr int words_at_once = 1;
   using Input = __m512i;
   static __m512i weights(const uint32_t* words) { return _mm512_loadu_si512(words); }
@@ -142,7 +142,7 @@ struct Int8 {
   static Sum dot(Input input, Levels weights, Sum sum) {
     return {dot_of_eight(input, weights.low, sum.low), dot_of_eight(input, weights.high, sum.high)};
   }
-#elif defined(__AVX2__)
+#elif defined(VEC_AVX2)
   // Sums of two words' products of even and of odd pairs fit into int16, as weights are made for it.
   static constexpr int words_at_once = 2;
   struct Input {
@@ -165,7 +165,7 @@ struct Int8 {
   static Sum dot(Input input, const uint32_t* weights, Sum sum) {
     return {dot(input, weights, sum.low), dot(input, weights + 8, sum.high)};
   }
-#elif defined(__ARM_FEATURE_DOTPROD)
+#elif defined(VEC_NEON)
   static constexpr int words_at_once = 1;
   using Input = int8x16_t;
   struct Weights {

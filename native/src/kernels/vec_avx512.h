@@ -2,6 +2,8 @@
 
 #pragma once
 
+#define VEC_AVX512
+
 #include <immintrin.h>
 
 #include <cstdint>

@@ -2,6 +2,8 @@
 
 #pragma once
 
+#define VEC_NEON
+
 #include <arm_neon.h>
 
 #include <cstdint>

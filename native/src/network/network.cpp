@@ -102,21 +102,26 @@ void Network::stem(const Weight& weight1, const Weight& bias1, const Weight& wei
   if (mean.size() != std.size() || (!mean.empty() && static_cast<int>(mean.size()) != inputs)) {
     throw std::invalid_argument("expected a mean and a std for each of " + std::to_string(inputs) + " channels");
   }
-  for (size_t c = 0; c < mean.size(); ++c) {
-    pixel_factor_.push_back(1.0f / (255.0f * std[c]));
-    pixel_shift_.push_back(-mean[c] / std[c]);
-  }
-  input_channels_ = inputs;
   const bool in_bf16 = outer_.convolution_of_bf16 && filled(between) % 32 == 0 && between <= most_bf16_channels;
-  layers_.push_back(FirstConvolution{packed(outer_, weight1, bias1, lines_of_taps(inputs, outer_)), inputs, in_bf16});
-  if (in_bf16) {
-    Product product = packed(outer_, weight2, bias2, taps_first(between, filled(between)));
-    layers_.push_back(StemConvolution{std::move(product), between});
-    channels_ = outputs;
-  } else {
-    channels_ = between;
-    add_convolution(weight2, bias2, true, 2, "stem");
+  Product first = packed(outer_, weight1, bias1, lines_of_taps(inputs, outer_));
+  const int apart = in_bf16 ? filled(between) : joined(between, kernels_.parts);
+  Product second = packed(in_bf16 ? outer_ : kernels_, weight2, bias2, taps_first(between, apart));
+  std::vector<float> factor, shift;
+  for (size_t c = 0; c < mean.size(); ++c) {
+    factor.push_back(1.0f / (255.0f * std[c]));
+    shift.push_back(-mean[c] / std[c]);
   }
+  layers_.reserve(2);  // what may fail has been done: a stem is there as a whole or not at all
+  layers_.push_back(FirstConvolution{std::move(first), inputs, in_bf16});
+  if (in_bf16) {
+    layers_.push_back(StemConvolution{std::move(second), between});
+  } else {
+    layers_.push_back(Convolution{std::move(second), true, between, 2});
+  }
+  pixel_factor_ = std::move(factor);
+  pixel_shift_ = std::move(shift);
+  input_channels_ = inputs;
+  channels_ = outputs;
 }
 
 void Network::add_convolution(const Weight& weight, const Weight& bias, bool relu, int stride, const char* name) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <stdexcept>
 
 namespace swiftformer {
 
@@ -132,8 +133,21 @@ class Packing {
 
 }  // namespace
 
+// Levels cannot say what is infinite or no number.
+void expect_finite(const Weight& weight) {
+  size_t count = 1;
+  for (int side : weight.shape) count *= static_cast<size_t>(side);
+  for (size_t i = 0; i < count; ++i) {
+    if (!std::isfinite(weight.values[i])) throw std::invalid_argument("expected finite weights in int8, found others");
+  }
+}
+
 Product packed(const Kernels& kernels, const Weight& weight, const Weight& bias, const std::vector<int>& source,
                Operand operand, Threads& threads) {
+  if (kernels.levels) {
+    expect_finite(weight);
+    expect_finite(bias);
+  }
   const int outputs = weight.shape[0], columns = filled(outputs), per_word = kernels.values_per_word;
   const int inputs = static_cast<int>(source.size()), used = (inputs + per_word - 1) / per_word;
   const int depth = (kernels.parts * used + kernels.depth_step - 1) / kernels.depth_step * kernels.depth_step;

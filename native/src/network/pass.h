@@ -115,8 +115,10 @@ struct Network::Pass {
   void each_part_of_line(Task&& task) {
     const int most = std::min(kernels.tile_rows, most_pixels_of_line), parts = (width + most - 1) / most;
     each(images() * height * parts, [&](int index, int thread) {
-      const int part = index % parts, line = index / parts, first = width * part / parts;
-      task(line / height, line % height, first, width * (part + 1) / parts - first, thread);
+      const int part = index % parts, line = index / parts;
+      const int first = static_cast<int>(static_cast<int64_t>(width) * part / parts);
+      const int end = static_cast<int>(static_cast<int64_t>(width) * (part + 1) / parts);
+      task(line / height, line % height, first, end - first, thread);
     });
   }
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <exception>
 
 namespace swiftformer {
 
@@ -16,28 +17,36 @@ using Parallel = void (*)(void (*body)(void*), void* data, unsigned threads, uns
 
 inline Parallel parallel() { return reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel")); }
 
+// An exception, such as of memory that is not there, would end the process in OpenMP's threads: the first is kept.
 template <class Part>
 struct Region {
   const Part& part;
   int parts;
   std::atomic<int> next{0};
+  std::atomic<bool> failed{false};
+  std::exception_ptr error;
 
   static void body(void* data) {
     Region& region = *static_cast<Region*>(data);
-    for (int i = region.next++; i < region.parts; i = region.next++) region.part(i);
+    try {
+      for (int i = region.next++; i < region.parts; i = region.next++) region.part(i);
+    } catch (...) {
+      if (!region.failed.exchange(true)) region.error = std::current_exception();
+    }
   }
 };
 
 // Calls `part(i)` for every i below `parts`. What part i is does not depend on the thread that takes it.
 template <class Part>
 void in_threads(int parts, const Part& part) {
-  Region<Part> region{part, parts};
+  Region<Part> region{part, parts, {0}, {false}, nullptr};
   const Parallel run = parts > 1 ? parallel() : nullptr;
   if (run) {
     run(Region<Part>::body, &region, static_cast<unsigned>(parts), 0);
   } else {
     Region<Part>::body(&region);
   }
+  if (region.error) std::rethrow_exception(region.error);
 }
 
 constexpr int64_t worth_a_thread = 16384;  // values

@@ -123,7 +123,7 @@ class ShareLoader(Generic[Batch]):
             batch_size=batch_size,
             sampler=share,
             collate_fn=collate,
-            pin_memory=torch.cuda.is_initialized,  # evaluating on a CPU is not to begin with a GPU
+            pin_memory=lambda: torch.cuda.is_initialized(),  # evaluating on a CPU is not to begin with a GPU
         )
 
     def __len__(self) -> int:

@@ -42,8 +42,8 @@ class DFineHead(nn.Module):
         del self.model.backbone  # the maps take its place
 
     def initialize(self) -> None:
-        """Scores of about 1 / (classes + 1), and boxes where the queries are: what transformers' own model with a head,
-        which is not kept, begins with. What was loaded stays."""
+        """Scores of `FIRST_SCORE`, and boxes where the queries are: what transformers' own model with a head begins
+        with, which is not kept. What was loaded stays."""
         decoder, config = self.model.decoder, self.model.config
         chance = config.initializer_bias_prior_prob or 1 / (config.num_labels + 1)
         for layer in decoder.class_embed:

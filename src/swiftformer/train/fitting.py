@@ -84,7 +84,7 @@ def _gpu_has_bf16(device: str | None) -> bool:
 
     if not torch.cuda.is_available() or not (device or "cuda").startswith("cuda"):
         return True
-    return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cuda.get_device_capability(device or "cuda") >= (8, 0)
 
 
 def _changed(recipe: AnyRecipe, changes: dict[str, Any], given: set[str]) -> AnyRecipe:

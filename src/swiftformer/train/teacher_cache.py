@@ -51,15 +51,13 @@ def cached_logits(
     Raises:
         TrainingStopped: SIGTERM or Ctrl-C came.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     path = output / FILE
     key = _key(teacher, recipe, source)
     known = torch.zeros(1, device=processes.device)
     with suppress(OSError, SafetensorError):
-        if processes.main:
-            with safe_open(path, framework="pt") as file:
-                known[0] = (file.metadata() or {}).get("key") == key
+        known[0] = processes.main and _is_of(path, key)
     if not processes.sum(known).item():
         logger.info("asking the teacher about %d images", len(source))
         logits = torch.zeros(len(source), len(source.classes), dtype=torch.float16)
@@ -81,10 +79,17 @@ def cached_logits(
             with atomic_file(path) as file:
                 write_tensors({"logits": logits}, file, {"key": key})
         processes.wait()
-        with suppress(OSError, SafetensorError):  # another machine may not see the file yet
-            return _read(path)
+        with suppress(OSError, SafetensorError):  # another machine may not see the file yet, or an older one
+            return _read(path) if _is_of(path, key) else logits
         return logits
     return _read(path)
+
+
+def _is_of(path: Path, key: str) -> bool:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get("key") == key
 
 
 def _read(path: Path) -> Tensor:
