@@ -185,8 +185,10 @@ def open_detector(
             outputs = self.net(pixels)
             return outputs if type(outputs) is tuple else tuple(outputs[name] for name in self.names)
 
-    net: Any = fuse(load(model, form=form)) if isinstance(model, (str, Path)) else model
+    net: Any = load(model, form=form) if isinstance(model, (str, Path)) else model
     expect_detector(net)
+    if isinstance(model, (str, Path)):
+        net = fuse(net)
     options: Any = {"mode": "torch" if engine == "auto" else engine, "device": device, "threads": threads}
     if isinstance(net, DeployModel):
         return TorchEngine.fused(net, precision=precision, **options)

@@ -115,7 +115,7 @@ def _once(backward: Callable) -> Callable:
         if not torch.is_grad_enabled() or not any(each.requires_grad for each in known):
             return found
         outputs = found if isinstance(found, tuple) else (found,)
-        refuse = torch._C._functions.DelayedError(b"a kernel's gradient is differentiated once only", len(outputs))
+        refuse: Any = torch._C._functions.DelayedError(b"a kernel's gradient is differentiated once only", len(outputs))
         marked = (None if each is None else each.detach().requires_grad_() for each in outputs)
         return refuse(*marked)
 

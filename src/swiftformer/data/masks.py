@@ -52,14 +52,13 @@ def read_mask(file: str | Path, reduce_zero_label: bool = False) -> np.ndarray:
     return mask
 
 
-def _spread(image: Image.Image) -> int:
+def _spread(image: Any) -> int:
     """What indices were multiplied by, told before the pixels are read."""
     if image.mode != "L" or not image.tile:
         return 1
     if image.format == "PNG":
         return SPREAD.get({"L;2": 2, "L;4": 4}.get(str(image.tile[0][3]), 8), 1)
-    tags: Any = getattr(image, "tag_v2", {})
-    return SPREAD.get(tags.get(BITS_PER_SAMPLE, (8,))[0], 1)
+    return SPREAD.get(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))[0], 1)
 
 
 def largest_indices(files: tuple[str, ...]) -> tuple[int, ...]:

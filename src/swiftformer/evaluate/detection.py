@@ -160,15 +160,16 @@ def evaluate_reference(
     plain = engine == "auto" and precision is None and threads is None
     if isinstance(model, nn.Module) and not plain:
         raise ValueError("expected engine, precision and threads together with a reference, found a model")
+    given: Any = model
     fused = getattr(model, "outputs", None) is not None  # takes one picture and gives a tuple, as an engine does
-    if (isinstance(model, nn.Module) and not fused) or (plain and not fused and not is_artifact(model)):
+    if not fused and (isinstance(model, nn.Module) or (plain and not is_artifact(model))):
         net = model if isinstance(model, nn.Module) else load(model, form=form)
         expect_detector(net)
         names = [net.config.id2label[i] for i in range(net.config.num_labels)]
         preprocessing, masks = net.preprocessing.uncropped(short_side), gives_masks(net)
         places = net.config.detections_per_image
     else:
-        opened = open_detector(model, engine, device, precision, threads, form)
+        opened = open_detector(given, engine, device, precision, threads, form)
         names, preprocessing, device = list(opened.labels), preprocessing_of(opened, short_side), "cpu"
         net, masks, places = partial(_in_engine, opened), "masks" in opened.outputs, _places(opened)
     if output is not None:
