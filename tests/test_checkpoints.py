@@ -224,7 +224,7 @@ def test_names_for_classes_that_had_none_keep_the_heads(tmp_path):
 def test_timm_has_no_networks_without_layer_scales_in_encoders(tmp_path):
     model = tiny(global_query_weighting="l2", use_layer_scale=False)
     with pytest.raises(ValueError, match="timm computes with .* layer scales; found no layer scales in encoders"):
-        save(model, tmp_path / "model.safetensors", "timm")
+        save(model, tmp_path / "model.safetensors", format="timm")
 
 
 def test_head_is_replaced_where_the_classes_differ(tmp_path):
