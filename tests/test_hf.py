@@ -378,8 +378,9 @@ def test_transformers_trainer(tmp_path):
 
     model = SwiftFormerForImageClassification(SwiftFormerConfig(**TINY, num_labels=2, global_query_weighting="l2"))
     arguments = transformers.TrainingArguments(
-        output_dir=str(tmp_path), num_train_epochs=6, per_device_train_batch_size=8, learning_rate=5e-3, use_cpu=True,
-        report_to=[], save_strategy="epoch", eval_strategy="epoch", load_best_model_at_end=True, disable_tqdm=True,
+        output_dir=str(tmp_path), max_steps=60, per_device_train_batch_size=8, learning_rate=5e-3, use_cpu=True,
+        report_to=[], save_strategy="steps", save_steps=30, eval_strategy="steps", eval_steps=30, disable_tqdm=True,
+        load_best_model_at_end=True,
     )  # fmt: skip
     trainer = transformers.Trainer(
         model,
