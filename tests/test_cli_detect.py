@@ -182,6 +182,7 @@ def test_a_video_that_is_cut_off_is_told(clip, tmp_path, capsys):
 
 
 def test_videos_that_are_none_lose_nobody_the_pictures(cli, engine, tmp_path):  # noqa: F811
+    pytest.importorskip("cv2")
     Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
     wrong = [tmp_path / "*.mp4", "~nobody-of-that-name/a.avi", tmp_path / "none.mov"]
     code, out, err = cli("detect", *wrong, tmp_path / "a.png", "--model", "any", "--output", tmp_path / "o", "--json")

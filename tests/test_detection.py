@@ -377,6 +377,7 @@ def test_a_fused_model_detects_as_it_is(tmp_path):
 
 def test_an_export_that_takes_pixels_finds_the_same(tmp_path):
     """Also in what fills up a picture of other proportions."""
+    pytest.importorskip("onnxruntime")
     model = detector(SwiftFormerForObjectDetection)
     model.preprocessing = Preprocessing(size=(64, 96), resize="fit")
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 60, 3), np.uint8))

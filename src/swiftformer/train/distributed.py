@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -154,7 +155,10 @@ def _may_leave(error: BaseException) -> bool:
 
 
 def _leave(state: Any) -> None:
+    """Gloo's threads need the interpreter to let go of what they have reduced, and have to be through with it: who frees
+    the last of the group waits for them, in DistributedDataParallel with the interpreter locked."""
     from accelerate import PartialState
 
+    time.sleep(0.1)
     state.destroy_process_group()
     PartialState._reset_state()

@@ -121,11 +121,13 @@ def train(
         )
         del net, state
         try:
-            return run.train(data_name)
+            metrics = run.train(data_name)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise OSError(error.errno, f"{output}: no space left to write to; {what_is_left(output)}") from error
             raise
+        del run  # before its group is left, whose threads would be waited for with the interpreter locked
+        return metrics
 
 
 class _Run:
