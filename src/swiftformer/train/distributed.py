@@ -155,8 +155,8 @@ def _may_leave(error: BaseException) -> bool:
 
 
 def _leave(state: Any) -> None:
-    """Gloo's threads need the interpreter to let go of what they have reduced, and have to be through with it: who frees
-    the last of the group waits for them, in DistributedDataParallel with the interpreter locked."""
+    """Gloo's threads need the interpreter to let go of what they have reduced, and have to be through with it: who
+    frees the last of the group waits for them, in DistributedDataParallel with the interpreter locked."""
     from accelerate import PartialState
 
     time.sleep(0.1)

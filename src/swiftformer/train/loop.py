@@ -80,15 +80,14 @@ def train(
 
     Raises:
         ValueError: train and val have different classes, or are the same images; `output` holds a run and `resume` is
-            not set, or other files, or another process trains there; there is nothing to resume, or its recipe, its
-            classes, the number of its images, its variant or model differ.
+            not set, or other files, or another process trains there, or sees other data or another recipe; there is
+            nothing to resume, or its recipe, classes, number of images, variant or model differ.
         OSError: `output` cannot be written, or the disk is full; the last state stays.
         FloatingPointError: the loss is not finite; the last state stays.
         TrainingStopped: SIGTERM or Ctrl-C came; the state is saved, in the middle of an epoch too.
         LoaderError: the processes that load images keep dying; a single training process has saved the state.
     """
-    output = Path(output)
-    check_writable(output)
+    check_writable(output := Path(output))
     state = first_state(output, recipe, train_source, val_source, variant, model, resume)
     origin = (state or {}).get("origin", {"command": command, "started_from": model})
     with join_processes(device) as processes, StopRequest() as stop:
@@ -126,7 +125,7 @@ def train(
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise OSError(error.errno, f"{output}: no space left to write to; {what_is_left(output)}") from error
             raise
-        del run  # before its group is left, whose threads would be waited for with the interpreter locked
+        del run  # before its group is left; see `join_processes`
         return metrics
 
 
