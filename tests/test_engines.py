@@ -195,16 +195,23 @@ def test_numbers_that_are_not_finite_are_no_classes(tmp_path):
 
 
 def test_several_classes_per_picture_are_no_probabilities_that_sum_to_one(tmp_path, native):
-    """In torch, in native, and exported: classes that do not exclude each other have other probabilities."""
+    """In torch and in native: classes that do not exclude each other have other probabilities."""
     model = tiny(problem_type="multi_label_classification")
     model.preprocessing = SMALL
     save(model, tmp_path / "model")
-    export(model, tmp_path / "onnx", "onnx")
-    for options in ({"model": model}, {"model": tmp_path / "model"}, {"model": tmp_path / "onnx"}):
+    for options in ({"model": model}, {"model": tmp_path / "model"}):
         with pytest.raises(EngineError, match="expected a classifier of one class per picture, found one for multi_"):
             list(classify(PICTURE, **options))
     with pytest.raises(ExportError, match="softmax: expected one class per picture, found a model for multi_label"):
         export(model, tmp_path / "a", "onnx", softmax=True)
+
+
+def test_an_artifact_of_several_classes_per_picture(tmp_path):
+    model = tiny(problem_type="multi_label_classification")
+    model.preprocessing = SMALL
+    export(model, tmp_path / "a", "openvino")
+    with pytest.raises(EngineError, match="expected a classifier of one class per picture, found one for multi_"):
+        list(classify(PICTURE, tmp_path / "a"))
 
 
 def test_models_in_double_precision():

@@ -86,7 +86,7 @@ def test_a_stopped_run_saves_where_it_is_and_goes_on_as_if_nothing_had_happened(
         assert {**a, "seconds": 0, "images_per_second": 0} == {**b, "seconds": 0, "images_per_second": 0}
 
 
-@pytest.mark.parametrize("update", [3, 6])
+@pytest.mark.parametrize("update", [pytest.param(3, marks=pytest.mark.exhaustive), 6])
 def test_a_killed_run_goes_on_from_its_last_state(folder, whole, tmp_path, update):
     """SIGKILL, with a state after every reading of the loss and without one but at the epoch's end."""
     every = 0 if update == 6 else 30

@@ -523,7 +523,7 @@ def test_relabelled(folder):
 # Augmentation
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     height=st.integers(4, 90),

@@ -119,7 +119,7 @@ def test_sizes_grow_as_the_recipe_says(image_folder, tmp_path, monkeypatch):
     assert [side for side, _ in seen[::2]] == [64, 96, 96]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.exhaustive), 2])
 def test_resumed_run_equals_an_uninterrupted_one(image_folder, tmp_path, monkeypatch, workers):
     settings = ("epochs=4", "auto_augment=rand-m9-mstd0.5-inc1", "mixup=0.5", "drop_path_rate=0.1")
     whole = run(image_folder, tmp_path / "whole", *settings, workers=workers)
@@ -304,7 +304,7 @@ def test_classes_are_matched_by_name_only_where_names_are_unique(caplog):
         match_classes(imagenet, ["x", "y"], [0])
 
 
-@pytest.mark.parametrize("kind", ["hard", "soft"])
+@pytest.mark.parametrize("kind", ["hard", pytest.param("soft", marks=pytest.mark.exhaustive)])
 def test_distillation_from_a_teacher(image_folder, tmp_path, kind):
     run(image_folder, tmp_path / "teacher", "epochs=8")
     settings = (f"distillation={kind}", f"teacher={tmp_path / 'teacher'}", "distillation_alpha=1", "ema_decay=0")
