@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swiftformer.convolutions import PointWiseConv2d, point_wise
+from swiftformer.derivatives import is_transformed
 from swiftformer.training_kernels import is_watched
-from swiftformer.training_operators import is_transformed
 
 GlobalQueryWeighting = Literal["uniform", "l2"]
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from swiftformer.derivatives import is_transformed
 from swiftformer.training_kernels import serves_depth_wise
-from swiftformer.training_operators import depth_wise, is_transformed
+from swiftformer.training_operators import depth_wise
 
 LEAST = 3  # pixels each way, below which oneDNN is slow at the gradient of depth-wise weights
 MOST = 16  # pixels of a map, up to which matrix products are faster than oneDNN's 1x1 convolutions

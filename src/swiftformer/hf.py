@@ -7,9 +7,7 @@ Code written for `transformers.SwiftFormer*` runs after changing the import. Wha
 from __future__ import annotations
 
 import json
-import logging
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,21 +24,16 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithNoAttention,
     ImageClassifierOutputWithNoAttention,
 )
-from transformers.utils import ModelOutput, cached_file
+from transformers.utils import ModelOutput
 
 from swiftformer.attention import EfficientAdditiveAttention
 from swiftformer.config import SwiftFormerConfig
 from swiftformer.files import atomic_file
 from swiftformer.freezing import freeze
-from swiftformer.image_processing import Preprocessing
-from swiftformer.messages import one_line
 from swiftformer.model import Activation, ConvBranch, Encoder, EncoderBlock, PatchEmbedding
 from swiftformer.normalization import refuse_folded
+from swiftformer.stored_preprocessing import PREPROCESSING_FILE, stored_preprocessing
 from swiftformer.training_kernels import GELU, BatchNorm2d
-
-logger = logging.getLogger(__name__)
-
-PREPROCESSING_FILE = "preprocessor_config.json"
 
 
 class SwiftFormerPreTrainedModel(PreTrainedModel):
@@ -84,7 +77,7 @@ class SwiftFormerPreTrainedModel(PreTrainedModel):
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`
         reference = args[0] if args else kwargs.get("pretrained_model_name_or_path")
-        if reference is not None and (found := _stored_preprocessing(reference, kwargs)) is not None:
+        if reference is not None and (found := stored_preprocessing(reference, kwargs)) is not None:
             model.preprocessing = found
         return loaded
 
@@ -129,22 +122,6 @@ class SwiftFormerPreTrainedModel(PreTrainedModel):
         elif isinstance(module, EncoderBlock) and module.use_layer_scale:
             init.constant_(module.layer_scale_1, self.config.layer_scale_init_value)
             init.constant_(module.layer_scale_2, self.config.layer_scale_init_value)
-
-
-def _stored_preprocessing(reference: str | os.PathLike, options: Mapping[str, Any]) -> Preprocessing | None:
-    """Of a folder or a hub id, with the options of `from_pretrained`."""
-    quiet = ("gated_repo", "missing_entries", "connection_errors")
-    asked = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-    fields: dict[str, Any] = {name: options[name] for name in asked if options.get(name) is not None}
-    fields |= {f"_raise_exceptions_for_{name}": False for name in quiet}
-    if Path(reference).is_file():  # weights alone
-        return None
-    try:
-        file = cached_file(reference, PREPROCESSING_FILE, **fields)
-        return None if file is None else Preprocessing.from_dict(json.loads(Path(file).read_text(encoding="utf-8")))
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        logger.warning("%s: expected a preprocessing that is known, found none (%s)", reference, one_line(error))
-        return None
 
 
 class SwiftFormerModel(SwiftFormerPreTrainedModel):

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swiftformer import training_operators
-from swiftformer.training_operators import batch_norm, gelu, gelu_float32, is_plain, is_transformed, sum_with_scaled
+from swiftformer.derivatives import is_transformed
+from swiftformer.training_operators import batch_norm, gelu, gelu_float32, is_plain, sum_with_scaled
 
 LARGE = 2**18  # values of a map, from which BatchNorm gains more than another call costs
 # Of an MLP: sums of more weights' gradients do not stay in a core's caches, and where not much lies between the layers

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from swiftformer.derivatives import differentiated_once, is_transformed
 
 logger = logging.getLogger(__name__)
 INSTRUCTIONS = "avx512_bf16"
@@ -96,30 +97,9 @@ def _learned(name: str, run: Callable, fake: Callable, keep: Callable, backward:
     operator = torch.library.custom_op(f"swiftformer::{name}", run, mutates_args=(), device_types="cpu")
     operator.register_fake(fake)
     operator.register_autograd(backward, setup_context=keep)
-    parts = {"forward": run, "setup_context": keep, "backward": _once(backward)}
+    parts = {"forward": run, "setup_context": keep, "backward": differentiated_once(backward)}
     function: Any = type(name, (torch.autograd.Function,), {key: staticmethod(part) for key, part in parts.items()})
     return lambda *arguments: function.apply(*arguments) if _is_run(arguments[0]) else operator(*arguments)
-
-
-def _once(backward: Callable) -> Callable:
-    """A gradient that cannot itself be differentiated, and says so where that is tried.
-
-    `torch.autograd.function.once_differentiable` says nothing where the gradient that comes in is a constant: what goes
-    out would then count as one as well, although it depends on what was kept.
-    """
-
-    def once(ctx: Any, *gradients: Tensor | None) -> Any:
-        with torch.no_grad():
-            found = backward(ctx, *gradients)
-        known = [each for each in (*gradients, *ctx.saved_tensors) if each is not None]
-        if not torch.is_grad_enabled() or not any(each.requires_grad for each in known):
-            return found
-        outputs = found if isinstance(found, tuple) else (found,)
-        refuse: Any = torch._C._functions.DelayedError(b"a kernel's gradient is differentiated once only", len(outputs))
-        marked = (None if each is None else each.detach().requires_grad_() for each in outputs)
-        return refuse(*marked)
-
-    return once
 
 
 def _is_run(x: Tensor) -> bool:
@@ -186,15 +166,6 @@ class _FloatGELU(torch.autograd.Function):
 def is_plain(x: Tensor) -> bool:
     """Whether a tensor of float32 has values of its own, which no transformation of functions looks at."""
     return x.dtype == torch.float32 and _is_run(x) and not is_transformed(x)
-
-
-def is_transformed(x: Tensor) -> bool:
-    """Whether a transformation of functions, such as `torch.func.grad`, vmap or forward mode, looks at it."""
-    if torch.compiler.is_compiling():
-        return False
-    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
-        return True
-    return torch._C._functorch.is_legacy_batchedtensor(x)
 
 
 def gelu_float32(x: Tensor) -> Tensor:
