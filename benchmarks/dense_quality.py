@@ -12,6 +12,7 @@ the crops' size. The table is made of what is there, with times that are measure
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import tempfile
 import time
@@ -156,7 +157,7 @@ def in_openvino(graph: nn.Module, pixels: Tensor, file: Path) -> dict[str, Run]:
     import openvino
 
     with silent(), torch.no_grad():
-        graph = graph.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        graph = copy.deepcopy(graph).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         model = openvino.convert_model(graph, example_input=pixels, input=[tuple(pixels.shape)])
     openvino.save_model(model, file, compress_to_fp16=False)
     return {f"OpenVINO {precision}": open_file(file, "openvino", precision, None) for precision in ("fp32", "bf16")}

@@ -30,7 +30,7 @@ from swiftformer.data.detection import open_detection
 from swiftformer.data.segmentation import open_segmentation
 from swiftformer.engines import open_engine
 from swiftformer.evaluate import detection, segmentation
-from swiftformer.export import export
+from swiftformer.export import FORMATS, export
 
 EXPORTS = {
     "segmentation": (("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"), ("onnx", "fp32")),
@@ -69,7 +69,8 @@ def measure(
         place, given = folder / f"{format}-{precision}", pictures if precision == "int8" else None
         export(model, place, format, precision=precision, batch=1, size=size, calibration=given)
         name = f"{RUNTIMES[format]} {precision}"
-        runs[name], accuracy[name] = open_engine(place), accuracy_of(place, data)
+        engine = FORMATS[format].compared_in
+        runs[name], accuracy[name] = open_engine(place, engine), accuracy_of(place, data, engine=engine)
     for precision in NATIVE[task]:
         name = f"native {precision}"
         runs[name] = open_engine(model, "native", precision=precision)

@@ -96,7 +96,7 @@ def main() -> None:
                 calibration = calibration_pictures(arguments.data, CALIBRATION) if calibrated else None
                 export(model, folder, name, precision=precision, calibration=calibration)
                 size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-                engine = open_engine(folder)
+                engine = open_engine(folder, FORMATS[name].compared_in)
                 found = classes_of(engine.probabilities, prepared(engine.preprocessing))
             top1 = 100 * float((found == labels).mean())
             agreement = 100 * float((found == expected).mean())

@@ -5,7 +5,8 @@
     python benchmarks/start_up.py --python runtime/bin/python    # of an environment without torch, see docs/export.md
 
 Exports the bundled model in each format, then starts processes in turn: Python alone and with NumPy and Pillow, for
-comparison; a script of five lines that opens the artifact and classifies a JPEG file; and `swiftformer classify
+comparison; a script of five lines that opens the artifact in its own engine (onnx in ONNX Runtime) and classifies a
+JPEG file; and `swiftformer classify
 --json`; then both with the checkpoint itself, in native and in torch. Prints medians and quartiles, and stops where a
 script imported torch that was not to. Bytecode is compiled beforehand, as pip does when it installs (and as uv does
 with `--compile-bytecode`).
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from swiftformer.export import export
+from swiftformer.export import FORMATS, export
 
 PICTURE = str(Path(__file__).parent.parent / "examples" / "images" / "cat.jpg")
 SCRIPT = """
@@ -49,7 +50,7 @@ def main() -> None:
         }
         models = {}
         for name in arguments.formats.split(","):
-            models[name] = str(Path(folder) / name), "auto"
+            models[name] = str(Path(folder) / name), FORMATS[name].compared_in
             export(arguments.model, models[name][0], name)
         own = arguments.python == sys.executable  # others need not have torch
         for name in [*(found for found in models if found == "native"), *(["torch"] if own else [])]:

@@ -4,8 +4,9 @@
 
 A step is forward, backward, adaptive gradient clipping, AdamW and the average of the weights, on the same random
 images, with the same network (July 2023 form), precision and batch. timm's side is made of what timm's train.py uses:
-its model, optimizer, `dispatch_clip_grad` and ModelEmaV3. Every round times each of them once, so that a slow moment of
-the machine hits all; the table gives medians, quartiles and the ratios to timm within the rounds.
+its model, optimizer, `dispatch_clip_grad` and ModelEmaV3; as it comes, and with channels last and a fused AdamW
+(`--channels-last --opt-kwargs fused=True`), as this package has both. Every round times each of them once, so that a
+slow moment of the machine hits all; the table gives medians, quartiles and the ratios to timm within the rounds.
 """
 
 from __future__ import annotations
@@ -65,13 +66,14 @@ def without_kernels(step: Step) -> Step:
     return run
 
 
-def theirs(arguments: argparse.Namespace, pixels: Tensor, targets: Tensor, channels_last: bool, compiled: bool) -> Step:
+def theirs(arguments: argparse.Namespace, pixels: Tensor, targets: Tensor, tuned: bool, compiled: bool) -> Step:
     device = torch.device(arguments.device)
     net = timm.create_model(f"swiftformer_{arguments.variant}", num_classes=1000).to(device).train()
-    if channels_last:
+    if tuned:
         net = net.to(memory_format=torch.channels_last)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-    optimizer = create_optimizer_v2(net, opt="adamw", lr=2e-3, weight_decay=0.05)
+    fused = {"fused": True} if tuned else {}
+    optimizer = create_optimizer_v2(net, opt="adamw", lr=2e-3, weight_decay=0.05, **fused)
     ema = ModelEmaV3(net, decay=0.999, use_warmup=True)
     forward = torch.compile(net) if compiled else net
     criterion = LabelSmoothingCrossEntropy(0.1)
@@ -127,14 +129,14 @@ def main() -> None:
         return
     steps = {
         "timm, as it comes": theirs(arguments, pixels, targets, False, False),
-        "timm, channels_last": theirs(arguments, pixels, targets, True, False),
+        "timm, channels_last, fused AdamW": theirs(arguments, pixels, targets, True, False),
         "swiftformer": ours(arguments, pixels, targets, compiled=False),
     }
     single = arguments.precision == "fp32"
     if (training_operators.FLOAT_KERNELS if single else training_operators.KERNELS) is not None:
         steps["swiftformer, without swiftformer-native"] = without_kernels(steps["swiftformer"])
     if not arguments.no_compile:
-        steps["timm, channels_last, compile"] = theirs(arguments, pixels, targets, True, True)
+        steps["timm, channels_last, fused AdamW, compile"] = theirs(arguments, pixels, targets, True, True)
         steps["swiftformer, compile"] = ours(arguments, pixels, targets, compiled=True)
     for step in steps.values():
         seconds(step, 3, arguments.device)

@@ -58,10 +58,11 @@ def test_every_peer_computes_the_same(implementations, engines):
             assert precision == "bf16" and row["error"] == "float32 was computed instead"
             continue
         assert row["difference"] < (1e-4 if precision == "fp32" else 0.15)
-        assert 0 < row["median_ms"] <= row["p95_ms"] <= row["p99_ms"] and row["calls"] >= 2
+        assert row["median_ms"] > 0 and 0 < row["p95_ms"] <= row["p99_ms"] and row["calls"] >= 2
         assert row["images_per_second"] == pytest.approx(2000 / row["median_ms"]) and row["size"] == [64, 64]
         assert len(row["rounds_ms"]) == options["rounds"]
-    assert result["machine"]["cores"] >= 1 and result["machine"]["torch"] == torch.__version__.split("+")[0]
+    assert result["machine"]["cores"] == result["machine"]["threads"] >= 1 and result["not_installed"] == []
+    assert result["machine"]["torch"] == torch.__version__.split("+")[0]
 
 
 QUICK = {"rounds": 1, "seconds": 0.01, "footprints": False}
@@ -182,7 +183,7 @@ def test_candidates_of_a_cpu():
     """Ours and the peers' are compiled in the same ways."""
     found = {}
     for candidate in CANDIDATES:
-        if candidate.compiled and candidate.installed("cpu"):
+        if candidate.compiled and "cpu" in candidate.devices:
             found.setdefault(candidate.implementation, []).append((candidate.engine, candidate.precision))
     frozen = [("torch-compile frozen", "fp32"), ("torch-compile frozen", "bf16")]
     assert found == {"swiftformer": frozen, "timm": frozen, "transformers": frozen}
@@ -208,7 +209,7 @@ def test_engines_of_phones(engine):
 
 def row_of(implementation, engine, precision, median_ms, **fields):
     row = {"implementation": implementation, "engine": engine, "precision": precision, "median_ms": median_ms}
-    row["rounds_ms"] = [median_ms] * 3
+    row |= {"rounds_ms": [median_ms] * 3, "difference": 0.25 if precision == "int8" else 1e-6}
     return row | {"variant": "xs", "batch": 1, "size": [224, 224]} | fields
 
 
@@ -227,10 +228,17 @@ def test_against_peers(capsys):
     assert [first[name]["ratio"] for name in ("float32", "any_precision", "transformers_eager")] == [1.25, 1.5, 2.5]
     assert first["any_precision"]["peer"] == "timm openvino int8" and first["float32"]["ours"] == "native fp32"
     assert (second["batch"], second["float32"], second["transformers_eager"]) == (16, None, None)
-    measured = dict.fromkeys(("p95_ms", "p99_ms", "images_per_second", "difference"), 1.0)
-    benchmark_table({"rows": [row | measured for row in rows], "against_peers": [first, second]})
+    assert first["any_precision"]["peer_difference"] == 0.25
+    measured = {"p95_ms": 77.0, "p99_ms": 99.0, "images_per_second": 1.0, "calls": 20}
+    result = {"rows": [row | measured for row in rows], "against_peers": [first, second]}
+    benchmark_table(result | {"not_installed": ["timm in onnxruntime, fp32"]})
     out = capsys.readouterr().out
     assert "1.25x (1.25 to 1.25)" in out and "timm openvino fp32" in out.split("times as fast as the peers")[1]
+    assert "77.00" in out and "99.00" not in out  # of 20 calls
+    assert out.splitlines()[-2:] == [
+        "xs, batch 1, 224x224: timm openvino fp32 fails (it fails)",
+        "not installed: timm in onnxruntime, fp32",
+    ]
 
 
 def test_rounds_are_compared_one_by_one():
@@ -299,25 +307,44 @@ def test_footprint(tmp_path):
 
 
 def test_nothing_to_measure():
-    with pytest.raises(ValueError, match="expected at least one candidate"):
-        run_benchmark(["xs"], [1], implementations=["timm"], engines=["torch-cudagraphs"])
+    with pytest.raises(ValueError, match="expected a candidate that runs on cpu, found none of timm, torch-compile"):
+        run_benchmark(["xs"], [1], implementations=["timm"], engines=["torch-compile"])
     with pytest.raises(ValueError, match="unknown variant 'zz'"):
         run_benchmark(["xs", "zz"])
     with pytest.raises(ValueError, match="size: expected at least 32 pixels, found 5x5"):
         run_benchmark(["xs"], sizes=[(5, 5)])
-    with pytest.raises(ValueError, match="expected some of swiftformer, timm, transformers, found keras"):
+    with pytest.raises(ValueError, match="implementations: expected some of swiftformer, timm, .*, found keras"):
         run_benchmark(["xs"], [1], implementations=["keras"])
     with pytest.raises(ValueError, match="batches: expected at least one, found none"):
         run_benchmark(["xs"], [])
     assert len({str(candidate) for candidate in CANDIDATES}) == len(CANDIDATES)
 
 
-@given(st.lists(st.floats(1e-4, 10), min_size=1, max_size=50), st.integers(1, 64))
-def test_summary(measured, batch):
-    found = summary(measured, batch)
-    assert found["median_ms"] == pytest.approx(1e3 * np.median(measured))
-    assert found["images_per_second"] == pytest.approx(batch / np.median(measured))
-    assert found["median_ms"] <= found["p95_ms"] <= found["p99_ms"] <= 1e3 * max(measured) + 1e-6
+def test_what_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(latency, "CANDIDATES", [dataclasses.replace(CANDIDATES[0], needs=("swift_keras",))])
+    with pytest.raises(ValueError, match="one of these packages for what was asked for, found none: swift_keras"):
+        run_benchmark(["xs"], [1])
+    monkeypatch.setattr(latency, "CANDIDATES", [*latency.CANDIDATES, CANDIDATES[0]])
+    result = run_benchmark(["xs", "xs"], [1, 1], [(32, 32)] * 2, **QUICK)
+    assert result["not_installed"] == ["swiftformer in torch, fp32"] and len(result["rows"]) == 1  # of the same cell
+
+
+rounds_of_calls = st.lists(st.lists(st.floats(1e-4, 10), min_size=2, max_size=20), min_size=1, max_size=9)
+
+
+@given(rounds_of_calls, st.integers(1, 64))
+def test_summary(by_round, batch):
+    found = summary(by_round, batch)
+    median = np.median([np.median(calls) for calls in by_round])
+    assert found["median_ms"] == pytest.approx(1e3 * median) == pytest.approx(np.median(found["rounds_ms"]))
+    assert found["images_per_second"] == pytest.approx(batch / median)
+    assert found["p95_ms"] <= found["p99_ms"] <= 1e3 * max(map(max, by_round)) + 1e-6
+    assert found["calls"] == sum(map(len, by_round))
+
+
+def test_a_slow_moment_counts_as_much_as_a_quick_one():
+    """Though it has fewer calls."""
+    assert summary([[0.1] * 30, [0.3] * 10, [0.3] * 10], 1)["median_ms"] == 300
 
 
 def test_time_calls_counts_no_warm_up():

@@ -85,7 +85,8 @@ def attention(
 
     counts = [parse_count(text, "tokens", "tokens") for text in listed(tokens)] or TOKENS
     check_output(output)
-    result = run_attention_benchmark(counts, dim, device=device, threads=threads, rounds=rounds)
+    show = lambda text: typer.echo(text, err=True)  # noqa: E731
+    result = run_attention_benchmark(counts, dim, device=device, threads=threads, rounds=rounds, progress=show)
     write_results(result, output, plot_attention)
     print_json(result) if as_json else attention_table(result)
 

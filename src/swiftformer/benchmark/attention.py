@@ -24,7 +24,6 @@ SLOPE_FROM = 1024  # tokens; below, what does not depend on them takes much of t
 def run_attention_benchmark(
     tokens: Sequence[int] = TOKENS,
     dim: int = 64,
-    batch: int = 1,
     *,
     device: str = "cpu",
     threads: int | None = None,
@@ -53,9 +52,9 @@ def run_attention_benchmark(
     torch.manual_seed(0)
     modules = {name: cls(dim).to(device).eval() for name, cls in ATTENTION_MODULES.items()}
     rows: list[dict[str, Any]] = []
-    for count in tokens:
+    for count in dict.fromkeys(tokens):
         progress(f"{count} tokens")
-        x = torch.randn(batch, count, dim, device=device)
+        x = torch.randn(1, count, dim, device=device)
         measured: dict[str, list[float]] = {name: [] for name in modules}
         with torch.inference_mode():
             for _ in range(rounds):
@@ -64,7 +63,7 @@ def run_attention_benchmark(
             for name, module in modules.items():
                 median = 1e3 * statistics.median(measured[name])
                 rows.append({"module": name, "tokens": count, "median_ms": median, "peak_mb": peak(module, x) / 1e6})
-    return {"machine": describe_machine(device), "dim": dim, "batch": batch, "rows": rows, "slopes": slopes(rows)}
+    return {"machine": describe_machine(device), "dim": dim, "rows": rows, "slopes": slopes(rows)}
 
 
 def _run(module: torch.nn.Module, x: torch.Tensor) -> None:

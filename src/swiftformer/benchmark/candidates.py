@@ -31,7 +31,6 @@ class Case:
 
     Args:
         folder: for what they write; it is removed in the end.
-        statistics: give BatchNorms those of the pictures, which takes a pass over them.
 
     Attributes:
         batches: all pictures, the last batch filled up with the first ones again.
@@ -46,7 +45,6 @@ class Case:
         threads: int | None,
         device: str,
         folder: Path,
-        statistics: bool = True,
     ) -> None:
         self.variant, self.batch, self.size = variant, batch, size
         self.threads, self.device, self.folder = threads, device, folder
@@ -54,7 +52,6 @@ class Case:
             torch.set_num_threads(threads)
         # Dynamo counts the compilations of a function over all cases, and compiles no more than eight.
         torch._dynamo.reset()
-        self.statistics = statistics
         self.nets: dict[str, Any] = {}
         count = -(-len(self.images) // batch)
         self.batches = list(torch.from_numpy(np.resize(self.images, (count, batch, *self.images.shape[1:]))))
@@ -67,17 +64,13 @@ class Case:
 
     def model(self, form: str = "l2") -> Any:
         """Random weights with which every branch and every picture makes a difference to the logits."""
-        if not self.statistics:  # quickly made again: a copy would count as memory of who is measured
-            return self._random(form)
         if form not in self.nets:
-            self.nets[form] = self._random(form)
+            torch.manual_seed(0)
+            make = SwiftFormerForImageClassification.from_variant
+            net = make(self.variant, num_labels=1000, global_query_weighting=form)
+            randomize(net, torch.from_numpy(self.images))
+            self.nets[form] = net.eval()
         return copy.deepcopy(self.nets[form])
-
-    def _random(self, form: str) -> Any:
-        torch.manual_seed(0)
-        net = SwiftFormerForImageClassification.from_variant(self.variant, num_labels=1000, global_query_weighting=form)
-        randomize(net, torch.from_numpy(self.images) if self.statistics else None)
-        return net.eval()
 
     def peer(self, name: str) -> nn.Module:
         """timm's or transformers' model with the same weights; transformers' is of the form of March 2023."""
@@ -110,7 +103,7 @@ class Case:
         return self._expected["uniform" if candidate.implementation == "transformers" else "l2"]
 
 
-def randomize(net: nn.Module, images: Tensor | None) -> None:
+def randomize(net: nn.Module, images: Tensor) -> None:
     """Weights that keep the size of what they multiply, layer scales of a half, and BatchNorms that know pictures.
 
     With the weights and statistics that training begins with, a branch is a thousandth of what it is added to, and all
@@ -123,13 +116,12 @@ def randomize(net: nn.Module, images: Tensor | None) -> None:
             elif parameter.ndim > 1 and not name.endswith("w_g"):
                 parameter.normal_(std=parameter[0].numel() ** -0.5)
         norms = [module for module in net.eval().modules() if isinstance(module, nn.BatchNorm2d)]
-        if images is not None:
-            momenta = [norm.momentum for norm in norms]
-            for norm in norms:
-                norm.train().momentum = 1.0  # statistics of this pass alone
-            net(images)
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.eval().momentum = momentum
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.train().momentum = 1.0  # statistics of this pass alone
+        net(images)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.eval().momentum = momentum
 
 
 STOCK_FIELDS = ("depths", "embed_dims", "mlp_ratio", "downsamples", "num_labels", "id2label", "label2id")
@@ -163,12 +155,13 @@ class Candidate:
         batches = [pixels.numpy() for pixels in case.batches]
         return lambda number=0: run(batches[number])
 
-    def installed(self, device: str) -> bool:
-        return device.split(":")[0] in self.devices and all(util.find_spec(name) for name in self.needs)
+    def missing(self) -> list[str]:
+        """Packages of `needs` that are not installed."""
+        return [name for name in self.needs if util.find_spec(name) is None]
 
     @property
     def compiled(self) -> bool:
-        """Whether making the call takes a minute of compilation on a CPU."""
+        """Whether making the call takes many seconds of compilation on a CPU."""
         return self.engine.startswith("torch-compile")
 
     def __str__(self) -> str:

@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from swiftformer.variants import get_variant
 
 if TYPE_CHECKING:
     from swiftformer.benchmark.candidates import Candidate, Case
@@ -25,8 +26,8 @@ def footprint(candidate: Candidate, case: Case) -> dict[str, float]:
 
     Returns:
         `start_seconds`, from the start of the process to its first answer; `load_seconds`, of these what importing the
-        runtime, loading and the first call take; `memory_mb`, the most that the process had in memory. Of candidates
-        in torch, making the network with random weights is part of all three.
+        runtime, loading and the first call take; `memory_mb`, the most that the process had in memory. Candidates in
+        torch, which are eager ones, make a network with random weights instead of loading it.
 
     Raises:
         RuntimeError: the process failed.
@@ -77,14 +78,31 @@ def main() -> None:
 
 
 def _in_torch(asked: dict[str, Any]) -> None:
-    from swiftformer.benchmark.candidates import CANDIDATES, Case
+    """An eager network with random weights, and nothing but what a program that runs it imports."""
+    import torch
 
-    wanted = (asked["implementation"], asked["engine"], asked["precision"])
-    candidate = next(c for c in CANDIDATES if (c.implementation, c.engine, c.precision) == wanted)
-    with tempfile.TemporaryDirectory() as folder:
-        size = (asked["size"][0], asked["size"][1])
-        case = Case(asked["variant"], asked["batch"], size, asked["threads"], "cpu", Path(folder), statistics=False)
-        candidate.call(case)()
+    torch.set_num_threads(asked["threads"] or torch.get_num_threads())
+    net: Any
+    if asked["implementation"] == "timm":
+        import timm
+
+        net = timm.create_model(f"swiftformer_{asked['variant']}")
+    elif asked["implementation"] == "transformers":
+        from transformers.models.swiftformer import SwiftFormerConfig, SwiftFormerForImageClassification
+
+        variant = get_variant(asked["variant"])
+        config = SwiftFormerConfig(depths=[*variant.depths], embed_dims=[*variant.embed_dims], num_labels=1000)
+        net = SwiftFormerForImageClassification(config)
+    else:
+        import swiftformer
+
+        net = swiftformer.SwiftFormerForImageClassification.from_variant(asked["variant"], num_labels=1000)
+        net = swiftformer.fuse(net.eval())
+    ours_or_asked = asked["implementation"] == "swiftformer" or asked["engine"].endswith("channels_last")
+    layout = torch.channels_last if ours_or_asked else torch.contiguous_format
+    pixels = torch.zeros(asked["batch"], 3, *asked["size"]).contiguous(memory_format=layout)
+    with torch.inference_mode():
+        net.eval().to(memory_format=layout)(pixels)
 
 
 def peak_memory() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import random
 import shutil
@@ -30,8 +31,8 @@ from swiftformer.variants import get_variant
 logger = logging.getLogger(__name__)
 
 # Largest difference of the logits over their largest value, by precision: a peer beyond it computes something else. Of
-# several variants at 32 to 224 pixels, bf16 was found to differ by up to 0.05 and int8 by up to 0.43; what ignores its
-# pictures differs by 1. On a GPU torch's convolutions of float32 are of TF32, which has ten bits.
+# several variants at 32 to 224 pixels, bf16 was found to differ by up to 0.05, int8 by up to 0.43 here and 0.56 in
+# peers; what ignores its pictures differs by 1. On a GPU torch's convolutions of float32 are of TF32: ten bits.
 AGREEMENT = {"fp32": 1e-3, "tf32": 0.02, "bf16": 0.15, "fp16": 0.05, "int8": 0.6}
 AS_FLOAT32 = 1e-4  # what should be bfloat16 and differs by less is not: that differs by a hundred times as much
 PACKAGES = (
@@ -68,7 +69,7 @@ def run_benchmark(
         batches: images per call.
         sizes: height and width in pixels.
         implementations, engines, precisions: which candidates to take; empty for all.
-        threads: of the CPU engines; by default the engine's own choice.
+        threads: of every candidate on a CPU; by default one for each processor that this process may run on.
         device: `cpu` or `cuda`.
         rounds: of every candidate.
         seconds: that each candidate is timed for in a round; it is called at least twice.
@@ -78,50 +79,57 @@ def run_benchmark(
         save: called with the result so far after every variant, batch and size.
 
     Returns:
-        `{"machine", "rows", "against_peers"}`; each row has `implementation`, `engine`, `precision`, `variant`,
-        `batch`, `size`, `median_ms`, `p95_ms`, `p99_ms`, `images_per_second`, `difference`, `calls`,
-        `rounds_ms`, the median of each round, and `prepare_seconds`, which is loading, fusing, exporting, quantising
-        and compiling in one, and what `footprint` measures; or an `error`. The comparisons are those of
-        `swiftformer.benchmark.peers.against_peers`.
+        `{"machine", "not_installed", "rows", "against_peers"}`; each row has `implementation`, `engine`, `precision`,
+        `variant`, `batch`, `size`, what `summary` tells of its calls, `difference`, and `prepare_seconds`, which is
+        loading, fusing, exporting, quantising and compiling in one (of several that share a file, the first writes
+        it), and what `footprint` measures; or an `error`. `not_installed` names candidates that were asked for. The
+        comparisons are those of `swiftformer.benchmark.peers.against_peers`.
 
     Raises:
-        ValueError: nothing to measure, no such device, an unknown variant, a size below 32 pixels, or too many threads.
+        ValueError: nothing to measure or nothing installed, no such device or name, a size below 32 pixels, or too many
+            threads.
     """
     device = str(select_device(device))
     for name, values in (("variants", variants), ("batches", batches), ("sizes", sizes)):
         if not values:
             raise ValueError(f"{name}: expected at least one, found none")
-    threads = None if threads is None else checked_threads(threads)
+    threads = processors() if threads is None else checked_threads(threads)
     for name in variants:
         get_variant(name)
     if too_small := [f"{height}x{width}" for height, width in sizes if min(height, width) < 32]:
         raise ValueError(f"size: expected at least 32 pixels, found {', '.join(too_small)}")
-    chosen = [
-        candidate
-        for candidate in CANDIDATES
-        if (not implementations or candidate.implementation in implementations)
-        and (not engines or candidate.engine in engines)
-        and (not precisions or candidate.precision in precisions)
-        and candidate.installed(device)
-    ]
-    for asked, known in (
-        (implementations, {c.implementation for c in CANDIDATES}),
-        (engines, {c.engine for c in CANDIDATES}),
-        (precisions, {c.precision for c in CANDIDATES}),
-    ):
-        if unknown := set(asked) - known:
-            raise ValueError(f"expected some of {', '.join(sorted(known))}, found {', '.join(sorted(unknown))}")
+    asked = _asked_for(implementations, engines, precisions, device)
+    chosen = [candidate for candidate in asked if not candidate.missing()]
     if not chosen:
-        raise ValueError("expected at least one candidate that is installed and asked for, found none")
+        packages = sorted({package for candidate in asked for package in candidate.missing()})
+        raise ValueError(f"expected one of these packages for what was asked for, found none: {', '.join(packages)}")
     rows: list[dict[str, Any]] = []
-    result: dict[str, Any] = {"machine": describe_machine(device), "rows": rows, "against_peers": []}
+    missing = [str(candidate) for candidate in asked if candidate.missing()]
+    machine = describe_machine(device) | {"threads": threads}
+    result: dict[str, Any] = {"machine": machine, "not_installed": missing, "rows": rows, "against_peers": []}
     # Beyond its limit of compilations dynamo would run a function eagerly, and only log that.
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        for variant, batch, size in product(variants, batches, sizes):
+        for variant, batch, size in product(dict.fromkeys(variants), dict.fromkeys(batches), dict.fromkeys(sizes)):
             rows += _measure(chosen, variant, batch, size, threads, device, rounds, seconds, footprints, progress)
             result["against_peers"] = against_peers(rows)
             save(result)
     return result
+
+
+def _asked_for(
+    implementations: Sequence[str], engines: Sequence[str], precisions: Sequence[str], device: str
+) -> list[Candidate]:
+    """The candidates of these names that run on the device, installed or not; of no names, all."""
+    found = CANDIDATES
+    for field, names in (("implementation", implementations), ("engine", engines), ("precision", precisions)):
+        known = dict.fromkeys(getattr(candidate, field) for candidate in CANDIDATES)
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"{field}s: expected some of {', '.join(known)}, found {', '.join(unknown)}")
+        found = [candidate for candidate in found if not names or getattr(candidate, field) in names]
+    if not (found_here := [candidate for candidate in found if device.split(":")[0] in candidate.devices]):
+        asked = ", ".join((*implementations, *engines, *precisions))
+        raise ValueError(f"expected a candidate that runs on {device}, found none of {asked}")
+    return found_here
 
 
 def _measure(
@@ -129,7 +137,7 @@ def _measure(
     variant: str,
     batch: int,
     size: tuple[int, int],
-    threads: int | None,
+    threads: int,
     device: str,
     rounds: int,
     seconds: float,
@@ -174,7 +182,7 @@ def _measure(
             rows.append(row)
             measured.append(candidate)
             times.append([])
-        generator = random.Random(0)
+        generator = random.Random(cell)
         for number in range(rounds):
             progress(f"{cell}: round {number + 1} of {rounds}")
             for place in generator.sample(range(len(calls)), len(calls)):
@@ -187,8 +195,7 @@ def _measure(
                     logger.warning("%s: %s fails (%s)", cell, measured[place], rows[place]["error"])
         for row, by_round in zip(rows, times, strict=True):
             if "error" not in row:
-                row |= summary(list(chain.from_iterable(by_round)), batch)
-                row["rounds_ms"] = [1e3 * statistics.median(measured) for measured in by_round]
+                row |= summary(by_round, batch)
         calls.clear()  # their threads and memory
         for row, candidate in zip(rows, measured, strict=True):
             if footprints and device == "cpu" and not candidate.compiled and "error" not in row:
@@ -233,25 +240,37 @@ def time_calls(call: Callable[[], Any], seconds: float) -> list[float]:
     return measured
 
 
-def summary(measured: Sequence[float], batch: int) -> dict[str, float]:
-    """Median, 95th and 99th percentile in milliseconds, and images per second by the median."""
-    p50, p95, p99 = (float(np.percentile(measured, q)) for q in (50, 95, 99))
+def summary(by_round: Sequence[Sequence[float]], batch: int) -> dict[str, Any]:
+    """What is told of the seconds of each call.
+
+    Returns:
+        `rounds_ms`, the median of each round; `median_ms`, theirs (a round lasts about as long in a slow moment, and
+        has fewer calls, so that a median of all calls would be one of quick moments); `p95_ms` and `p99_ms` of all
+        calls, whose number is `calls`; `images_per_second` by the median.
+    """
+    rounds = [1e3 * statistics.median(measured) for measured in by_round]
+    calls = list(chain.from_iterable(by_round))
+    p95, p99 = (1e3 * float(np.percentile(calls, q)) for q in (95, 99))
+    median = statistics.median(rounds)
     return {
-        "median_ms": 1e3 * p50,
-        "p95_ms": 1e3 * p95,
-        "p99_ms": 1e3 * p99,
-        "spread_ms": 1e3 * float(np.subtract(*np.percentile(measured, [75, 25]))),
-        "images_per_second": batch / statistics.median(measured),
-        "calls": len(measured),
+        "median_ms": median,
+        "p95_ms": p95,
+        "p99_ms": p99,
+        "images_per_second": 1e3 * batch / median,
+        "calls": len(calls),
+        "rounds_ms": rounds,
     }
+
+
+def processors() -> int:
+    """Those that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe_machine(device: str = "cpu") -> dict[str, Any]:
     """Processor, its features that matter, cores, and versions of the packages."""
-    import os
-
     machine: dict[str, Any] = {"system": platform.platform(), "python": platform.python_version()}
-    machine["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    machine["cores"] = processors()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         fields = dict(line.split(":", 1) for line in lines if ":" in line)

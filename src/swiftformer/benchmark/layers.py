@@ -29,8 +29,8 @@ def profile_layers(
     Returns:
         `{"machine", "batch", "size", "total_ms", "rows"}`; rows in order with `layer`, `kind`, `median_ms` and `share`
         of the total. A layer that a call of the network runs several times, as a detector's do on each of its maps, has
-        their sum. The rest is sums of branches and the mean. Attention's own arithmetic, without its products, is the
-        row of the attention itself.
+        their sum. The rest is what no layer does, such as sums of branches, resizing and choosing boxes, and the
+        measuring itself. Attention's own arithmetic, without its products, is the row of the attention itself.
 
     Raises:
         ValueError: several pictures for an R-CNN detector.

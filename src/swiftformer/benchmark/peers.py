@@ -22,9 +22,10 @@ def against_peers(rows: Sequence[Row]) -> list[dict[str, Any]]:
         For each cell its `variant`, `batch` and `size`, and three comparisons, each of the fastest candidates:
         `float32`, both in float32; `any_precision`; and `transformers_eager`, this project in float32 with
         transformers' model in torch, not compiled, in float32. A comparison has `ours` and `peer` (engine and
-        precision, of the peer with its implementation), their medians `ours_ms` and `peer_ms`, and of the ratios of
-        their times in each round, above 1 where this project is faster, the median `ratio` and the quartiles
-        `ratio_quartiles`; or is None where one of the two was not measured.
+        precision, of the peer with its implementation), their medians `ours_ms` and `peer_ms`, the differences of their
+        logits from the model's, `ours_difference` and `peer_difference`, and of the ratios of their times in each
+        round, above 1 where this project is faster, the median `ratio` and the quartiles `ratio_quartiles`; or is None
+        where one of the two was not measured.
     """
     found = []
     for (variant, batch, size), inside in cells(row for row in rows if "error" not in row).items():
@@ -69,6 +70,8 @@ def _compared(ours: Sequence[Row], peers: Sequence[Row]) -> dict[str, Any] | Non
         "ours_ms": mine["median_ms"],
         "peer": f"{other['implementation']} {other['engine']} {other['precision']}",
         "peer_ms": other["median_ms"],
+        "ours_difference": mine["difference"],
+        "peer_difference": other["difference"],
         "ratio": ratio,
         "ratio_quartiles": [low, high],
     }
