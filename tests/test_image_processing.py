@@ -270,6 +270,7 @@ def test_arrays_and_tensors():
         (np.full((4, 4, 3), -1), "found -1 to 0"),
         (np.full((4, 4, 3), np.nan), "expected finite values, found nan to nan"),
         (torch.tensor([[0.5, float("inf")]]), "expected finite values, found 0.0 to inf"),
+        (np.full((4, 4), 65535, np.float32), r"expected floats in \[0, 1\] or \[0, 255\], found up to 6.554e\+04"),
         (torch.zeros(3, 4, 4, device="meta"), "broken image"),
         (torch.zeros(3, 4, 4).to_sparse(), "broken image"),
         (17, "found int"),

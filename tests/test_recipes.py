@@ -88,7 +88,8 @@ def test_bad_settings(name, setting, message):
 def test_short_runs_are_warmed_up_for_half_of_it():
     short = get_recipe("small_real_time_detection", ["epochs=3"])
     assert (short.epochs, short.warmup_epochs) == (3, 1)
-    assert get_recipe("small_real_time_detection", ["epochs=5"]).warmup_epochs == 5
+    assert get_recipe("small_real_time_detection", ["epochs=5"]).warmup_epochs == 2
+    assert get_recipe("small_real_time_detection", ["epochs=6"]).warmup_epochs == 5
     with pytest.raises(ValueError, match="expected warmup_epochs from 0 to epochs"):
         get_recipe("small_real_time_detection", ["epochs=3", "warmup_epochs=5"])
 
@@ -144,6 +145,21 @@ def test_progressive_sizes_share_the_first_part():
     recipe = get_recipe("small_images", ["epochs=10", "progressive_sizes=32,48"])
     assert [recipe.image_size_at(epoch) for epoch in range(10)] == [32] * 3 + [48] * 3 + [64] * 4
     assert get_recipe("finetune").image_size_at(0) == 224
+    short = [get_recipe("small_images", [f"epochs={epochs}"]) for epochs in (1, 2)]
+    assert [[r.image_size_at(epoch) for epoch in range(r.epochs)] for r in short] == [[64], [32, 64]]
+
+
+def test_a_damaged_recipe_is_named(tmp_path):
+    recipe = get_recipe("finetune")
+    (tmp_path / "recipe.json").write_text("{")
+    for again in (lambda: fitted(recipe, [], None, 1000, tmp_path), lambda: for_processor(recipe, [], "cpu", tmp_path)):
+        with pytest.raises(ValueError, match=r"recipe.json: expected the recipe of a run, found damage"):
+            again()
+
+
+@pytest.mark.parametrize(("name", "epochs", "warmup"), [("finetune", 3, 1), ("paper_xs", 5, 2), ("paper_xs", 6, 5)])
+def test_a_short_run_is_not_all_warm_up(name, epochs, warmup):
+    assert get_recipe(name, [f"epochs={epochs}"]).warmup_epochs == warmup
 
 
 def test_fine_tuning_fits_checkpoint_and_data(tmp_path, caplog):
@@ -161,6 +177,8 @@ def test_fine_tuning_fits_checkpoint_and_data(tmp_path, caplog):
         "for this checkpoint and 319 training images: image_size=64, batch_size=8, lr=0.001; --set decides otherwise"
     )
     assert fitted(recipe, ["batch_size=32"], reference, 319).batch_size == 32
+    single = str(save(model, tmp_path / "model.pth", format="authors"))
+    assert fitted(recipe, [], single, 320) == dataclasses.replace(recipe, image_size=64)
     write_recipe(dataclasses.asdict(few), tmp_path)
     assert fitted(recipe, [], None, 1000, tmp_path) == few
     assert fitted(recipe, ["lr=2e-4"], None, 1000, tmp_path).lr == 2e-4

@@ -3,15 +3,19 @@ import logging
 import pickle
 import re
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from conftest import shared
 from swiftformer.data import hub, parquet
+from swiftformer.data.cache import cache_folder
 from swiftformer.data.class_names import differences
 from swiftformer.data.hub import DatasetsSource
 from swiftformer.data.sources import open_source
@@ -77,7 +81,9 @@ def test_parquet_layouts(tmp_path, layout):
     source = open_source(tmp_path)
     assert source.classes == ["cat", "dog"] and len(source) == 6
     assert source.image(3).getpixel((0, 0)) == (27, 0, 0)
-    assert len(open_source(tmp_path / layout, "anything")) == 6
+    assert len(open_source(tmp_path / layout, "test")) == len(open_source(tmp_path / layout, "all")) == 6
+    with pytest.raises(ValueError, match="expected a split named one of vall, found all"):
+        open_source(tmp_path / layout, "vall")
 
 
 def test_parquet_splits_of_other_names(tmp_path):
@@ -116,6 +122,10 @@ def test_parquet_columns_and_shards(tmp_path):
     source = open_source(tmp_path, "val")
     assert len(source) == 12 and source.classes == ["0", "1"]
     assert source.image(11).size == (40, 36)
+    assert [source.name(index).rpartition("/")[2] for index in (5, 6)] == [
+        "test-00000-of-00002.parquet row 5",
+        "test-00001-of-00002.parquet row 0",
+    ]
 
 
 def test_cifar10_as_shared():
@@ -132,6 +142,9 @@ def test_datasets_library(tmp_path):
     )
     assert source.classes == ["cat", "dog"] and source.labels == [0, 1, 0, 1, 0, 1]
     assert source.image(2).getpixel((0, 0)) == (18, 0, 0)
+    numbers = datasets.Dataset.from_dict({"image": [{"bytes": b"x", "path": None}] * 3, "label": [True, False, True]})
+    numbered = DatasetsSource(numbers.cast_column("image", datasets.Image()), "set")
+    assert numbered.classes == ["0", "1"] and [type(label) for label in numbered.labels] == [int] * 3
 
 
 @pytest.mark.parametrize(
@@ -190,6 +203,59 @@ def test_labels_that_are_no_numbers(tmp_path):
     pq.write_table(pa.table({"image": [b"x", b"y"], "label": ["cat", "dog"]}), tmp_path / "val-0.parquet")
     with pytest.raises(ValueError, match="expected whole numbers as labels, found 'cat'"):
         open_source(tmp_path, "val")
+
+
+def test_labels_that_are_true_or_false_or_numbers_of_products(tmp_path):
+    pq.write_table(pa.table({"image": [b"x", b"y"], "label": [True, False]}), tmp_path / "val-0.parquet")
+    source = open_source(tmp_path, "val")
+    assert torch.tensor(source.labels).dtype == torch.int64 and source.classes == ["0", "1"]
+    pq.write_table(pa.table({"image": [b"x", b"y"], "label": [3, 48_213]}), tmp_path / "val-0.parquet")
+    with pytest.raises(ValueError, match="expected labels from 0 on, found 2 different ones up to 48213"):
+        open_source(tmp_path, "val")
+
+
+@pytest.mark.parametrize(
+    "folders", [("training_set", "test_set"), ("seg_train", "seg_test", "seg_pred"), ("train2017", "val2017", "docs")]
+)
+def test_folders_called_like_splits_are_no_classes(image_folder, tmp_path, folders):
+    for name in folders:
+        shutil.copytree(image_folder / "val", tmp_path / "data" / name)
+    with pytest.raises(ValueError, match=f"or splits called train and val .* found {folders[0]}, {folders[1]}"):
+        open_source(tmp_path / "data")
+
+
+def test_objects_called_like_splits_are_classes(image_folder):
+    (image_folder / "val" / "blue").rename(image_folder / "val" / "train")
+    (image_folder / "val" / "red").rename(image_folder / "val" / "test tubes")
+    assert open_source(image_folder / "val", "all").classes == ["test tubes", "train"]
+
+
+def test_pictures_without_classes_are_no_split(image_folder):
+    """As contests have them in `test`."""
+    shutil.move(image_folder / "val" / "red", image_folder / "test")
+    shutil.rmtree(image_folder / "val")
+    assert len(open_source(image_folder, "train")) == 44 and len(open_source(image_folder, "val")) == 4
+
+
+def test_pictures_that_phones_and_browsers_save(image_folder, caplog):
+    red = image_folder / "val" / "red"
+    Image.new("RGB", (40, 48)).save(red / "saved.jfif", "JPEG")
+    Image.new("L", (40, 48)).save(red / "face.pgm")
+    (red / "IMG_1.HEIC").write_bytes(b"x")
+    source = open_source(image_folder, "val")
+    assert len(source) == 18 and source.image(len(source) - 1).size == (40, 48)
+    assert "1 pictures of kinds that are not read are left out (IMG_1.HEIC, ...)" in caplog.text
+
+
+def test_a_user_without_a_home_has_a_cache(monkeypatch):
+    monkeypatch.delenv("SWIFTFORMER_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def homeless(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.expanduser", homeless)
+    assert cache_folder() == Path(tempfile.gettempdir()) / "swiftformer"
 
 
 def test_hidden_files_and_folders_are_left_out(image_folder):

@@ -4,6 +4,7 @@ import json
 import logging
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -15,12 +16,13 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from swiftformer import SwiftFormerConfig, SwiftFormerForImageClassification, load, save
+from swiftformer import Preprocessing, SwiftFormerConfig, SwiftFormerForImageClassification, load, save
 from swiftformer.data.sources import open_source
 from swiftformer.evaluate.classification import evaluate_classifier, evaluate_reference, match_classes
 from swiftformer.train import classification, distillation, loop
 from swiftformer.train import state as state_module
 from swiftformer.train.distributed import Processes
+from swiftformer.train.interruption import TrainingStopped
 from swiftformer.train.recipes import get_recipe
 from swiftformer.train.state import read_state, write_state
 from swiftformer.train.step import TrainingStep
@@ -448,6 +450,50 @@ def test_cached_teacher(image_folder, tmp_path, monkeypatch, kind):
     assert sum(asked) == 49
     with pytest.raises(ValueError, match="a cached teacher knows nothing of mixed images"):
         get_recipe("paper_l1", ["cache_teacher=true"])
+
+
+def test_a_teacher_who_is_interrupted_goes_on(image_folder, tmp_path, monkeypatch):
+    """And a picture that could not be read then is learned from without a teacher."""
+    teacher = save(SwiftFormerForImageClassification.from_variant("xs", num_labels=2), tmp_path / "teacher")
+    model = load(teacher)
+    model.config.id2label, model.config.label2id = {0: "blue", 1: "red"}, {"blue": 0, "red": 1}
+    save(model, teacher)
+    (image_folder / "train" / "red" / "0.png").write_bytes(b"damaged")
+    asked, forward = [], distillation.Teacher.forward
+
+    def answer(self, pixels):
+        asked.append(len(pixels))
+        if len(asked) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return forward(self, pixels)
+
+    monkeypatch.setattr(distillation.Teacher, "forward", answer)
+    settings = ["distillation=hard", f"teacher={teacher}", "cache_teacher=true", "epochs=1", "batch_size=12"]
+    with pytest.raises(TrainingStopped, match="its answers are kept, nothing is trained yet"):
+        run(image_folder, tmp_path / "run", *settings)
+    assert asked == [12, 12]
+    run(image_folder, tmp_path / "run", *settings)
+    assert sum(asked) == 47
+    logits = load_file(tmp_path / "run" / "teacher.safetensors")["logits"]
+    assert logits.isfinite().all(dim=1).sum() == 47 and not list((tmp_path / "run").glob("teacher-begun*"))
+    assert (tmp_path / "run" / "best" / "model.safetensors").exists()
+
+
+def test_nothing_is_learned_from_a_teacher_who_did_not_see_the_picture():
+    recipe = get_recipe("finetune", ["distillation=soft", "cache_teacher=true", "teacher=x"])
+    known = torch.tensor([[torch.nan, torch.nan], [2.0, -2.0]])
+    objective = classification.ClassificationObjective(recipe, torch.device("cpu"), object(), known)
+    logits = torch.tensor([[0.5, 0.0], [0.5, 0.0]], requires_grad=True)
+    objective._distil(torch.tensor(0.0), logits, logits, torch.tensor([0, 1])).backward()
+    assert logits.grad[0].abs().max() < 1e-6 < logits.grad[1].abs().max()
+
+
+def test_logits_that_are_not_finite_have_no_accuracy(image_folder, tmp_path):
+    model = SwiftFormerForImageClassification.from_variant("xs", num_labels=2)
+    next(model.parameters()).data.fill_(torch.nan)
+    model.preprocessing = Preprocessing(size=(32, 32))
+    with pytest.raises(ValueError, match="expected finite logits, found others"):
+        evaluate_reference(model, str(image_folder), workers=0)
 
 
 def test_one_good_state_stays_behind_the_last(image_folder, tmp_path):

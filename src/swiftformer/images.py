@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 ImageSource = Any  # path, bytes, binary file, PIL image, NumPy array or torch tensor
+BRIGHTEST = 1.15 * 255  # of floats up to 255: resampled pictures overshoot a little
 MAX_PIXELS = 178_956_970  # Pillow's own limit for refusing a decompression bomb: 537 MB of RGB
 
 
@@ -132,7 +133,7 @@ def _to_rgb(image: Image.Image, name: str, short_side: int | None = None) -> Ima
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_to_uint8(np.asarray(image))).convert("RGB")
+        return Image.fromarray(_to_uint8(np.asarray(image), name)).convert("RGB")
     if image.mode in ("RGBa", "La"):
         image = image.convert(image.mode.upper())
     if image.has_transparency_data:
@@ -141,14 +142,16 @@ def _to_rgb(image: Image.Image, name: str, short_side: int | None = None) -> Ima
     return image.convert("RGB")
 
 
-def _to_uint8(pixels: np.ndarray) -> np.ndarray:
-    """Scale gray values of any type to 0..255."""
+def _to_uint8(pixels: np.ndarray, name: str) -> np.ndarray:
+    """Scale gray values of any type to 0..255; ImageError for floats beyond that."""
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype == bool:
         return pixels.astype(np.uint8) * 255
     if np.issubdtype(pixels.dtype, np.floating):
         peak = float(np.nanmax(pixels, initial=0.0))
+        if peak > BRIGHTEST:
+            raise ImageError(f"{name}: expected floats in [0, 1] or [0, 255], found up to {peak:.4g}")
         # Resampled pictures overshoot 1 a little; Pillow's mode F and some arrays go up to 255.
         pixels = np.nan_to_num(pixels.astype(np.float64)) * (255.0 if peak <= 2.0 else 1.0)
         return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
@@ -191,4 +194,4 @@ def _from_array(pixels: np.ndarray, name: str) -> Image.Image:
         pixels = pixels[:, :, 0]
     if not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))) or pixels.size == 0:
         raise ImageError(f"{name}: expected pixels of shape (H, W), (H, W, C) or (C, H, W), found {pixels.shape}")
-    return Image.fromarray(np.ascontiguousarray(_to_uint8(pixels)))
+    return Image.fromarray(np.ascontiguousarray(_to_uint8(pixels, name)))

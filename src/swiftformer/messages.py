@@ -9,6 +9,12 @@ def one_line(error: BaseException, line: int = 0) -> str:
     return lines[line].strip()
 
 
+def named(error: BaseException) -> str:
+    """An error's class and the first line of what it says."""
+    kind = type(error).__name__
+    return f"{kind}: {one_line(error)}" if str(error).strip() else kind
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Told by name and text: to name the classes would be to import torch."""
     return (

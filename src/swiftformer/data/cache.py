@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from hashlib import blake2b
 from pathlib import Path
 
+from swiftformer.files import expanded
+
 
 def cache_folder() -> Path:
-    """`$SWIFTFORMER_CACHE`, otherwise `swiftformer` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    """`$SWIFTFORMER_CACHE`, otherwise `swiftformer` in `$XDG_CACHE_HOME`, in `~/.cache`, or, for a user without a home,
+    in the folder for temporary files."""
     if own := os.environ.get("SWIFTFORMER_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "swiftformer"
+        return expanded(own)
+    shared = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return (shared if shared.is_absolute() else Path(tempfile.gettempdir())) / "swiftformer"
 
 
 def cached_path(kind: str, file: Path, suffix: str, *details: object) -> Path:

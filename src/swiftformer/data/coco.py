@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from swiftformer.data.dense_splits import split_of
-from swiftformer.data.detection_checks import Problems, fit, upright_size
+from swiftformer.data.detection_checks import Problems, fit
 from swiftformer.data.detection_splits import Openers, by_split
 from swiftformer.data.detection_table import Table, TableBuilder, join
 from swiftformer.data.object_masks import check_size, pack, whole_number
+from swiftformer.data.orientation import upright_size
 from swiftformer.data.splits import ALL
 from swiftformer.images import ImageError
 

@@ -20,6 +20,7 @@ from swiftformer.data.detection_checks import Problems
 from swiftformer.data.detection_files import DetectionFiles
 from swiftformer.data.detection_splits import Openers, chosen_table
 from swiftformer.data.detection_table import Table
+from swiftformer.data.folders import content_of
 from swiftformer.data.image_folder import OTHER_TASKS
 from swiftformer.data.masks import AnnotationError
 from swiftformer.data.object_masks import coco_mask
@@ -119,7 +120,7 @@ def open_detection(
     recognised = partial(_recognised, root, masks=bool(masks), problems=problems, classes=default_classes)
     splits = recognised(names) or recognised(names | _unusual_names(root))
     if not splits:
-        found = "another file" if root.is_file() else _content(root)
+        found = "another file" if root.is_file() else content_of(root)
         raise ValueError(
             f"{data}: expected COCO's annotations/instances_train.json and the like, Pascal VOC's Annotations and "
             f"JPEGImages, or YOLO's images/train and labels/train, found {found}"
@@ -157,11 +158,6 @@ def _unusual_names(root: Path) -> set[str]:
     files = [entry for entry in entries if entry.suffix == ".json" and coco.is_coco(entry)]
     shown = [folder for folder in folders if any(map(is_image, chain(folder.iterdir(), folder.glob("images/*"))))]
     return {entry.stem for entry in files} | {folder.name for folder in shown}
-
-
-def _content(root: Path) -> str:
-    found = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
-    return ", ".join(found[:5]) + (", ..." if len(found) > 5 else "") if found else "an empty folder"
 
 
 def _with_masks(table: Table, where: str, problems: Problems, required: bool) -> Table:

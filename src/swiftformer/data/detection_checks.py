@@ -6,19 +6,12 @@ import logging
 import math
 from typing import Literal
 
-from PIL import Image
-
 from swiftformer.data.masks import AnnotationError
-from swiftformer.images import open_image
 
 logger = logging.getLogger(__name__)
 
 REPORTED = 10  # problems, one by one
 TOLERANCE = 1.0  # pixels that a box may reach over the edge unreported
-ORIENTATION = 0x0112  # EXIF
-Transpose = Image.Transpose
-# What takes an upright picture back to how it is stored, for the orientations that swap the sides.
-UNDO = {5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_90, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_270}
 
 Box = tuple[float, float, float, float]
 
@@ -71,19 +64,3 @@ def fit(box: Box, width: int, height: int) -> tuple[Box, str | None]:
 
 def _text(box: Box) -> str:
     return f"x {box[0]:g} to {box[2]:g}, y {box[1]:g} to {box[3]:g}"
-
-
-def upright_size(file: str) -> tuple[int, int]:
-    """Width and height of a picture as `open_image` gives it, from its head. Raises ImageError."""
-    (width, height), orientation = stored_size(file)
-    return (height, width) if orientation in UNDO else (width, height)
-
-
-def stored_size(file: str) -> tuple[tuple[int, int], int]:
-    """Width and height as stored, and the EXIF orientation. Raises ImageError."""
-    try:
-        with Image.open(file) as image:
-            known = image.format != "PNG" or "exif" in image.info  # Pillow would read the whole picture to look for it
-            return image.size, image.getexif().get(ORIENTATION, 1) if known else 1
-    except Exception:  # open_image says what is wrong
-        return open_image(file).size, 1

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from swiftformer.data.detection_checks import UNDO, stored_size
 from swiftformer.data.detection_table import Table
 from swiftformer.data.masks import AnnotationError
 from swiftformer.data.object_masks import mask_areas, unpack
 from swiftformer.data.objects import Objects
+from swiftformer.data.orientation import UNDO, stored_size
 from swiftformer.images import open_image
 
 logger = logging.getLogger(__name__)

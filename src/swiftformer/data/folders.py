@@ -24,3 +24,9 @@ def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
                 yield from files_below(Path(entry.path), (*above, place))
             else:
                 yield Path(entry.path)
+
+
+def content_of(folder: Path) -> str:
+    """The first names in a folder, for messages."""
+    found = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    return ", ".join(found[:5]) + (", ..." if len(found) > 5 else "") if found else "an empty folder"

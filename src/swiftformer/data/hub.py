@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from swiftformer.data.parquet import check_labels, open_entry
+from swiftformer.data.parquet import LABEL_COLUMNS, check_labels, numbered_classes, open_entry
 from swiftformer.data.splits import Splits, usual
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ class DatasetsSource:
     """A split of a data set that the `datasets` library loads by name or path.
 
     Raises:
-        ValueError: it has no image column, no label column, or images without a label.
+        ValueError: it has no image column, no label column, or images without a label that is a whole number.
     """
 
     def __init__(self, dataset: Any, name: str) -> None:
@@ -26,14 +26,19 @@ class DatasetsSource:
 
         features = dataset.features
         image = next((n for n, f in features.items() if isinstance(f, datasets.Image)), None)
-        label = next((n for n, f in features.items() if isinstance(f, datasets.ClassLabel)), None)
+        named = [n for n, f in features.items() if isinstance(f, datasets.ClassLabel)]
+        usual_ones = [n for n in LABEL_COLUMNS if n in features]
+        label = next((n for n in (*(n for n in usual_ones if n in named), *named, *usual_ones)), None)
         if image is None or label is None:
-            raise ValueError(f"{name}: expected an Image and a ClassLabel column, found {features}")
+            raise ValueError(
+                f"{name}: expected an Image column and one of labels ({', '.join(LABEL_COLUMNS)}), found {features}"
+            )
         self._images = dataset.cast_column(image, datasets.Image(decode=False)).select_columns([image])
         self._column, self._name = image, name
-        self.labels: list[int] = list(dataset[label])
-        self.classes = list(features[label].names)
-        check_labels(self.labels, self.classes, name)
+        self.labels: list[int] = [int(v) if isinstance(v, bool) else v for v in dataset[label]]
+        names = list(features[label].names) if label in named else None
+        check_labels(self.labels, names, name)
+        self.classes = names or numbered_classes(self.labels, name)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -21,6 +22,12 @@ OTHER_TASKS = {
     *("annotations", "masks", "labels", "images", "annotations_trainval", "Annotations", "JPEGImages"),
     *("SegmentationClass", "SegmentationObject", "ImageSets"),
 }
+# Names of splits that people give besides those of `splits.SPLIT_ALIASES`: training_set, seg_test, val2017.
+TRAINING, EVALUATION = (
+    re.compile(rf"([a-z]+[_-])?({kinds})([_-]?(set|data|images|\d+))?", re.IGNORECASE)
+    for kinds in ("train|training", "val|valid|validation|test|testing")
+)
+UNREAD = (".heic", ".heif")  # of phones; Pillow reads them only with a package that is not needed here
 LEFT_BEHIND = ("__MACOSX", "@eaDir")  # in archives from a Mac, and beside the pictures on Synology's servers
 
 
@@ -54,13 +61,15 @@ class ImageFolderSource(FileSource):
             of it; otherwise it is left out, with a warning.
 
     Raises:
-        ValueError: there are no such files.
+        ValueError: there are no such files, or the folders are called like splits.
     """
 
     def __init__(self, root: Path, splits: Sequence[Path] = ()) -> None:
         folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not _hidden(entry.name))
-        found = {name: sorted(_pictures(root / name)) for name in folders}
+        unread: list[Path] = []
+        found = {name: sorted(_pictures(root / name, unread)) for name in folders}
         refuse_other_tasks(root)
+        _refuse_splits(root, folders)
         empty = [name for name in folders if not found[name] and not any(any(_pictures(s / name)) for s in splits)]
         classes = [name for name in folders if name not in empty]
         files = [str(file.relative_to(root)) for name in classes for file in found[name]]
@@ -68,6 +77,8 @@ class ImageFolderSource(FileSource):
             raise ValueError(f"{root}: expected one folder of images per class, found none")
         if empty:
             _tell(f"{root}: no classes are made of {len(empty)} folders without pictures ({shortened(empty)})")
+        if unread:
+            _tell(f"{root}: {len(unread)} pictures of kinds that are not read are left out ({unread[0].name}, ...)")
         labels = [label for label, name in enumerate(classes) for _ in found[name]]
         super().__init__(root, files, labels, classes)
 
@@ -81,6 +92,8 @@ def find(root: Path, names: Iterable[str]) -> Splits:
         called = {usual(name): name for name in inside} | called  # `Train`, but rather `train`
     places = {usual(name): root / called[usual(name)] for name in names if usual(name) in called}
     folders = {name: place for name, place in places.items() if _is_split(place, others)}
+    if any(_has_folders(place) for place in folders.values()):  # pictures without classes may lie beside them
+        folders = {name: place for name, place in folders.items() if _has_folders(place)}
     if train := next((folders[name] for name in SPLIT_ALIASES["train"] if name in folders), None):
         classes = {entry.name for entry in os.scandir(train) if entry.is_dir() and not _hidden(entry.name)}
         for name in inside:
@@ -106,6 +119,15 @@ def refuse_other_tasks(root: Path) -> None:
         )
 
 
+def _refuse_splits(root: Path, folders: Sequence[str]) -> None:
+    train, held = ([name for name in folders if kind.fullmatch(name)] for kind in (TRAINING, EVALUATION))
+    if train and held:
+        raise ValueError(
+            f"{root}: expected one folder of images per class, or splits called train and val (or test), found "
+            f"{shortened([*train, *held])}"
+        )
+
+
 def has_classes(root: Path) -> bool:
     """Whether there are two or more folders with pictures."""
     folders = (entry for entry in root.iterdir() if entry.is_dir() and not _hidden(entry.name))
@@ -116,12 +138,15 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name in LEFT_BEHIND
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
+def _pictures(folder: Path, unread: list[Path] | None = None) -> Iterator[Path]:
+    """The pictures in a folder and those in it; `unread` gets those of `UNREAD`."""
     for parent, folders, files in os.walk(folder, followlinks=True):
         if {"recipe.json", "train.log"} <= {*files}:  # what training left there, curves among it
             folders[:] = []
             continue
         folders[:] = [name for name in folders if not _hidden(name) and not _leads_back(Path(parent), name)]
+        if unread is not None:
+            unread += (Path(parent, name) for name in files if name.lower().endswith(UNREAD) and name[0] != ".")
         yield from (path for name in files if is_image(path := Path(parent, name)))
 
 
@@ -137,6 +162,10 @@ def _leads_back(parent: Path, name: str) -> bool:
 @functools.cache  # as training opens the same folder twice
 def _tell(warning: str) -> None:
     logger.warning(warning)
+
+
+def _has_folders(folder: Path) -> bool:
+    return any(entry.is_dir() and not _hidden(entry.name) for entry in os.scandir(folder))
 
 
 def _is_split(folder: Path, others: bool) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from swiftformer.data.class_names import KNOWN
-from swiftformer.data.folders import files_below
+from swiftformer.data.folders import content_of, files_below
 from swiftformer.data.sources import is_image
 from swiftformer.data.splits import ALL, USUAL, usual
 
@@ -61,7 +61,7 @@ def find(root: Path, split: str | None = None) -> MaskFolders:
         return found
     raise ValueError(
         f"{root}: expected folders with pictures and masks, such as images/train and annotations/train, train/images "
-        f"and train/masks, or JPEGImages and SegmentationClass; found {_content(root)}"
+        f"and train/masks, or JPEGImages and SegmentationClass; found {content_of(root)}"
     )
 
 
@@ -76,11 +76,6 @@ def recognise(root: Path, split: str | None = None) -> MaskFolders | None:
         if found := layout(root, names):
             return found
     return None
-
-
-def _content(root: Path) -> str:
-    found = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
-    return ", ".join(found[:5]) + (", ..." if len(found) > 5 else "") if found else "an empty folder"
 
 
 def _beside_splits(root: Path, names: set[str]) -> MaskFolders | None:

@@ -21,7 +21,7 @@ BITS_PER_SAMPLE = 258  # a tag of TIFF
 
 
 class AnnotationError(ImageError):
-    """A mask that is missing or cannot be used; the message names it and says what was found."""
+    """A mask, a box or a row that is missing or cannot be used; the message names it and says what was found."""
 
 
 def read_mask(file: str | Path, reduce_zero_label: bool = False) -> np.ndarray:

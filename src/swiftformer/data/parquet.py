@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from swiftformer.data.cache import cache_folder, cached_path
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 NUMBERS = re.compile(r"[-_.]?\d+(?:-of-\d+)?$")
 IMAGE_COLUMNS = ("image", "img", "picture")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
+MOST_UNUSED = 100  # times as many numbers as classes that have pictures
 IN_MEMORY = 2 * 2**30  # bytes on disk, of all files together
 
 
@@ -41,7 +43,6 @@ class ParquetSource:
         import pyarrow
         import pyarrow.parquet
 
-        self._file = files[0]
         try:
             schema = pyarrow.parquet.read_schema(files[0])
             image = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
@@ -53,17 +54,20 @@ class ParquetSource:
                 )
             mapped = sum(file.stat().st_size for file in files) > IN_MEMORY
             columns = [label] if mapped else [image, label]
-            table = pyarrow.concat_tables([pyarrow.parquet.read_table(file, columns=columns) for file in files])
+            tables = [pyarrow.parquet.read_table(file, columns=columns) for file in files]
+            table = pyarrow.concat_tables(tables)
         except (pyarrow.ArrowException, OSError) as error:
             details = next(iter(str(error).splitlines()), type(error).__name__)
             raise ValueError(f"{files[0]}: expected a Parquet file ({details})") from error
+        self._files, self._ends = list(files), np.cumsum([len(part) for part in tables])
         self._mapped = _unpack(files, image) if mapped else []
         # In chunks: together they may be longer than Arrow's 32-bit offsets.
         self._images = _map(self._mapped) if mapped else table.column(image)
-        self.labels: list[int] = table.column(label).to_pylist()
+        # True and False are labels too, but no numbers in torch.
+        self.labels: list[int] = [int(v) if isinstance(v, bool) else v for v in table.column(label).to_pylist()]
         names = _class_names(schema.metadata, label)
         check_labels(self.labels, names, str(files[0]))
-        self.classes = names or [str(i) for i in range(max(self.labels) + 1)]
+        self.classes = names or numbered_classes(self.labels, str(files[0]))
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | ({"_images": None} if self._mapped else {})
@@ -77,7 +81,8 @@ class ParquetSource:
         return open_entry(self._images[index].as_py(), self.name(index), short_side)
 
     def name(self, index: int) -> str:
-        return f"{self._file} row {index}"
+        file = int(np.searchsorted(self._ends, index, side="right"))
+        return f"{self._files[file]} row {index - int(self._ends[file - 1] if file else 0)}"
 
     def key(self, index: int) -> str:
         return str(index)
@@ -161,6 +166,18 @@ def check_labels(labels: list[Any], classes: list[str] | None, name: str) -> Non
         raise ValueError(f"{name}: expected a label for every image, found {missing} without one")
     if classes is not None and max(labels) >= len(classes):
         raise ValueError(f"{name}: expected labels from 0 to {len(classes) - 1}, found {max(labels)}")
+
+
+def numbered_classes(labels: Sequence[int], name: str) -> list[str]:
+    """The classes of data without names: 0, 1 and so on, to the largest label.
+
+    Raises:
+        ValueError: most of them have no picture, as where labels are the numbers of products.
+    """
+    count, used = max(labels) + 1, len({*labels})
+    if count > max(MOST_UNUSED * used, 1000):
+        raise ValueError(f"{name}: expected labels from 0 on, found {used} different ones up to {count - 1}")
+    return [str(label) for label in range(count)]
 
 
 def open_entry(entry: Any, name: str, short_side: int | None = None) -> Image.Image:

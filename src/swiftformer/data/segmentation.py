@@ -17,9 +17,9 @@ from PIL import Image
 
 from swiftformer.data.class_names import KNOWN, class_names, find_names, made_up_names
 from swiftformer.data.dense_splits import expect_annotations
-from swiftformer.data.detection_checks import UNDO, stored_size
 from swiftformer.data.mask_folders import MaskFolders, Pair, find
 from swiftformer.data.masks import VOID, AnnotationError, largest_indices, read_mask
+from swiftformer.data.orientation import UNDO, stored_size
 from swiftformer.data.splits import choose
 from swiftformer.files import expanded
 from swiftformer.images import ImageError, open_image

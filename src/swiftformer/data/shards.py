@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from swiftformer.data.parquet import numbered_classes
 from swiftformer.data.shard_index import ShardIndex, index_shard
 from swiftformer.data.splits import ALL, SPLIT_ALIASES, Splits
 from swiftformer.images import ImageError, open_image
@@ -43,7 +44,7 @@ class ShardSource:
         names = _class_names(files[0].parent) or _class_names(files[0].absolute().parent.parent)
         if names and max(self.labels) >= len(names):
             raise ValueError(f"{files[0]}: expected labels from 0 to {len(names) - 1}, found {max(self.labels)}")
-        self.classes = names or [str(i) for i in range(max(self.labels) + 1)]
+        self.classes = names or numbered_classes(self.labels, str(files[0]))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -93,7 +94,7 @@ def in_folder(root: Path, names: Sequence[str]) -> list[Path]:
     """The tar files of a folder, of `data` in it, of folders that are called after a split and of those with tar files
     alone.
 
-    None where they seem to be archives beside a tree of class folders.
+    Empty where they seem to be archives beside a tree of class folders.
     """
     subfolders = [folder for folder in root.iterdir() if folder.is_dir() and folder.name[0] != "."]
     inside = [folder for folder in subfolders if folder.name in ("data", *names)]

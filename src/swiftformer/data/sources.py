@@ -7,10 +7,13 @@ from typing import Protocol
 
 from PIL import Image
 
-from swiftformer.data.splits import ALL, SPLIT_ALIASES, Splits, choose
+from swiftformer.data.splits import ALL, SPLIT_ALIASES, NoSuchSplitError, Splits, choose
 from swiftformer.files import expanded
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2", ".avif")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"),
+)
 # Of iNaturalist's taxonomy: what counts as a class.
 LEVELS = ("name", "supercategory", "kingdom", "phylum", "class", "order", "family", "genus")
 # Folders that data sets bring along; one stands for the other where both are there.
@@ -100,7 +103,7 @@ def _find_splits(data: str, split: str | None, level: str) -> Splits:
     files = sorted(file.name for depth in ("*", "*/*", "*/*/*") for file in path.glob(f"{depth}.parquet"))
     if files and not image_folder.has_classes(path):
         wanted = SPLIT_ALIASES.get(split or "val", (split,))
-        raise ValueError(f"{path}: expected a split named one of {', '.join(map(str, wanted))}, found {files[0]}")
+        raise NoSuchSplitError(f"{path}: expected a split named one of {', '.join(map(str, wanted))}, found {files[0]}")
     return {ALL: lambda: image_folder.ImageFolderSource(path)}
 
 

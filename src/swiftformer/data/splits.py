@@ -32,6 +32,10 @@ def usual(name: str) -> str:
     return name.lower() if name.lower() in USUAL else name
 
 
+class NoSuchSplitError(ValueError):
+    """Data that have other splits than the one that was asked for."""
+
+
 class KeyedSource(Protocol):
     """A `Source` whose pictures have names that stay the same when the data are moved or grow."""
 
@@ -143,7 +147,8 @@ def choose(splits: Splits, split: str | None, where: str) -> Source:
     """The source for a split among those that the data have; `open_source` says what the names mean.
 
     Raises:
-        ValueError: there is no such split, or nothing can be held out.
+        NoSuchSplitError: there is no such split.
+        ValueError: nothing can be held out.
     """
 
     def found(kind: str) -> str | None:
@@ -155,7 +160,7 @@ def choose(splits: Splits, split: str | None, where: str) -> Source:
         split = SYNONYMS.get(usual(split), usual(split))
     if whole is not None and split in ("train", "val"):
         return _share(splits[whole](), split, where)
-    if ALL in splits:
+    if ALL in splits and split in (None, "test", ALL):
         return _all_of(splits[ALL](), where) if split is None else splits[ALL]()
     if split == ALL:
         return Joined([opener() for opener in splits.values()])
@@ -171,7 +176,7 @@ def choose(splits: Splits, split: str | None, where: str) -> Source:
     name = found(split or "val")
     if name is None:
         wanted = ", ".join(SPLIT_ALIASES.get(split or "val", (str(split),)))
-        raise ValueError(f"{where}: expected a split named one of {wanted}, found {', '.join(sorted(splits))}")
+        raise NoSuchSplitError(f"{where}: expected a split named one of {wanted}, found {', '.join(sorted(splits))}")
     return splits[name]()
 
 

@@ -11,10 +11,11 @@ from xml.etree import ElementTree
 
 from swiftformer.data.class_names import KNOWN, shortened
 from swiftformer.data.dense_splits import split_of
-from swiftformer.data.detection_checks import Box, Problems, fit, upright_size
+from swiftformer.data.detection_checks import Box, Problems, fit
 from swiftformer.data.detection_splits import Openers, by_split
 from swiftformer.data.detection_table import Table, TableBuilder
 from swiftformer.data.folders import files_below
+from swiftformer.data.orientation import upright_size
 from swiftformer.data.sources import is_image
 from swiftformer.data.splits import ALL
 from swiftformer.images import ImageError

@@ -13,11 +13,12 @@ from typing import Any
 
 from swiftformer.data.class_names import find_names
 from swiftformer.data.dense_splits import split_of
-from swiftformer.data.detection_checks import Box, Problems, fit, upright_size
+from swiftformer.data.detection_checks import Box, Problems, fit
 from swiftformer.data.detection_splits import Openers, by_split
 from swiftformer.data.detection_table import Table, TableBuilder
 from swiftformer.data.folders import files_below
 from swiftformer.data.object_masks import check_size, pack_polygons
+from swiftformer.data.orientation import upright_size
 from swiftformer.data.sources import is_image
 from swiftformer.data.splits import ALL, SYNONYMS
 from swiftformer.images import ImageError
@@ -193,7 +194,8 @@ def _pictures_of(place: Place) -> tuple[list[tuple[Path, Path | None]], list[Pat
     text_of = {file.relative_to(labels).with_suffix("").as_posix(): file for file in _label_files(labels)}
     files = sorted(filter(is_image, files_below(images)))
     names = [file.relative_to(images).with_suffix("").as_posix() for file in files]
-    alone = [text for name, text in text_of.items() if name not in {*names}]
+    known = {*names}
+    alone = [text for name, text in text_of.items() if name not in known]
     return [(file, text_of.get(name)) for file, name in zip(files, names, strict=True)], alone  # also a.jpg and a.png
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from swiftformer.data.image_folder import is_for_other_tasks
+from swiftformer.data.splits import NoSuchSplitError
 from swiftformer.files import expanded
 from swiftformer.images import ImageSource
 
@@ -67,9 +68,7 @@ def _training_pictures(opener: Callable[..., Any], data: str | Path, **options: 
     """Those to train on, or all where the data have others only."""
     try:
         return opener(str(data), "train", **options)
-    except ValueError as error:
-        if "expected a split" not in str(error):
-            raise
+    except NoSuchSplitError:
         return opener(str(data), "all", **options)
 
 

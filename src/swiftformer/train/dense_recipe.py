@@ -29,9 +29,9 @@ class DetectionRecipe(TrainingRecipe):
         samples: of these that are learned from, per picture.
         nms_threshold: overlap from which on the lower score of two boxes of a class is dropped.
         detections_per_image: at most.
-        detector: `rcnn`, which the fields from `fpn_channels` to `nms_threshold` belong to, or `d-fine`, which do
-        detr_channels, detr_ffn_channels: width, and that of its hidden layers,
-        detr_layers, detr_queries: of its decoder.
+        detector: `rcnn`, which the fields from `fpn_channels` to `nms_threshold` belong to, or `d-fine`.
+        detr_channels, detr_ffn_channels: width of D-FINE, and that of its hidden layers.
+        detr_layers, detr_queries: layers of its decoder, and objects that it can see at once.
     """
 
     task = "detect"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swiftformer.image_processing import IMAGENET_MEAN, IMAGENET_STD
+from swiftformer.labels import labels_of
 from swiftformer.locate import CheckpointError
 from swiftformer.messages import one_line
 
@@ -144,7 +145,7 @@ def _from_transformers(reference: str) -> Loaded:
 
 
 def _names(network: Any) -> list[str]:
-    return [network.config.id2label[i] for i in range(network.config.num_labels)]
+    return list(labels_of(network.config))
 
 
 def distillation_loss(

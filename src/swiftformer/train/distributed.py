@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from swiftformer.device import select_device
-from swiftformer.messages import one_line
+from swiftformer.device import on_cpu, select_device
 from swiftformer.train.interruption import TrainingStopped
 from swiftformer.train.sync_batchnorm import synchronize_batchnorm
 
@@ -118,7 +117,7 @@ def join_processes(device: str | torch.device | None = None) -> Iterator[Process
         raise ValueError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: expected {', '.join(missing)} to be set as well")
     os.environ.setdefault("LOCAL_RANK", "0")
     started = not torch.distributed.is_initialized()
-    state: Any = PartialState(cpu=_on_cpu(device), timeout=PATIENCE)
+    state: Any = PartialState(cpu=on_cpu(device), timeout=PATIENCE)
     if state.num_processes != int(os.environ["WORLD_SIZE"]):
         raise ValueError(
             f"expected CPUs or GPUs for {os.environ['WORLD_SIZE']} processes, found that {state.device} is for one"
@@ -133,18 +132,6 @@ def join_processes(device: str | torch.device | None = None) -> Iterator[Process
         _leave(state)
 
 
-def _on_cpu(device: str | torch.device | None) -> bool:
-    """Without touching a GPU: each process takes another one."""
-    if device is None:
-        return not torch.cuda.is_available()
-    try:
-        return torch.device(device).type == "cpu"
-    except RuntimeError as error:
-        raise ValueError(
-            f"device: expected one that this machine has, found {str(device)!r} ({one_line(error)})"
-        ) from None
-
-
 def _may_leave(error: BaseException) -> bool:
     """Whether the group can be given up although there was an error.
 
@@ -155,8 +142,11 @@ def _may_leave(error: BaseException) -> bool:
 
 
 def _leave(state: Any) -> None:
-    """Gloo's threads need the interpreter to let go of what they have reduced, and have to be through with it: who
-    frees the last of the group waits for them, in DistributedDataParallel with the interpreter locked."""
+    """End the process group, a moment after its last use.
+
+    Gloo's threads take Python's lock to free the last tensors. Whoever ends the group waits for these threads, and
+    DistributedDataParallel would do so with the lock in its hands.
+    """
     from accelerate import PartialState
 
     time.sleep(0.1)

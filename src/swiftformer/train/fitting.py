@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from swiftformer.train.recipe import Recipe, TrainingRecipe
+from swiftformer.train.run_folder import RECIPE_FILE, stored_fields
 
 logger = logging.getLogger(__name__)
 FEW = 320  # training images; of fewer, batches of 32 make too few updates for a new head
@@ -31,8 +31,8 @@ def fitted(recipe: Recipe, settings: Iterable[str], model: str | None, images: i
         CheckpointError: there is no such checkpoint.
     """
     given = {setting.partition("=")[0] for setting in settings}
-    if run is not None and (stored := run / "recipe.json").exists():
-        known = json.loads(stored.read_text())
+    if run is not None and (run / RECIPE_FILE).exists():
+        known = stored_fields(run)
         return _changed(recipe, {key: known[key] for key in ("image_size", *FOR_FEW) if key in known}, given)
     changes: dict[str, Any] = {}
     if model is not None and (size := _image_size(model)):
@@ -52,12 +52,15 @@ def for_processor(recipe: AnyRecipe, settings: Iterable[str], device: str | None
     Args:
         settings, run: as of `fitted`.
         device: to train on; None as in `select_device`.
+
+    Raises:
+        ValueError: no such device.
     """
     from swiftformer.device import on_cpu
 
     given = {setting.partition("=")[0] for setting in settings}
-    if run is not None and (stored := run / "recipe.json").exists():
-        known = json.loads(stored.read_text())
+    if run is not None and (run / RECIPE_FILE).exists():
+        known = stored_fields(run)
         return _changed(recipe, {key: known[key] for key in ("precision",) if key in known}, given)
     if recipe.precision != "bf16" or "precision" in given:
         return recipe
@@ -93,9 +96,12 @@ def _changed(recipe: AnyRecipe, changes: dict[str, Any], given: set[str]) -> Any
 
 def _image_size(model: str) -> int | None:
     """Side of the square images that a checkpoint of a classifier wants, where its files tell."""
+    from swiftformer.checkpoints import read_state_dict
     from swiftformer.locate import locate
 
     located = locate(model)
+    if located.path.is_file():  # which has notes where this package wrote it
+        located, _, _ = read_state_dict(located, ema=False)
     if located.preprocessing is None or located.task != "classification":
         return None
     height, width = located.preprocessing.size

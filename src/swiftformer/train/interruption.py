@@ -9,7 +9,7 @@ from typing import Any, Self
 
 
 class TrainingStopped(RuntimeError):
-    """The run was asked to stop, has saved its state, and can be resumed. `signal` is the number of what asked."""
+    """The run was asked to stop; the message says whether there is a state to resume. `signal` is what asked."""
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)

@@ -85,6 +85,8 @@ class ClassificationObjective:
                 told = self.teacher(pixels)
         else:
             told = self.teacher_logits[indices].to(logits)
+            # Of a picture that could not be read when the teacher was asked: nothing to learn from it.
+            told = torch.where(told.isfinite().all(dim=1, keepdim=True), told, logits.detach())
         kind, alpha, tau = self.recipe.distillation, self.recipe.distillation_alpha, self.recipe.distillation_tau
         return distillation_loss(loss, logits, told, kind, alpha, tau)
 

@@ -33,8 +33,8 @@ class TrainingRecipe:
             processes cannot share it equally, it is a number next to it.
         lr, warmup_lr, min_lr: peak, first and last learning rate.
         schedule: how it falls: with every update by `cosine` or `poly`, a power of 0.9 of what is left of the run, or
-            by `multistep`, to a tenth behind each of the epochs in
-        milestones: counted from 1.
+            by `multistep`, to a tenth behind each of `milestones`.
+        milestones: epochs, counted from 1.
         optimizer: timm's name, such as `adamw` or `muon`.
         weight_decay: one-dimensional parameters (biases, norms) have none.
         optimizer_eps: epsilon of AdamW; other optimizers keep their own.
@@ -140,7 +140,7 @@ class Recipe(TrainingRecipe):
 
     Attributes:
         progressive_sizes: smaller sides than `image_size` to begin with, each for an equal share of the first 60% of
-            the epochs: early epochs cost less (arXiv 2104.00298, section 4).
+            the epochs, the last one excepted: early epochs cost less (arXiv 2104.00298, section 4).
         crop_scale, crop_ratio: area and aspect ratio of random resized crops.
         color_jitter: strength; timm ignores it where `auto_augment` is set.
         auto_augment: timm's name, such as `rand-m9-mstd0.5-inc1`; empty for none.
@@ -231,6 +231,8 @@ class Recipe(TrainingRecipe):
 
     def image_size_at(self, epoch: int) -> int:
         """Side of the training images in an epoch, counted from 0."""
+        if epoch == self.epochs - 1:  # also of a short training
+            return self.image_size
         place = int(epoch / (0.6 * self.epochs) * len(self.progressive_sizes))
         return (*self.progressive_sizes, self.image_size)[min(place, len(self.progressive_sizes))]
 

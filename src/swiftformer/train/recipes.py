@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -343,7 +344,7 @@ def get_recipe(name: str, settings: Iterable[str] = ()) -> Any:
             kind = types_[key]
             expected = str(kind).replace("typing.", "") if typing.get_origin(kind) else kind.__name__
             raise ValueError(f"{key}: expected {expected}, found {text!r}") from None
-    if "warmup_epochs" not in changes and changes.get("epochs", recipe.epochs) < recipe.warmup_epochs:
+    if "warmup_epochs" not in changes and changes.get("epochs", math.inf) <= recipe.warmup_epochs:
         changes["warmup_epochs"] = changes["epochs"] // 2
     return dataclasses.replace(recipe, **changes)
 

@@ -14,6 +14,7 @@ from typing import Any, Self, TextIO
 
 from swiftformer.data.processes import log_file
 from swiftformer.files import atomic_file
+from swiftformer.messages import named
 from swiftformer.train.dashboards import Dashboard, TensorBoard, WeightsAndBiases, weights_and_biases
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class RunLog:
             try:
                 dashboard = start()
             except Exception as error:
-                logger.warning("%s is left out: %s", name, _one_line(error))
+                logger.warning("%s is left out: %s", name, named(error))
             else:
                 self._dashboards += [] if dashboard is None else [dashboard]
         return self
@@ -95,7 +96,7 @@ class RunLog:
         if self._file is None:
             return
         if error is not None:
-            self._note(logging.ERROR, f"stopped by {_one_line(error)}")
+            self._note(logging.ERROR, f"stopped by {named(error)}")
         self._tell(lambda dashboard: dashboard.close(failed=error is not None))
         self._dashboards = []
         package = logging.getLogger("swiftformer")
@@ -137,7 +138,7 @@ class RunLog:
                 self._dashboards.remove(dashboard)
                 with suppress(Exception):
                     dashboard.close(failed=True)
-                logger.warning("%s is left out from here on: %s", dashboard.name, _one_line(error))
+                logger.warning("%s is left out from here on: %s", dashboard.name, named(error))
 
     def _tag(self, name: str) -> str:
         if "/" in name:
@@ -154,11 +155,6 @@ class RunLog:
 
 def _numbers(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 
 
 def _forget_lines_after(path: Path, epochs: int) -> None:

@@ -15,6 +15,7 @@ from swiftformer.train.objectives import Objective, autocast
 from swiftformer.train.recipe import TrainingRecipe
 
 POWER = 0.9  # of the schedule `poly`
+# Of masks the predictor is clipped: most of it is a convolution in front of its classifier.
 CLASSIFIERS = (
     *("head.", "dist_head.", "decode_head.classifier.", "detection_head.roi_heads.box_predictor."),
     *("detection_head.model.enc_score_head.", "detection_head.model.decoder.class_embed."),
@@ -123,8 +124,9 @@ class TrainingStep:
             self.ema.update(self.net, step=number)
 
     def has_finite_weights(self) -> bool:
-        """Whether no weight of the network is infinite or NaN."""
-        norms = torch._foreach_norm([p.detach() for p in self.net.parameters()])
+        """Whether no weight and no statistic of the network is infinite or NaN."""
+        tensors = [*self.net.parameters(), *(b for b in self.net.buffers() if b.is_floating_point())]
+        norms = torch._foreach_norm([tensor.detach() for tensor in tensors])
         return bool(torch.stack(norms).isfinite().all())
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from swiftformer.data.loaders import evaluation_loader
 from swiftformer.data.sources import Source
+from swiftformer.data.splits import Subset
 from swiftformer.files import atomic_file
 from swiftformer.train.distributed import Processes
 from swiftformer.train.interruption import StopRequest, TrainingStopped
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from swiftformer.train.recipe import Recipe
 
 logger = logging.getLogger(__name__)
-FILE = "teacher.safetensors"
+FILE, BEGUN = "teacher.safetensors", "teacher-begun.safetensors"
 ROWS = 1 << 16  # that the processes add up at once
 
 
@@ -45,11 +46,11 @@ def cached_logits(
     They are those of the file, mapped into memory, so that the processes of a machine share them.
 
     They are read from `output/teacher.safetensors` where that was computed by the same teacher for the same images;
-    otherwise the processes compute them together and the main one writes the file. The row of an unreadable image
-    stays 0.
+    otherwise the processes compute them together and the main one writes the file. The row of an unreadable image is
+    NaN.
 
     Raises:
-        TrainingStopped: SIGTERM or Ctrl-C came.
+        TrainingStopped: SIGTERM or Ctrl-C came. What is known by then is kept beside the file, for the next time.
     """
     from safetensors import SafetensorError
 
@@ -59,26 +60,45 @@ def cached_logits(
     with suppress(OSError, SafetensorError):
         known[0] = processes.main and _is_of(path, key)
     if not processes.sum(known).item():
-        logger.info("asking the teacher about %d images", len(source))
         logits = torch.zeros(len(source), len(source.classes), dtype=torch.float16)
+        told = torch.zeros(len(source), dtype=torch.uint8)
+        begun = output / BEGUN
+        with suppress(OSError, SafetensorError):
+            if processes.main and _is_of(begun, key):
+                logits = _read(begun).clone()
+                told = logits[:, 0].isfinite().to(told)
+                logits[told == 0] = 0
+        left = (processes.sum(told.to(processes.device)).cpu() == 0).nonzero()[:, 0]
+        logger.info("asking the teacher about %d images", len(left))
         loader = evaluation_loader(
-            source, recipe.preprocessing, recipe.batch_size, workers, processes.rank, processes.world_size
+            Subset(source, left.tolist()),  # type: ignore[arg-type]
+            recipe.preprocessing,
+            recipe.batch_size,
+            workers,
+            processes.rank,
+            processes.world_size,
         )
-        for pixels, _, indices in loader:
+        for pixels, _, indices in loader if len(left) else ():
             if stop.signal:
                 break
             if len(indices):
-                logits[indices] = teacher(pixels.to(processes.device)).half().cpu()
-        if processes.max(torch.tensor([stop.signal], device=processes.device)).item():
-            raise TrainingStopped(
-                "stopped while the teacher was asked; nothing is trained yet", stop.signal or signal.SIGTERM
-            )
+                logits[left[indices]] = teacher(pixels.to(processes.device)).half().cpu()
+                told[left[indices]] = 1
+        stopped = processes.max(torch.tensor([stop.signal], device=processes.device)).item()
         for part in logits.split(ROWS):
             part.copy_(processes.sum(part.to(processes.device, torch.float32)))
+        logits[processes.sum(told.to(processes.device)).cpu() == 0] = torch.nan
         if processes.main:
-            with atomic_file(path) as file:
+            with atomic_file(begun if stopped else path) as file:
                 write_tensors({"logits": logits}, file, {"key": key})
+            if not stopped:
+                begun.unlink(missing_ok=True)
         processes.wait()
+        if stopped:
+            raise TrainingStopped(
+                "stopped while the teacher was asked; its answers are kept, nothing is trained yet",
+                stop.signal or signal.SIGTERM,
+            )
         with suppress(OSError, SafetensorError):  # another machine may not see the file yet, or an older one
             return _read(path) if _is_of(path, key) else logits
         return logits
@@ -102,7 +122,7 @@ def _read(path: Path) -> Tensor:
 def _key(teacher: Teacher, recipe: Recipe, source: Source) -> str:
     """A checksum of the teacher, the preprocessing and the names of the images."""
     parts = [recipe.teacher, json.dumps(dataclasses.asdict(recipe.preprocessing)), *source.classes]
-    digest = hashlib.sha256("\n".join(parts).encode())
+    digest = hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape"))
     for tensor in teacher.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     name = getattr(source, "key", source.name)  # keys are the same wherever the data lie
