@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from conftest import relative
-from swiftformer.attention import ATTENTION_MODULES, EfficientAdditiveAttention, SelfAttention, l2_normalize, scaled
+from swiftformer.attention import ATTENTION_MODULES, EfficientAdditiveAttention, SelfAttention, l2_normalize
+from swiftformer.convolutions import scaled
 
 
 def test_another_weighting_is_refused():

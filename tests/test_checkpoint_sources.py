@@ -44,6 +44,14 @@ def local_hub(tmp_path, monkeypatch):
     return make
 
 
+def test_a_form_that_is_null_is_told(tmp_path):
+    folder = save(tiny(), tmp_path / "model")
+    fields = json.loads((folder / "config.json").read_text()) | {"global_query_weighting": None}
+    (folder / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(CheckpointError, match="None"):
+        load(folder)
+
+
 def test_transformers_hub_id_with_only_a_bin_file(local_hub, tmp_path):
     stock_config = transformers.SwiftFormerConfig(**TINY, num_labels=10)
     stock = randomize(transformers.SwiftFormerForImageClassification(stock_config)).eval()

@@ -205,12 +205,23 @@ def test_convert_between_formats(cli, tmp_path, model_folder):
         torch.testing.assert_close(load(tmp_path / "c")(x).logits, load(model_folder)(x).logits, atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.parametrize(("name", "found"), [("recipe.json", "a training run"), ("config.json", "another config.json")])
+@pytest.mark.parametrize("command", [["convert"], ["grow", "--variant", "s"]])
+def test_a_model_takes_the_place_of_nothing_else(cli, tmp_path, model_folder, command, name, found):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("{}")
+    code, _, err = cli(command[0], model_folder, tmp_path / "out", *command[1:])
+    assert code == 2 and f"out: expected a folder of its own for the model, found {found}" in err
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [name]
+
+
 def test_info(cli, model_folder):
     code, out, _ = cli("info", "xs", "--json")
     xs = json.loads(out)
     assert code == 0 and xs["parameters"] == 3_475_360 and xs["size"] == [224, 224]
     assert round(xs["gmacs"], 1) == 0.6 and xs["layers"][-2]["shape"] == [220, 7, 7]
     assert "3,475,360" in cli("info", "xs", "--size", "192x256")[1]
+    assert "75.7% ImageNet-1k top-1, 0.7 ms on an iPhone 14, 6034 images/s on an A100" in xs["published"]
     checkpoint = json.loads(cli("info", model_folder, "--json")[1])
     assert checkpoint["form"] == "l2" and checkpoint["classes"] == 10
 

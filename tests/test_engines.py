@@ -258,6 +258,26 @@ def test_why_native_refuses_is_told_where_torch_does_too(native, checkpoint, mon
         open_engine(checkpoint, precision="int8")
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_a_model_that_is_used_stays_as_it_is(training):
+    model = tiny().train(training)
+    list(classify(PICTURE, model, precision="bf16"))
+    list(classify(PICTURE, model))
+    assert model.training is training and {p.dtype for p in model.parameters()} == {torch.float32}
+    ready = TorchEngine.of_model(model.eval(), device="cpu")
+    assert ready.net is model  # and not copied where nothing would change
+
+
+def test_only_classifiers_classify(tmp_path):
+    """Told before pictures are read, which a model may take in any size."""
+    model = SwiftFormerForSemanticSegmentation.from_variant("xs", num_labels=3)
+    folder = save(model, tmp_path / "segmenter")
+    with pytest.raises(ValueError, match="segmenter: expected a classifier, found a model for segmentation"):
+        next(classify([], folder))
+    with pytest.raises(ValueError, match="expected a classifier, found a SwiftFormerForSemanticSegmentation"):
+        next(classify([], model))
+
+
 def test_names_are_as_many_as_pictures(checkpoint):
     assert [result.image for result in classify(PICTURE, checkpoint, names="cat")] == ["cat"]
     with pytest.raises(ValueError, match="names: expected one for each of 1 pictures, found 2"):

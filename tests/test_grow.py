@@ -83,7 +83,7 @@ def test_the_smaller_model_stays_as_it_is_and_preprocessing_goes_along():
         ({"depths": [2, 1, 2, 9]}, "l3", r"fits into l3 .* found depths \(2, 1, 2, 9\)"),
         ({"depths": [2, 1], "embed_dims": [16, 24]}, "s", "fits into s"),
         ({"embed_dims": [16, 16, 32, 48], "downsamples": [False, True, True, True]}, "s", "downsamples"),
-        ({}, "m", "expected a variant of xs, s, l1, l3, found 'm'"),
+        ({}, "m", "unknown variant 'm': expected one of xs, s, l1, l3"),
     ],
 )
 def test_models_that_do_not_fit_are_refused(fields, variant, message):

@@ -191,7 +191,7 @@ def test_results_never_lie_on_pictures_or_each_other(tmp_path):
 def test_a_classifier_is_not_for_segments(rectangles, tmp_path, cli):  # noqa: F811
     run(rectangles, tmp_path / "run", "epochs=1")
     code, _, err = cli("classify", rectangles / "images" / "val" / "0.png", "--model", tmp_path / "run")
-    assert code == 2 and "expected a classifier, found a segmentation model" in err
+    assert code == 2 and "expected a classifier, found a model for segmentation" in err
     code, _, err = cli("evaluate", "--model", tmp_path / "run", "--data", rectangles, "--level", "genus")
     assert code == 2 and "--level: expected with another task" in err
     code, _, err = cli("evaluate", "--data", rectangles, "--window", 64, "--classes", "a,b")

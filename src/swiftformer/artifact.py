@@ -45,7 +45,8 @@ class Artifact:
         source: the model that was exported, with the `sha256` of its weights where they came from a file.
         versions: of the packages that wrote the artifact; of machine code also `cpu`, the instructions it may use.
         comparison: with the model in PyTorch: `images`, `top1_agreement` (of a segmentation model, of its pixels; of a
-            detector, of its `objects`) and `max_relative_difference`.
+            detector, of its `objects`) and `max_relative_difference`; with `max_drop` also `float_top1` and `top1` on
+            the validation pictures.
         checksums: sha256 of every file of the graph.
     """
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from swiftformer.convolutions import PointWiseConv2d, point_wise
+from swiftformer.convolutions import scaled
 from swiftformer.derivatives import is_transformed
-from swiftformer.training_kernels import is_watched
 
 GlobalQueryWeighting = Literal["uniform", "l2"]
 
@@ -54,41 +53,13 @@ def l2_normalize(x: Tensor, dim: int) -> Tensor:
     Half precision is computed in float32, because the epsilon of 1e-12 that keeps a zero vector finite is itself
     zero in float16.
     """
-    # What autograd functions cannot be.
+    # None of which takes autograd functions of our own.
     recorded = torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed(x)
     if x.requires_grad and torch.is_grad_enabled() and not recorded:
         return _L2Normalization.apply(x, dim)[0]
     if x.dtype in (torch.float16, torch.bfloat16):
         return F.normalize(x.float(), dim=dim).to(x.dtype)
     return F.normalize(x, dim=dim)
-
-
-def scaled(layer: Any, x: Tensor, scale: Tensor | None) -> Tensor:
-    """`scale * layer(x)` of a 1x1 convolution and `(C, 1, 1)`, or of a linear layer and `(C,)`.
-
-    In full precision the weights are scaled rather than what they give, which is much more. In half precision they are
-    not: scales begin at 1e-5, where weights vanish in float16, and sums with what is scaled have to stay float32.
-    Layers with hooks, or that something else took the place of, such as an adapter, are called as they are.
-    """
-    if scale is None:
-        return layer(x)
-    autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)  # which raises for the meta device
-    if not autocast and is_plain_layer(layer):
-        weight = scale.view(-1, *(1,) * (layer.weight.ndim - 1)) * layer.weight
-        bias = scale.flatten() * layer.bias
-        return point_wise(x, weight, bias, layer.training) if weight.ndim == 4 else F.linear(x, weight, bias)
-    return scale * layer(x)
-
-
-def is_plain_layer(layer: Any) -> bool:
-    """A layer in full precision that does what its weights say and nothing else."""
-    return (
-        type(layer) in (PointWiseConv2d, nn.Conv2d, nn.Linear)
-        and type(layer.weight) is nn.Parameter
-        and layer.weight.dtype in (torch.float32, torch.float64)
-        and layer.bias is not None
-        and not is_watched(layer)
-    )
 
 
 class EfficientAdditiveAttention(nn.Module):

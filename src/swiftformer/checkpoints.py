@@ -20,6 +20,7 @@ from swiftformer.convert import (
 )
 from swiftformer.files import atomic_file, atomic_folder
 from swiftformer.image_processing import AUTHORS, HUB, TIMM, Preprocessing
+from swiftformer.labels import labels_of
 from swiftformer.load_report import LoadReport
 from swiftformer.locate import CheckpointError, Located, locate
 from swiftformer.model_kinds import (
@@ -115,7 +116,7 @@ def load(
     if labels is not None and num_labels not in (None, len(labels)):
         raise ValueError(f"expected {num_labels} labels, found {len(labels)}")
     located = locate(reference)
-    located, naming, state_dict = _read_state_dict(located, ema)
+    located, naming, state_dict = read_state_dict(located, ema)
     config = _read_config(located, naming, state_dict, form)
     if task not in (None, *PARTS):
         raise ValueError(f"task must be one of {', '.join(PARTS)}, found {task!r}")
@@ -178,7 +179,12 @@ def _checked_config(located: Located, fields: dict[str, Any]) -> SwiftFormerConf
         ) from error
 
 
-def _read_state_dict(located: Located, ema: bool) -> tuple[Located, Naming, dict[str, Tensor]]:
+def read_state_dict(located: Located, ema: bool) -> tuple[Located, Naming, dict[str, Tensor]]:
+    """What was located, with the notes that this package left in its file, the naming there, and the weights in ours.
+
+    Raises:
+        CheckpointError: the file is broken, or holds something else.
+    """
     state_dict, notes = read_weights(located.weights, ema=ema)
     if notes and not located.config:
         try:
@@ -363,8 +369,7 @@ def save(
         raise ValueError(f"format must be 'transformers', 'authors' or 'timm', found {format!r}")
     _check_fits(model.config, format)
     renamed = convert_state_dict(state_dict, "transformers", format)
-    id2label: dict[Any, str] = model.config.id2label or {}
-    labels = [id2label[i] for i in sorted(id2label)] if "head.weight" in state_dict else None
+    labels = labels_of(model.config) if "head.weight" in state_dict else None
     notes = json.dumps({"form": model.config.form, "labels": labels, "preprocessing": preprocessing.to_dict()})
     with atomic_file(path) as file:
         if path.suffix == ".safetensors":

@@ -134,9 +134,20 @@ def convert(
 
     from swiftformer.checkpoints import load, save
 
+    expect_free(target)
     model = load(source, form=form, ema=ema)
     save(model, target, format=to, dtype=torch.float16 if half else None)
     typer.echo(f"wrote {target}", err=True)
+
+
+def expect_free(target: Path) -> None:
+    """Raise ValueError for a folder where a model would hide a training run, or take the place of another config."""
+    expected = f"{target}: expected a folder of its own for the model"
+    if (target / "recipe.json").exists():
+        raise ValueError(f"{expected}, found a training run")
+    config = target / "config.json"
+    if config.is_file() and "swiftformer" not in config.read_text(encoding="utf-8", errors="replace"):
+        raise ValueError(f"{expected}, found another config.json")
 
 
 @app.command()
@@ -153,6 +164,7 @@ def grow(
     from swiftformer.checkpoints import load, save
     from swiftformer.growth import grow as run
 
+    expect_free(target)
     save(run(load(source, form=form), variant), target, dtype=torch.float16 if half else None)
     typer.echo(f"wrote {target}; train it with: swiftformer train --model {shlex.quote(str(target))} ...", err=True)
 

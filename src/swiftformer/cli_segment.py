@@ -83,7 +83,7 @@ def segment(
     runner = open_segmenter(model, engine, device, precision, threads, form)
     if masks and clips:
         typer.echo("--masks: videos get none; --coco has the classes of every frame", err=True)
-    results, documents, rows = [], [], []
+    documents, rows = [], []
     numbers = itertools.count(1)  # of pictures, and of frames behind them
     with progress_bar("segment", len(pictures)) as advance:
         for (name, source), target in zip(pictures, targets, strict=False):
@@ -93,7 +93,7 @@ def segment(
                 document |= write_pictures(source, result, runner.labels, target, opacity, masks)
             if coco is not None:
                 rows += coco_rows(result, next(numbers))
-            results.append(result)
+            del result  # its mask is as large as the picture
             documents.append(document)
             advance(1)
 
@@ -111,10 +111,10 @@ def segment(
     if as_json:
         print_json(documents)
     else:
-        if results:
+        if pictures:
             from swiftformer.reports import segmentation_table
 
-            segmentation_table(results)
+            segmentation_table(documents[: len(pictures)])
         tell(documents, output)
     exit_with_errors(documents)
 

@@ -25,6 +25,7 @@ from swiftformer.cli_options import (
     print_json,
     refuse_for,
 )
+from swiftformer.train.slurm import RUN_FOLDER
 
 DEFAULT_RECIPES = {
     "classify": "finetune",
@@ -36,7 +37,7 @@ DEFAULT_RECIPES = {
 
 def train(
     data: Annotated[str, typer.Option(help=f"{DATA_HELP} {MASKS_HELP} {OBJECTS_HELP}")],
-    output: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/train"),
+    output: Annotated[Path, typer.Option(help="Run folder.")] = Path(RUN_FOLDER),
     task: Annotated[
         Optional[Literal["classify", "segment", "detect", "instances"]],
         typer.Option(help="What to learn; the recipe's, or classify."),

@@ -75,18 +75,18 @@ class SwiftFormerConfig(BackboneConfigMixin, PreTrainedConfig):
         anchor_sizes: of a detector, the side in pixels of the anchors at each level of the pyramid, the finest first;
             one level more than stages.
         anchor_ratios: their heights as shares of their widths.
-        detection_proposals: regions that are looked at closely; in training twice as many are at hand, of which
-        detection_samples: are learned from.
+        detection_proposals: regions that are looked at closely in each picture; twice as many in training.
+        detection_samples: of these the number that is learned from.
         box_channels: width of the layers that class and refine a region.
         mask_channels: width of the layers that draw its mask.
         detection_nms_threshold: overlap from which on the lower score of two boxes of a class is dropped.
         detections_per_image: at most.
         detector: what boxes come from: `rcnn`, Faster R-CNN, to which the fields above belong, or `d-fine`, a detector
             for real time, to which `detections_per_image` and the fields below do.
-        detr_channels: its width, a multiple of 8.
-        detr_ffn_channels: width of the hidden layers in its encoder and decoder.
-        detr_layers: of its decoder.
-        detr_queries: objects that it can see at once.
+        detr_channels: width of D-FINE, a multiple of 8.
+        detr_ffn_channels: width of the hidden layers in the encoder and decoder of D-FINE.
+        detr_layers: layers of the decoder of D-FINE.
+        detr_queries: objects that D-FINE can see at once.
 
     Raises:
         ValueError: lengths or ranges that do not fit together.

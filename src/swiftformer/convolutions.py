@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swiftformer.derivatives import is_transformed
-from swiftformer.training_kernels import serves_depth_wise
+from swiftformer.training_kernels import is_watched, serves_depth_wise
 from swiftformer.training_operators import depth_wise
 
 LEAST = 3  # pixels each way, below which oneDNN is slow at the gradient of depth-wise weights
@@ -88,3 +88,31 @@ def _shifted(x: Tensor, rows: int, columns: int) -> Tensor:
     """The part of a map `(B, C, H, W)` that is still inside when it is moved up and left by so many pixels."""
     height, width = x.shape[-2:]
     return x[..., max(rows, 0) : height + min(rows, 0), max(columns, 0) : width + min(columns, 0)]
+
+
+def scaled(layer: Any, x: Tensor, scale: Tensor | None) -> Tensor:
+    """`scale * layer(x)` of a 1x1 convolution and `(C, 1, 1)`, or of a linear layer and `(C,)`.
+
+    In full precision the weights are scaled, which are far fewer numbers than what they give. In half precision they
+    are not: scales begin at 1e-5, where weights vanish in float16, and sums with what is scaled have to stay float32.
+    Layers with hooks, or that something else took the place of, such as an adapter, are called as they are.
+    """
+    if scale is None:
+        return layer(x)
+    autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)  # which raises for the meta device
+    if not autocast and is_plain_layer(layer):
+        weight = scale.view(-1, *(1,) * (layer.weight.ndim - 1)) * layer.weight
+        bias = scale.flatten() * layer.bias
+        return point_wise(x, weight, bias, layer.training) if weight.ndim == 4 else F.linear(x, weight, bias)
+    return scale * layer(x)
+
+
+def is_plain_layer(layer: Any) -> bool:
+    """A layer in full precision that does what its weights say and nothing else."""
+    return (
+        type(layer) in (PointWiseConv2d, nn.Conv2d, nn.Linear)
+        and type(layer.weight) is nn.Parameter
+        and layer.weight.dtype in (torch.float32, torch.float64)
+        and layer.bias is not None
+        and not is_watched(layer)
+    )

@@ -41,7 +41,7 @@ class DeployBranch(nn.Module):
         self.depth_wise = norm_behind(branch.depth_wise_conv, branch.norm)
         self.expand = copied(branch.point_wise_conv1)
         self.act = copy.deepcopy(branch.act)
-        self.project = scaled(branch.point_wise_conv2, branch.layer_scale)
+        self.project = scaled_behind(branch.point_wise_conv2, branch.layer_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.project(self.act(self.expand(self.depth_wise(x))))
@@ -107,7 +107,7 @@ class DeployMlp(nn.Module):
         super().__init__()
         self.expand = norm_before(mlp.norm1, mlp.fc1)
         self.act = copy.deepcopy(mlp.act)
-        self.project = copied(mlp.fc2) if layer_scale is None else scaled(mlp.fc2, layer_scale)
+        self.project = copied(mlp.fc2) if layer_scale is None else scaled_behind(mlp.fc2, layer_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.project(self.act(self.expand(x)))
@@ -231,7 +231,7 @@ def fuse(model: SwiftFormerForImageClassification | SwiftFormerBackbone, *, raw_
     """Fold a model into the form in which it is run. The model itself is not changed.
 
     Args:
-        model: a classifier, a segmentation model or a backbone, of any numeric form.
+        model: a classifier, a segmentation model, a detector or a backbone, of any numeric form.
         raw_input: let the result take pixels from 0 to 255, with the normalisation of `model.preprocessing` in the
             first convolution.
 
@@ -246,7 +246,7 @@ def fuse(model: SwiftFormerForImageClassification | SwiftFormerBackbone, *, raw_
     """
     if not isinstance(model, (SwiftFormerForImageClassification, SwiftFormerBackbone)):
         raise ValueError(
-            f"expected a SwiftFormerForImageClassification or SwiftFormerBackbone, found {type(model).__name__}"
+            f"expected a SwiftFormer classifier, segmentation model, detector or backbone, found {type(model).__name__}"
         )
     if raw_input:
         preprocessing = getattr(model, "preprocessing", None)
@@ -312,7 +312,7 @@ def norm_alone(norm: nn.BatchNorm2d) -> nn.Module:
     return conv
 
 
-def scaled(conv: nn.Conv2d, layer_scale: Tensor) -> nn.Module:
+def scaled_behind(conv: nn.Conv2d, layer_scale: Tensor) -> nn.Module:
     """`layer_scale * conv(x)` as one convolution."""
     scale = layer_scale.flatten().double()
     return changed(conv, lambda weight, bias: (weight * scale.view(-1, 1, 1, 1), bias * scale))

@@ -1,4 +1,4 @@
-"""What autograd functions of kernels have to know of derivatives of other kinds than a step of training takes."""
+"""Second derivatives, forward-mode derivatives, vmap and torch.func, for autograd functions made for training."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from swiftformer.normalization import refuse_folded
-from swiftformer.variants import VARIANTS
+from swiftformer.variants import get_variant
 
 if TYPE_CHECKING:
     from swiftformer.hf import SwiftFormerPreTrainedModel
@@ -37,14 +37,13 @@ def grow(model: Model, variant: str) -> Model:
     Raises:
         ValueError: unknown variant, one that the model does not fit into, or a model with folded normalisation.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"expected a variant of {', '.join(VARIANTS)}, found {variant!r}")
+    target = get_variant(variant)
     from swiftformer.hf import SwiftFormerPreTrainedModel
 
     if not isinstance(model, SwiftFormerPreTrainedModel):
         raise ValueError(f"expected a SwiftFormer model that can be trained, found {type(model).__name__}")
     refuse_folded(model)
-    config, target = model.config, VARIANTS[variant]
+    config = model.config
     found, wanted = (*config.depths, *config.embed_dims), (*target.depths, *target.embed_dims)
     fits = len(found) == len(wanted) and all(old <= new for old, new in zip(found, wanted, strict=True))
     if not fits or not all(config.downsamples):

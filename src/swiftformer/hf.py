@@ -105,7 +105,7 @@ class SwiftFormerPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """Of others' classes, transformers initialises no module that has nothing but other modules in it."""
+        """Whether transformers leaves modules without parameters of their own as they are, as in others' classes."""
         return cls.is_remote_code() or not cls.__module__.startswith(("transformers.", "swiftformer."))
 
     @torch.no_grad()

@@ -30,7 +30,7 @@ RESAMPLING: dict[str, Image.Resampling] = {
 }
 
 # transformers' image processors, whose post-processing is that of the detector.
-DETECTORS = {"rcnn": "DetrImageProcessor", "d-fine": "RTDetrImageProcessor"}
+IMAGE_PROCESSORS = {"rcnn": "DetrImageProcessor", "d-fine": "RTDetrImageProcessor"}
 ANY_LENGTH = 1_000_000  # pixels of a long side
 
 
@@ -93,7 +93,7 @@ class Preprocessing:
         if short_side is not None:
             if short_side < 0:
                 raise ValueError(f"expected a short side of 0 (the picture's own size) or more, found {short_side}")
-            longest = None if self.longest is None or short_side in (0, None) else max(self.longest, short_side)
+            longest = None if self.longest is None or not short_side else max(self.longest, short_side)
             return replace(self, resize="whole", resize_to=short_side or None, longest=longest)
         return replace(self, resize="whole", resize_to=self.short_side) if self.resize == "shortest" else self
 
@@ -172,8 +172,7 @@ class Preprocessing:
         """The content of `preprocessor_config.json`, readable by transformers' AutoImageProcessor.
 
         Args:
-            detector: of a model that detects, a key of `DETECTORS`: the class that is named then understands what it
-                gives.
+            detector: of a model that detects, a key of `IMAGE_PROCESSORS`, whose class understands what it gives.
         """
         height, width = self.size
         fields: dict[str, Any] = {
@@ -193,12 +192,12 @@ class Preprocessing:
             return fields | {"image_processor_type": "ViTImageProcessor", "size": {"height": height, "width": width}}
         trained = {"height": height, "width": width}
         if self.resize == "fit":
-            kind = DETECTORS[detector or "rcnn"]
+            kind = IMAGE_PROCESSORS[detector or "rcnn"]
             fields |= {"image_processor_type": kind, "do_pad": True, "pad_size": trained}
             return fields | {"size": {"max_height": height, "max_width": width}}
         if self.resize == "whole":
             longest = ANY_LENGTH if self.longest is None and detector else self.longest  # theirs need a number
-            kind = DETECTORS[detector or "rcnn"] if longest else "SegformerImageProcessor"
+            kind = IMAGE_PROCESSORS[detector or "rcnn"] if longest else "SegformerImageProcessor"
             fields |= {"image_processor_type": kind, "crop_size": trained}
             if self.resize_to is None:
                 return fields | {"do_resize": False}

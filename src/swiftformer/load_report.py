@@ -20,6 +20,7 @@ class LoadReport:
         weights: the file with the tensors.
         naming: whose key names it uses.
         form: the numeric form that was resolved.
+        task: what the model as returned does.
         num_labels: classes of the model as returned; None for a backbone.
         head_replaced: the class counts differed, and the heads are new and untrained.
         missing, unexpected: keys, after `strict=False` or where a head or the backbone's norms were added or dropped.

@@ -127,7 +127,7 @@ def _folder(path: Path, weights: Path | None = None) -> Located:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{processor}: {error}") from error
     weighting = config.get("global_query_weighting", "uniform")
-    form = weighting + ("" if config.get("normalize_query_key", True) else "-unnormalized")
+    form = str(weighting) + ("" if config.get("normalize_query_key", True) else "-unnormalized")
     # "transformers_version", "dtype" and the like say nothing about the function that the model computes.
     ignored = ("architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path")
     fields = {key: value for key, value in config.items() if key not in ignored}

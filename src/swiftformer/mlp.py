@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from swiftformer.attention import is_plain_layer, scaled
+from swiftformer.convolutions import is_plain_layer, scaled
 from swiftformer.training_kernels import is_idle, serves_mlp
 from swiftformer.training_operators import mlp as mlp_in_blocks
 

@@ -16,7 +16,7 @@ from swiftformer.data.folders import files_below
 from swiftformer.data.sources import is_image
 from swiftformer.image_processing import Preprocessing
 from swiftformer.images import ImageError, ImageSource, listed, open_image
-from swiftformer.locate import DEFAULT_MODEL
+from swiftformer.locate import DEFAULT_MODEL, stored_task
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -131,20 +131,22 @@ def classify(
     Args:
         images: anything that `open_image` reads; one, or several.
         model: a checkpoint reference, the folder of an exported artifact, an engine, or a model; a model that did not
-            come from `load` gets the hub's preprocessing.
+            come from `load` gets the hub's preprocessing. It stays as it is: where it would have to be moved, cast or
+            put into eval mode, a copy runs.
         names: what to call the images in results; their paths by default.
         form: numeric form of the checkpoint, where its file cannot tell.
         top_k: classes per picture; fewer where the model has fewer.
         batch_size: pictures per forward pass.
         engine, device, precision, threads: of `swiftformer.engines.open_engine`; in torch the device is by default CUDA
             if there is one. Without, a checkpoint of a classifier runs in `native` where that is installed, otherwise
-            in torch.
+            in torch, whose `threads` are those of the whole process.
         skip_broken: report a picture that cannot be read in its result's `error` and go on; False raises.
 
     Yields:
         A result for each picture, in order.
 
     Raises:
+        ValueError: no classifier, `top_k` or `batch_size` below 1, or another number of names than of pictures.
         ImageError: a picture cannot be read, and `skip_broken` is False.
         CheckpointError, ArtifactError: the model cannot be loaded.
         EngineError: the engine is missing, or does not run this model.
@@ -182,14 +184,17 @@ def _opened(
     if isinstance(model, Engine):
         return model
     if isinstance(model, (str, Path)):
-        return open_engine(model, engine, device=device, precision=precision, threads=threads, form=form)
+        opened = open_engine(model, engine, device=device, precision=precision, threads=threads, form=form)
+        if (task := stored_task(model)) not in ("classification", "backbone"):
+            raise ValueError(f"{model}: expected a classifier, found a model for {task}")
+        return opened
     from swiftformer.engines.torch import TorchEngine
 
     if not hasattr(model, "config"):
         raise ValueError(f"model: expected a reference, an engine or a model, found {type(model).__name__}")
-    labels = tuple(model.config.id2label[i] for i in range(model.config.num_labels))
-    mode = "torch" if engine == "auto" else engine
-    return TorchEngine(model.eval(), labels, mode=mode, device=device, precision=precision, threads=threads)
+    if any(getattr(model, head, None) is not None for head in ("decode_head", "detection_head")):
+        raise ValueError(f"expected a classifier, found a {type(model).__name__}")
+    return TorchEngine.of_model(model, engine, device, precision, threads)
 
 
 def names_of(sources: Sequence[ImageSource], names: Iterable[str] | None = None) -> list[str]:

@@ -178,8 +178,8 @@ def open_detector(
 
         def __init__(self, net: nn.Module, names: tuple[str, ...]) -> None:
             super().__init__()
-            self.net, self.names = net, names
-            self.preprocessing = getattr(net, "preprocessing", None)
+            self.net, self.names, self.training = net, names, net.training
+            self.preprocessing, self.config = getattr(net, "preprocessing", None), net.config
 
         def forward(self, pixels: Any) -> tuple[Any, ...]:
             outputs = self.net(pixels)
@@ -189,11 +189,10 @@ def open_detector(
     expect_detector(net)
     if isinstance(model, (str, Path)):
         net = fuse(net)
-    options: Any = {"mode": "torch" if engine == "auto" else engine, "device": device, "threads": threads}
     if isinstance(net, DeployModel):
-        return TorchEngine.fused(net, precision=precision, **options)
+        mode = "torch" if engine == "auto" else engine
+        return TorchEngine.fused(net, mode=mode, device=device, precision=precision, threads=threads)
     if precision not in (None, "fp32"):
         raise EngineError(f"precision: expected fp32 for a detector, found {precision}")
-    labels = tuple(net.config.id2label[i] for i in range(net.config.num_labels))
     outputs = (*OUTPUTS, "masks") if gives_masks(net) else OUTPUTS
-    return TorchEngine(InOrder(net.eval(), outputs), labels, outputs=outputs, **options)
+    return TorchEngine.of_model(InOrder(net, outputs), engine, device, threads=threads, outputs=outputs)

@@ -232,9 +232,7 @@ def open_segmenter(
 
     net: Any = model
     expect_dense(net)
-    labels = tuple(net.config.id2label[i] for i in range(net.config.num_labels))
-    mode = "torch" if engine == "auto" else engine
-    return TorchEngine(net.eval(), labels, mode=mode, device=device, precision=precision, threads=threads)
+    return TorchEngine.of_model(net, engine, device, precision, threads)
 
 
 def _shares(mask: np.ndarray, labels: tuple[str, ...]) -> list[ClassShare]:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from swiftformer.artifact import Artifact
     from swiftformer.predict import Classified
-    from swiftformer.predict_segmentation import SegmentationResult
 
 MOST_CLASSES = 6  # of a picture, in a table
 UNREAD = "cannot be read"
@@ -82,16 +81,20 @@ def classification_table(results: list[Classified]) -> None:
     console().print(table)
 
 
-def segmentation_table(results: list[SegmentationResult]) -> None:
-    """A row for each picture with the classes that cover most of it."""
+def segmentation_table(documents: list[dict[str, Any]]) -> None:
+    """A row for each picture with the classes that cover most of it.
+
+    Args:
+        documents: as `SegmentationResult.to_dict` gives them.
+    """
     table = Table(box=None, pad_edge=False)
     for name in ("image", "classes"):
         table.add_column(name, overflow="fold")
-    for result in results:
-        shares = [f"{share.label} {share.percent:.0f}%" for share in result.classes[:MOST_CLASSES]]
-        rest = len(result.classes) - MOST_CLASSES
+    for document in documents:
+        shares = [f"{share['label']} {share['percent']:.0f}%" for share in document["classes"][:MOST_CLASSES]]
+        rest = len(document["classes"]) - MOST_CLASSES
         text = ", ".join(shares) + (f" and {rest} more" if rest > 0 else "")
-        table.add_row(Text(result.image), Text(UNREAD if result.error else text))
+        table.add_row(Text(document["image"]), Text(UNREAD if "error" in document else text))
     console().print(table)
 
 

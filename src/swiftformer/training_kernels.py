@@ -130,7 +130,7 @@ def _serves(x: Tensor) -> bool:
 
 
 def _serves_float32(x: Tensor) -> bool:
-    """Not where torch compiles, which computes it with what stands beside it."""
+    """Not where torch compiles: that computes GELU together with its neighbours."""
     return training_operators.FLOAT_KERNELS is not None and is_plain(x) and _is_learned_from(x)
 
 

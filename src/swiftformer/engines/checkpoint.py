@@ -39,8 +39,9 @@ class Fused:
 
 
 def read_fused(located: Located, form: str | None) -> Fused | None:
-    """The fused layers of a model that transformers or `swiftformer.save` wrote; None for every other checkpoint, and
-    for those that `swiftformer.load` has something to say about, unless it is of a field that changes no answer.
+    """The fused layers of a model that transformers or `swiftformer.save` wrote.
+
+    None for every other checkpoint, and where `swiftformer.load` refuses, or warns of something that changes answers.
 
     Raises:
         CheckpointError: a numeric form that is asked for, and is not the checkpoint's.

@@ -16,6 +16,7 @@ import numpy as np
 from swiftformer.artifact import Artifact
 from swiftformer.engines.base import Engine, EngineError, EngineOptions, expect_cpu, expect_torch
 from swiftformer.image_processing import HUB, Preprocessing
+from swiftformer.labels import labels_of
 from swiftformer.locate import locate
 from swiftformer.messages import one_line
 
@@ -222,7 +223,7 @@ def from_reference(reference: str | Path, options: EngineOptions) -> Engine:
             pin=options.pin,
         )
     expect_torch(reference)
-    from swiftformer.engines.torch import labels_of, load_fused
+    from swiftformer.engines.torch import load_fused
     from swiftformer.export.formats import ExportError
     from swiftformer.export.native import network_of
 
@@ -235,7 +236,7 @@ def from_reference(reference: str | Path, options: EngineOptions) -> Engine:
         layers,
         tensors,
         preprocessing=net.preprocessing or HUB,
-        labels=labels_of(net),
+        labels=labels_of(net.config),
         outputs=net.outputs,
         precision=options.precision or "fp32",
         threads=options.threads,

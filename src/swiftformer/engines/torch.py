@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import re
@@ -16,6 +17,7 @@ from swiftformer.artifact import Artifact
 from swiftformer.device import select_device
 from swiftformer.engines.base import Engine, EngineError, EngineOptions, checked_threads, expect_stored
 from swiftformer.image_processing import HUB
+from swiftformer.labels import labels_of
 from swiftformer.messages import one_line
 
 if TYPE_CHECKING:
@@ -77,13 +79,30 @@ class TorchEngine(Engine):
         return cls.fused(net, mode=mode, device=options.device, precision=options.precision, threads=options.threads)
 
     @classmethod
+    def of_model(
+        cls,
+        model: Any,
+        engine: str = "auto",
+        device: str | None = None,
+        precision: str | None = None,
+        threads: int | None = None,
+        **options: Any,
+    ) -> TorchEngine:
+        """A model as it is; a copy where it would have to be moved, cast, or put into eval mode."""
+        if precision in (None, *DTYPES):  # others are refused below
+            model = _ready(model, select_device(device), DTYPES[precision] if precision else None)
+        mode = "torch" if engine == "auto" else engine
+        shared: Any = {"mode": mode, "device": device, "precision": precision, "threads": threads}
+        return cls(model, labels_of(model.config), **shared, **options)
+
+    @classmethod
     def fused(cls, net: DeployModel, **options: Any) -> TorchEngine:
         """A fused model with a head; options are those of the class.
 
         Raises:
             EngineError: a detector in another precision than float32, in which its boxes would be too coarse.
         """
-        labels = labels_of(net)
+        labels = labels_of(net.config)
         if net.detection_head is None:
             return cls(net, labels, outputs=net.outputs, **options)
         if options.get("precision") not in (None, "fp32"):
@@ -98,6 +117,16 @@ class TorchEngine(Engine):
         return [output.float().cpu().numpy() for output in (found if isinstance(found, (tuple, list)) else (found,))]
 
 
+def _ready(net: torch.nn.Module, device: torch.device, dtype: torch.dtype | None) -> torch.nn.Module:
+    place = torch.empty(0, device=device).device  # with its index
+    tensors = [*net.parameters(), *net.buffers()]
+    is_there = all(tensor.device == place for tensor in tensors)
+    is_cast = all(tensor.dtype in (dtype or tensor.dtype, torch.int64) for tensor in tensors)
+    if is_there and is_cast and not any(module.training for module in net.modules()):
+        return net
+    return copy.deepcopy(net).eval()
+
+
 def load_fused(reference: str | Path, form: str | None = None) -> DeployModel:
     """A checkpoint in the form in which it is run; a backbone's as a classifier."""
     from swiftformer.checkpoints import load
@@ -107,12 +136,6 @@ def load_fused(reference: str | Path, form: str | None = None) -> DeployModel:
     task: Any = stored_task(reference)
     model: Any = load(reference, form=form, task="classification" if task == "backbone" else task)
     return fuse(model)
-
-
-def labels_of(net: DeployModel) -> tuple[str, ...]:
-    """Names of the classes in order."""
-    names: dict[Any, str] = net.config.id2label or {}
-    return tuple(names[i] for i in sorted(names))
 
 
 def refuse_pickles(file: Path) -> None:

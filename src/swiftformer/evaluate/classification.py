@@ -20,6 +20,7 @@ from swiftformer.data.class_names import shortened
 from swiftformer.data.loaders import evaluation_loader
 from swiftformer.data.sources import open_source
 from swiftformer.engines import Engine, open_engine
+from swiftformer.labels import labels_of
 from swiftformer.train.distributed import Processes, join_processes
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ def evaluate_classifier(
     counts = torch.zeros(2, device=device, dtype=torch.long)  # images, and hits among the first five
     confusion = torch.zeros(0, device=device, dtype=torch.long)
     bins = torch.zeros(2, CALIBRATION_BINS, device=device)  # sums of confidence and of hits
+    broken = torch.zeros(1, device=device, dtype=torch.bool)
     for pixels, labels, _ in batches:
         if len(labels) == 0:
             continue
@@ -68,11 +70,14 @@ def evaluate_classifier(
         if len(confusion) == 0:
             confusion = torch.zeros(classes * classes, device=device, dtype=torch.long)
         confusion.index_add_(0, labels * classes + best[:, 0], torch.ones_like(labels))
-        confidence = logits.softmax(dim=1).amax(dim=1)  # (B,)
+        broken |= ~logits.isfinite().all()
+        confidence = logits.softmax(dim=1).amax(dim=1).nan_to_num()  # (B,)
         places = (confidence * CALIBRATION_BINS).long().clamp_(max=CALIBRATION_BINS - 1)
         bins[0].index_add_(0, places, confidence)
         bins[1].index_add_(0, places, (best[:, 0] == labels).float())
         progress(len(labels))
+    if processes.max(broken.long()).item():  # asked by all processes, so that none waits for one that has raised
+        raise ValueError("expected finite logits, found others (weights that are not finite?)")
     entries = int(processes.max(torch.tensor([len(confusion)], device=device)).item())
     if len(confusion) == 0:  # a process whose share is empty adds nothing
         confusion = torch.zeros(entries, device=device, dtype=torch.long)
@@ -143,12 +148,9 @@ def evaluate_reference(
     """
     source = open_source(data, split, level=level)
     net: Any
-    plain = engine == "auto" and precision is None and threads is None
-    if isinstance(model, nn.Module) and not plain:
-        raise ValueError("expected engine, precision and threads together with a reference, found a model")
-    if isinstance(model, nn.Module) or (plain and not is_artifact(model)):
+    if runs_as_it_is(model, engine, precision, threads):
         net = model if isinstance(model, nn.Module) else load(model, form=form, task="classification")
-        names, preprocessing = [net.config.id2label[i] for i in range(net.num_labels)], net.preprocessing
+        names, preprocessing = list(labels_of(net.config)), net.preprocessing
     else:
         net = _InEngine(open_engine(model, engine, device=device, precision=precision, threads=threads, form=form))
         names, preprocessing, device = list(net.engine.labels), net.engine.preprocessing, "cpu"
@@ -167,6 +169,30 @@ def evaluate_reference(
     return metrics
 
 
+def runs_as_it_is(model: Any, engine: str, precision: str | None, threads: int | None) -> bool:
+    """Whether what is evaluated is a model or a checkpoint of which no engine is asked, and not one that runs in an
+    engine.
+
+    Raises:
+        ValueError: a model, with options of an engine.
+    """
+    plain = engine == "auto" and precision is None and threads is None
+    if not isinstance(model, nn.Module):
+        return plain and not is_artifact(model)
+    if not plain:
+        raise ValueError("expected engine, precision and threads together with a reference, found a model")
+    return True
+
+
+def tell_of_positions(classes: list[str], names: list[str]) -> None:
+    """Warn that classes of data and those of a model have nothing in common but their number."""
+    logger.warning(
+        "no class of the data (%s) is called like one of the model's (%s): they are matched by position",
+        shortened(classes),
+        shortened(names),
+    )
+
+
 def match_classes(names: list[str], classes: list[str], labels: list[int]) -> list[int]:
     """The labels of a data set with `classes`, as indices of a model with `names`; capitals do not matter."""
     folded = {name.casefold(): name for name in names}
@@ -176,11 +202,7 @@ def match_classes(names: list[str], classes: list[str], labels: list[int]) -> li
     if classes == names:
         return list(labels)
     if not known and len(classes) == len(names):
-        logger.warning(
-            "no class of the data (%s) is called like one of the model's (%s): they are matched by position",
-            shortened(classes),
-            shortened(names),
-        )
+        tell_of_positions(classes, names)
         return list(labels)
     unknown = [name for name in classes if name not in known]
     if unknown:

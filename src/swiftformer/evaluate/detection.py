@@ -16,17 +16,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from swiftformer.artifact import is_artifact
 from swiftformer.checkpoints import load
+from swiftformer.data.class_names import shortened
 from swiftformer.data.detection import DetectionSource, open_detection
 from swiftformer.data.detection_files import DetectionFiles
 from swiftformer.data.detection_loaders import DetectionEvaluationLoader
 from swiftformer.data.objects import Objects
 from swiftformer.detections import post_process
 from swiftformer.engines import Engine
-from swiftformer.evaluate.classification import match_classes
+from swiftformer.evaluate.classification import match_classes, runs_as_it_is, tell_of_positions
 from swiftformer.evaluate.coco_metrics import CocoMetrics
 from swiftformer.files import atomic_file, check_file
+from swiftformer.labels import labels_of
 from swiftformer.predict_detection import expect_detector, gives_masks, open_detector, preprocessing_of
 from swiftformer.train.distributed import Processes, join_processes
 
@@ -157,15 +158,13 @@ def evaluate_reference(
         CheckpointError: the model cannot be loaded.
     """
     net: Any
-    plain = engine == "auto" and precision is None and threads is None
-    if isinstance(model, nn.Module) and not plain:
-        raise ValueError("expected engine, precision and threads together with a reference, found a model")
+    as_it_is = runs_as_it_is(model, engine, precision, threads)
     given: Any = model
     fused = getattr(model, "outputs", None) is not None  # takes one picture and gives a tuple, as an engine does
-    if not fused and (isinstance(model, nn.Module) or (plain and not is_artifact(model))):
+    if as_it_is and not fused:
         net = model if isinstance(model, nn.Module) else load(model, form=form)
         expect_detector(net)
-        names = [net.config.id2label[i] for i in range(net.config.num_labels)]
+        names = list(labels_of(net.config))
         preprocessing, masks = net.preprocessing.uncropped(short_side), gives_masks(net)
         places = net.config.detections_per_image
     else:
@@ -223,25 +222,17 @@ def _matched(names: list[str], classes: list[str], counts: list[int]) -> np.ndar
     folded = {name.casefold() for name in names}
     known = {name for name in classes if name.casefold() in folded}
     if not known and len(names) == len(classes):
-        logger.warning(
-            "no class of the data (%s) is called like one of the model's (%s): they are matched by position",
-            _some(classes),
-            _some(names),
-        )
+        tell_of_positions(classes, names)
         return np.arange(len(classes))
     if unknown := [name for name, count in zip(classes, counts, strict=True) if count and name not in known]:
         raise ValueError(
-            f"expected objects of classes that the model knows ({len(names)}: {_some(names)}), "
-            f"found {len(unknown)} others ({_some(unknown)}); --classes chooses among those of the data"
+            f"expected objects of classes that the model knows ({len(names)}: {shortened(names)}), "
+            f"found {len(unknown)} others ({shortened(unknown)}); --classes chooses among those of the data"
         )
     places = np.full(len(classes), -1)
     kept = [place for place, name in enumerate(classes) if name in known]
     places[kept] = match_classes(names, [classes[place] for place in kept], list(range(len(kept))))
     return places
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 class _Relabelled:

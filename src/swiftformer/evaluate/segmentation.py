@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from swiftformer.artifact import is_artifact
 from swiftformer.checkpoints import load
 from swiftformer.data.class_names import shortened
 from swiftformer.data.dense_loaders import SegmentationEvaluationLoader
 from swiftformer.data.masks import VOID
 from swiftformer.data.segmentation import Relabelled, SegmentationSource, open_segmentation
 from swiftformer.engines import Engine
-from swiftformer.evaluate.classification import match_classes
+from swiftformer.evaluate.classification import match_classes, runs_as_it_is
 from swiftformer.heads.semantic_fpn import upsampled
 from swiftformer.images import ImageError
+from swiftformer.labels import labels_of
 from swiftformer.predict_segmentation import expect_dense, open_segmenter, preprocessing_of, scores_of, window_of
 from swiftformer.segmentation_inference import segment_logits
 from swiftformer.train.distributed import Processes, join_processes
@@ -208,13 +208,10 @@ def evaluate_reference(
         CheckpointError: the model cannot be loaded.
     """
     net: Any
-    plain = engine == "auto" and precision is None and threads is None
-    if isinstance(model, nn.Module) and not plain:
-        raise ValueError("expected engine, precision and threads together with a reference, found a model")
-    if isinstance(model, nn.Module) or (plain and not is_artifact(model)):
+    if runs_as_it_is(model, engine, precision, threads):
         net = model if isinstance(model, nn.Module) else load(model, form=form)
         expect_dense(net)
-        names = [net.config.id2label[i] for i in range(net.config.num_labels)]
+        names = list(labels_of(net.config))
         preprocessing = net.preprocessing.uncropped(short_side)
     else:
         opened = open_segmenter(model, engine, device, precision, threads, form)

@@ -20,6 +20,7 @@ from swiftformer.export.formats import FORMATS, TOLERANCES, ExportError, Format,
 from swiftformer.files import atomic_folder, check_writable
 from swiftformer.image_processing import HUB, Preprocessing
 from swiftformer.images import ImageSource
+from swiftformer.labels import labels_of
 from swiftformer.locate import WEIGHT_FILES
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "TOLERANCES", "ExportError", "Format", "Options", "calibration_pictures", "export", "top1_on"]
 
 logger = logging.getLogger(__name__)
-DETECTORS = ("detection", "instances")
+DETECTING = ("detection", "instances")
 # fp16 is of the stored weights; what is computed stays in float32.
 DETECTORS_TAKEN = {"onnx": ("fp32",), "openvino": ("fp32", "fp16"), "torch-export": ("fp32",)}
 
@@ -107,7 +108,7 @@ def export(
     net: Any = given.cpu().float().eval()
     net.preprocessing = getattr(net, "preprocessing", None) or HUB
     task = _task(net)
-    if task in DETECTORS:
+    if task in DETECTING:
         batch, size = _detector_shape(format, precision, batch, size, net.preprocessing)
     else:
         batch, size = _shape(format, batch, size, net.preprocessing)
@@ -115,7 +116,7 @@ def export(
     if size is not None:
         net.preprocessing = _resized(net.preprocessing, size, task)  # pictures that reach the model are of its size
     channels = net.config.num_channels
-    labels = () if task == "backbone" else tuple(net.config.id2label[i] for i in range(net.num_labels))
+    labels = () if task == "backbone" else labels_of(net.config)
     if softmax and task != "classification":
         raise ExportError(f"softmax: expected a classifier, found a model for {task}")
     exclusive = getattr(net.config, "problem_type", None) in ONE_CLASS
@@ -311,7 +312,7 @@ def _resized(preprocessing: Preprocessing, size: tuple[int, int], task: str) -> 
     one size takes nothing else, and no part of them may go.
     """
     if preprocessing.resize == "whole":
-        resize: Any = "fit" if task in DETECTORS else "squash"
+        resize: Any = "fit" if task in DETECTING else "squash"
         return replace(preprocessing, size=size, resize=resize, resize_to=None, longest=None)
     ratio = max(new / old for new, old in zip(size, preprocessing.size, strict=True))
     resize_to = None if preprocessing.resize_to is None else max(round(preprocessing.resize_to * ratio), *size)

@@ -18,8 +18,8 @@ def fit_half(graph: DeployGraph, images: Any) -> None:
     """Make attention compute in float16 throughout, in place, by powers of two in the weights, which round nothing.
 
     float16 ends at 65504. Where keys and queries are normalised, they are squared and summed over up to 512 channels,
-    and their size cancels out: it is made about 1 on the images. Where they are not, queries are summed over all
-    tokens: sum and keys are made small, and the products with them take back what that changes.
+    and their size cancels out: it is made about 1 on the first four images. Where they are not, queries are summed over
+    all tokens: sum and keys are made small, and the products with them take back what that changes.
 
     Args:
         images: `(N, C, H, W)` float32, as the graph takes them.

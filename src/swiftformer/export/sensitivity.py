@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -11,9 +9,7 @@ from swiftformer.deploy import DeployModel
 
 
 @torch.inference_mode()
-def sensitivities(
-    net: DeployModel, images: Tensor, progress: Callable[[int], None] = lambda n: None
-) -> dict[str, float]:
+def sensitivities(net: DeployModel, images: Tensor) -> dict[str, float]:
     """The change of the output when one layer alone is quantised, for every convolution and linear layer.
 
     Weights are rounded to int8 by output channel, symmetrically, the layer's input to uint8 between its smallest and
@@ -38,7 +34,6 @@ def sensitivities(
             hook.remove()
             layer.weight.data = weight
         found[name] = (difference.square().mean() / expected.square().mean()).item()
-        progress(1)
     return dict(sorted(found.items(), key=lambda pair: -pair[1]))
 
 
