@@ -228,7 +228,7 @@ def test_against_peers(capsys):
     assert [first[name]["ratio"] for name in ("float32", "any_precision", "transformers_eager")] == [1.25, 1.5, 2.5]
     assert first["any_precision"]["peer"] == "timm openvino int8" and first["float32"]["ours"] == "native fp32"
     assert (second["batch"], second["float32"], second["transformers_eager"]) == (16, None, None)
-    assert first["any_precision"]["peer_difference"] == 0.25
+    assert first["any_precision"]["peer_difference"] == 0.25 and first["bf16"] is None
     measured = {"p95_ms": 77.0, "p99_ms": 99.0, "images_per_second": 1.0, "calls": 20}
     result = {"rows": [row | measured for row in rows], "against_peers": [first, second]}
     benchmark_table(result | {"not_installed": ["timm in onnxruntime, fp32"]})
@@ -413,6 +413,8 @@ def test_command_line(cli, tmp_path):  # noqa: F811
     assert {row["implementation"] for row in document["rows"]} == {"swiftformer", "timm", "transformers"}
     assert json.loads((tmp_path / "r" / "results.json").read_text()) == document
     assert (tmp_path / "r" / "plot.png").stat().st_size > 5000
+    tables = (tmp_path / "r" / "results.md").read_text()
+    assert "| XS, 1, 64x64 |" in tables and "| swiftformer torch | fp32 |" in tables and "torch fp32 | " in tables
     code, out, _ = cli("benchmark", *options, "--implementations", "swiftformer")
     assert code == 0 and "median ms" in out and "swiftformer torch" in out
     code, out, _ = cli("benchmark", "attention", "--tokens", "1024,2048", "--rounds", 1, "--output", tmp_path / "a")

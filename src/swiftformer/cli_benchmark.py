@@ -22,7 +22,7 @@ from swiftformer.cli_options import (
 benchmark_app = typer.Typer(rich_markup_mode=None, help="Latency and throughput, side by side with the peers.")
 Variants = Annotated[str, typer.Option(help="xs, s, l1, l3, with commas.")]
 Size = Annotated[str, typer.Option(help="Pixels: 224, or 480x640 for height x width.")]
-Output = Annotated[Optional[Path], typer.Option(help="Folder for results.json and a plot.")]
+Output = Annotated[Optional[Path], typer.Option(help="Folder for results.json, a plot and tables.")]
 
 
 @benchmark_app.callback(invoke_without_command=True)
@@ -46,6 +46,7 @@ def benchmark(
         expect_no_options(context)
         return
     from swiftformer.benchmark.latency import run_benchmark
+    from swiftformer.benchmark.markdown import benchmark_markdown
     from swiftformer.benchmark.report import benchmark_table, plot_benchmark
 
     check_output(output)
@@ -61,7 +62,7 @@ def benchmark(
         rounds=rounds,
         footprints=footprints,
         progress=lambda text: typer.echo(text, err=True),
-        save=lambda result: write_results(result, output, plot_benchmark),
+        save=lambda result: write_results(result, output, plot_benchmark, benchmark_markdown),
     )
     print_json(result) if as_json else benchmark_table(result)
     if all("error" in row for row in result["rows"]):
@@ -135,11 +136,14 @@ def check_output(output: Path | None) -> None:
         check_writable(output)
 
 
-def write_results(result: Any, output: Path | None, plot: Any) -> None:
+def write_results(result: Any, output: Path | None, plot: Any, markdown: Any = None) -> None:
     if output is None:
         return
     from swiftformer.files import atomic_file
 
     with atomic_file(output / "results.json") as file:
         file.write_text(json.dumps(result, indent=2) + "\n")
+    if markdown is not None:
+        with atomic_file(output / "results.md") as file:
+            file.write_text(markdown(result))
     plot(result, output / "plot.png")

@@ -19,9 +19,9 @@ def against_peers(rows: Sequence[Row]) -> list[dict[str, Any]]:
         rows: of `run_benchmark`; those with an `error` do not count.
 
     Returns:
-        For each cell its `variant`, `batch` and `size`, and three comparisons, each of the fastest candidates:
-        `float32`, both in float32; `any_precision`; and `transformers_eager`, this project in float32 with
-        transformers' model in torch, not compiled, in float32. A comparison has `ours` and `peer` (engine and
+        For each cell its `variant`, `batch` and `size`, and four comparisons, each of the fastest candidates:
+        `float32`, both in float32; `bf16`, both in that; `any_precision`; and `transformers_eager`, this project in
+        float32 with transformers' model in torch, not compiled, in float32. A comparison has `ours` and `peer` (engine and
         precision, of the peer with its implementation), their medians `ours_ms` and `peer_ms`, the differences of their
         logits from the model's, `ours_difference` and `peer_difference`, and of the ratios of their times in each
         round, above 1 where this project is faster, the median `ratio` and the quartiles `ratio_quartiles`; or is None
@@ -37,9 +37,10 @@ def against_peers(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 "variant": variant,
                 "batch": batch,
                 "size": list(size),
-                "float32": _compared(_float32(ours), _float32(peers)),
+                "float32": _compared(_in("fp32", ours), _in("fp32", peers)),
+                "bf16": _compared(_in("bf16", ours), _in("bf16", peers)),
                 "any_precision": _compared(ours, peers),
-                "transformers_eager": _compared(_float32(ours), _float32(eager)),
+                "transformers_eager": _compared(_in("fp32", ours), _in("fp32", eager)),
             }
         )
     return found
@@ -54,8 +55,8 @@ def cells(rows: Iterable[Row]) -> dict[tuple[str, int, tuple[int, int]], list[Ro
     return found
 
 
-def _float32(rows: Iterable[Row]) -> list[Row]:
-    return [row for row in rows if row["precision"] == "fp32"]
+def _in(precision: str, rows: Iterable[Row]) -> list[Row]:
+    return [row for row in rows if row["precision"] == precision]
 
 
 def _compared(ours: Sequence[Row], peers: Sequence[Row]) -> dict[str, Any] | None:
