@@ -21,9 +21,9 @@ def against_peers(rows: Sequence[Row]) -> list[dict[str, Any]]:
     Returns:
         For each cell its `variant`, `batch` and `size`, and four comparisons, each of the fastest candidates:
         `float32`, both in float32; `bf16`, both in that; `any_precision`; and `transformers_eager`, this project in
-        float32 with transformers' model in torch, not compiled, in float32. A comparison has `ours` and `peer` (engine and
-        precision, of the peer with its implementation), their medians `ours_ms` and `peer_ms`, the differences of their
-        logits from the model's, `ours_difference` and `peer_difference`, and of the ratios of their times in each
+        float32 with transformers' model in torch, not compiled, in float32. A comparison has `ours` and `peer` (engine
+        and precision, of the peer with its implementation), their medians `ours_ms` and `peer_ms`, the differences of
+        their logits from the model's, `ours_difference` and `peer_difference`, and of the ratios of their times in each
         round, above 1 where this project is faster, the median `ratio` and the quartiles `ratio_quartiles`; or is None
         where one of the two was not measured.
     """
