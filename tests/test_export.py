@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -613,6 +614,17 @@ def test_programs_with_pickles_are_not_opened(artifacts, tmp_path):
     with pytest.raises(EngineError, match="expected tensors alone, found a pickle"):
         open_engine(folder)
     assert not (folder / "model.pwned").exists()
+
+
+def test_nobody_is_told_of_an_export(tmp_path, monkeypatch):
+    """OpenVINO's converter would fork a process that sends usage data. (Under pytest NNCF does not try.)"""
+    telemetry = pytest.importorskip("openvino_telemetry.main")
+    sent = []
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where consent would be stored
+    monkeypatch.setattr(telemetry.TelemetrySender, "send", lambda *arguments: sent.append(arguments))
+    export(tiny(), tmp_path / "a", "openvino", batch=1, size=(64, 64))
+    assert sent == [] and "CI" not in os.environ
 
 
 def test_openvino_engines_may_go_in_any_order(tmp_path):

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
+from swiftformer.processors import processors
+
 Form = Annotated[
     Optional[Literal["uniform", "l2", "uniform-unnormalized"]],
     typer.Option(help="Numeric form of the model, where its file cannot tell."),
@@ -40,7 +42,7 @@ OnError = Annotated[
     Literal["skip", "raise"],
     typer.Option(help="To segment or detect: leave out wrong annotations and pictures, or refuse the data for one."),
 ]
-WORKERS = min(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+WORKERS = min(2, processors())
 DEFAULT_MODEL = "swiftformer-xs-cifar10"
 MODEL_HELP = "Bundled name, hub id, timm name, folder or file."
 RUNNABLE_HELP = "Bundled name, hub id, timm name, folder, file, or exported artifact."

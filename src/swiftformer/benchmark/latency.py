@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import platform
 import random
 import shutil
@@ -26,6 +25,7 @@ from swiftformer.benchmark.peers import against_peers
 from swiftformer.device import select_device
 from swiftformer.engines.base import checked_threads
 from swiftformer.messages import one_line
+from swiftformer.processors import processors
 from swiftformer.variants import get_variant
 
 logger = logging.getLogger(__name__)
@@ -260,11 +260,6 @@ def summary(by_round: Sequence[Sequence[float]], batch: int) -> dict[str, Any]:
         "calls": len(calls),
         "rounds_ms": rounds,
     }
-
-
-def processors() -> int:
-    """Those that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe_machine(device: str = "cpu") -> dict[str, Any]:

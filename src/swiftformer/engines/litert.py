@@ -10,6 +10,7 @@ import numpy as np
 from swiftformer.artifact import Artifact
 from swiftformer.engines.base import Engine, EngineError, EngineOptions, expect_cpu, expect_stored
 from swiftformer.messages import one_line
+from swiftformer.processors import processors
 
 
 class LiteRtEngine(Engine):
@@ -17,14 +18,14 @@ class LiteRtEngine(Engine):
 
     Args:
         file: the .tflite file.
-        threads: 1 by default, as LiteRT has it.
+        threads: by default one for each processor that this process may run on; LiteRT itself would take one.
     """
 
     def __init__(self, file: Path, artifact: Artifact, threads: int | None = None) -> None:
         from ai_edge_litert.interpreter import Interpreter
 
         try:
-            interpreter = Interpreter(str(file), num_threads=threads)
+            interpreter = Interpreter(str(file), num_threads=threads or processors())
             interpreter.allocate_tensors()
             self.runner = interpreter.get_signature_runner()
             found = [*self.runner.get_input_details(), *self.runner.get_output_details()]

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
+from swiftformer.export.formats import ExportError, Options
 from swiftformer.export.graph import DeployGraph
 from swiftformer.export.torch_export import to_program
 from swiftformer.messages import one_line
-
-if TYPE_CHECKING:
-    from swiftformer.export import Options
 
 
 def write(graph: DeployGraph, options: Options, folder: Path) -> str:
@@ -21,8 +18,6 @@ def write(graph: DeployGraph, options: Options, folder: Path) -> str:
     Raises:
         ExportError: there is no C++ compiler.
     """
-    from swiftformer.export import ExportError
-
     program = to_program(graph, options)
     try:
         torch._inductor.aoti_compile_and_package(program, package_path=str(folder / "model.pt2"))

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 import swiftformer
 from swiftformer.engines.coreml import quiet, unique
+from swiftformer.export.formats import ExportError, Options
 from swiftformer.export.graph import DeployGraph
 from swiftformer.export.half import fit_half
 from swiftformer.export.neural_engine import check_kept, check_neural_engine
-
-if TYPE_CHECKING:
-    from swiftformer.export import Options
 
 FILE = "model.mlpackage"
 PALETTE_BITS = 6
@@ -23,8 +21,6 @@ FACTOR = 32  # of the coarsest map
 
 def write(graph: DeployGraph, options: Options, folder: Path) -> str:
     """See `swiftformer.export.Format`. What the Neural Engine would not take is an ExportError."""
-    from swiftformer.export import ExportError
-
     if options.batch != 1 and (options.normalize or options.labels):
         raise ExportError(f"coreml takes one picture at a time: expected a batch of 1, found {options.batch}")
     segments = graph.net.decode_head is not None

@@ -5,16 +5,14 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from swiftformer.engines.executorch import wrong_pair
+from swiftformer.export.formats import ExportError, Options
 from swiftformer.export.graph import DeployGraph, silent
 from swiftformer.export.half import fit_half
-
-if TYPE_CHECKING:
-    from swiftformer.export import Options
 
 FILE = "model.pte"
 BATCH = 16  # to calibrate with
@@ -27,8 +25,6 @@ SMALLEST_WEIGHT_STEP, SMALLEST_OUTPUT_STEP = 2.0**-18, 2.0**-24
 
 def write(graph: DeployGraph, options: Options, folder: Path) -> str:
     """See `swiftformer.export.Format`. A part that the backend does not take runs in ExecuTorch's own kernels."""
-    from swiftformer.export import ExportError
-
     if problem := wrong_pair():
         raise ExportError(problem)
     # XNNPACK's passes take weights in contiguous memory only.

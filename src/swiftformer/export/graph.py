@@ -19,7 +19,9 @@ from swiftformer.export.formats import LEAST_TRACED
 if TYPE_CHECKING:
     from swiftformer.export.formats import Options
 
-UNCHECKED = "TRANSFORMERS_DISABLE_TORCH_CHECK"
+# Within `silent`. Checks of transformers have no operators in ONNX. OpenVINO and NNCF take this for a CI job and send
+# no usage data: no person was asked, and the process that they fork for it can wait for ever.
+ENVIRONMENT = {"TRANSFORMERS_DISABLE_TORCH_CHECK": "1", "CI": "true", "NNCF_CI": "1"}
 
 
 class DeployGraph(nn.Module):
@@ -66,14 +68,12 @@ def example_for(options: Options) -> Tensor:
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Without what converters print, log and warn of, and without the handlers that some give the root logger.
-
-    Nor with transformers' checks of shapes in the graph, which ONNX has no operators for.
-    """
+    """Without what converters print, log and warn of, and without the handlers that some give the root logger; with
+    `ENVIRONMENT`."""
     root, disabled = logging.getLogger(), logging.root.manager.disable
     handlers, level = list(root.handlers), root.level
-    checked = os.environ.get(UNCHECKED)
-    os.environ[UNCHECKED] = "1"
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
     logging.disable(logging.WARNING)
     try:
         with (
@@ -87,6 +87,7 @@ def silent() -> Iterator[None]:
         logging.disable(disabled)
         root.handlers[:] = handlers
         root.setLevel(level)
-        os.environ.pop(UNCHECKED)
-        if checked is not None:
-            os.environ[UNCHECKED] = checked
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value

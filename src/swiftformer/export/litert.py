@@ -7,19 +7,17 @@ import re
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from swiftformer.deploy import DeploySemanticFPN
+from swiftformer.export.formats import ExportError, Options
 from swiftformer.export.graph import DeployGraph, silent
 from swiftformer.export.half import fit_half
 from swiftformer.heads.semantic_fpn import merged, nearest, pyramid
-
-if TYPE_CHECKING:
-    from swiftformer.export import Options
 
 FILE = "model.tflite"
 QUANTIZED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
@@ -77,8 +75,6 @@ def write(graph: DeployGraph, options: Options, folder: Path) -> str:
 def check_torch() -> None:
     """litert-torch breaks inside with a torch that it was not made for."""
     from packaging.requirements import Requirement
-
-    from swiftformer.export import ExportError
 
     found = metadata.version("torch").split("+")[0]
     wanted = next(Requirement(line) for line in metadata.requires("litert-torch") or () if re.match(r"torch\b", line))

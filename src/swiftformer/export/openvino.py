@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from swiftformer.deploy import DeployAttention
+from swiftformer.export.formats import Options
 from swiftformer.export.graph import DeployGraph, silent
-
-if TYPE_CHECKING:
-    from swiftformer.export import Options
 
 
 def write(graph: DeployGraph, options: Options, folder: Path) -> str:

@@ -21,7 +21,8 @@ def quantize(model: Any, calibration: np.ndarray, float_layers: Sequence[str] = 
         float_layers: names of layers of the fused network to leave as they are.
         batch: that the model is fixed to.
     """
-    import nncf
+    with silent():
+        import nncf
 
     names = [
         node.get_friendly_name()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from swiftformer.deploy import DeployModel
+from swiftformer.export.formats import ExportError
 from swiftformer.export.sensitivity import sensitivities
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,6 @@ def write_within_drop(
     Raises:
         ExportError: not even half of the layers in floating point suffice.
     """
-    from swiftformer.export import ExportError
     from swiftformer.export.calibration import evenly
 
     ranked = list(sensitivities(net, torch.from_numpy(images[evenly(len(images), IMAGES)])))

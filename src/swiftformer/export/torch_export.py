@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
+from swiftformer.export.formats import Options
 from swiftformer.export.graph import DeployGraph, dynamic_shapes, example_for, silent
 from swiftformer.export.half import fit_half
-
-if TYPE_CHECKING:
-    from swiftformer.export import Options
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
