@@ -34,6 +34,7 @@ from swiftformer.data.epoch_loader import seed_generators
 from swiftformer.data.loaders import Normalization
 from swiftformer.detection import SwiftFormerForInstanceSegmentation, SwiftFormerForObjectDetection
 from swiftformer.device import select_device
+from swiftformer.environment import import_openvino
 from swiftformer.evaluate.segmentation import evaluate_segmenter
 from swiftformer.export.graph import silent
 from swiftformer.files import atomic_file
@@ -154,7 +155,7 @@ def runs_of(recipe: Any, backbone: str, classes: list[str], pixels: Tensor, fold
 
 def in_openvino(graph: nn.Module, pixels: Tensor, file: Path) -> dict[str, Run]:
     """A network as OpenVINO's converter takes it, in float32 and bfloat16."""
-    import openvino
+    openvino = import_openvino()
 
     with silent(), torch.no_grad():
         graph = copy.deepcopy(graph).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

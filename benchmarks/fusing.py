@@ -20,12 +20,13 @@ from swiftformer.benchmark.candidates import Case, WithLogits, ours_in_file, pee
 from swiftformer.benchmark.latency import describe_machine, time_calls
 from swiftformer.benchmark.runtimes import Run, open_file
 from swiftformer.deploy import fuse
+from swiftformer.environment import import_openvino
 from swiftformer.export.graph import silent
 
 
 def converted(case: Case, net: nn.Module, name: str) -> Path:
     """A network as OpenVINO converts it."""
-    import openvino
+    openvino = import_openvino()
 
     file = case.folder / f"{name}.xml"
     with silent(), torch.no_grad():

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from swiftformer.benchmark.runtimes import open_file
 from swiftformer.convert import convert_state_dict
 from swiftformer.deploy import fuse
+from swiftformer.environment import import_openvino
 from swiftformer.export import export
 from swiftformer.export.compare import pictures, samples
 from swiftformer.export.graph import silent
@@ -238,8 +239,7 @@ def peer_in_onnx(name: str) -> Callable[[Case], Path]:
 
 def peer_in_openvino(name: str, int8: bool = False) -> Callable[[Case], Path]:
     def write(case: Case) -> Path:
-        import openvino
-
+        openvino = import_openvino()
         file = case.folder / f"{name}{'-int8' if int8 else ''}.xml"
         if file.exists():
             return file

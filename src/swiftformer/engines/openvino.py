@@ -11,6 +11,7 @@ import numpy as np
 
 from swiftformer.artifact import Artifact
 from swiftformer.engines.base import Engine, EngineError, EngineOptions
+from swiftformer.environment import import_openvino
 from swiftformer.messages import one_line
 
 TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -32,9 +33,7 @@ def shared_core() -> Any:
 
 @cache
 def _core() -> Any:
-    import openvino
-
-    return openvino.Core()
+    return import_openvino().Core()
 
 
 def _is_onnx(file: Path) -> bool:

@@ -148,11 +148,12 @@ def evaluate_reference(
     """
     source = open_source(data, split, level=level)
     net: Any
+    given: Any = model
     if runs_as_it_is(model, engine, precision, threads):
         net = model if isinstance(model, nn.Module) else load(model, form=form, task="classification")
         names, preprocessing = list(labels_of(net.config)), net.preprocessing
     else:
-        net = _InEngine(open_engine(model, engine, device=device, precision=precision, threads=threads, form=form))
+        net = _InEngine(open_engine(given, engine, device=device, precision=precision, threads=threads, form=form))
         names, preprocessing, device = list(net.engine.labels), net.engine.preprocessing, "cpu"
     source.labels = match_classes(names, source.classes, source.labels)
     with join_processes(device) as processes:

@@ -208,13 +208,14 @@ def evaluate_reference(
         CheckpointError: the model cannot be loaded.
     """
     net: Any
+    given: Any = model
     if runs_as_it_is(model, engine, precision, threads):
         net = model if isinstance(model, nn.Module) else load(model, form=form)
         expect_dense(net)
         names = list(labels_of(net.config))
         preprocessing = net.preprocessing.uncropped(short_side)
     else:
-        opened = open_segmenter(model, engine, device, precision, threads, form)
+        opened = open_segmenter(given, engine, device, precision, threads, form)
         size = window_of(opened, window)
         names, device = list(opened.labels), "cpu"
         preprocessing = preprocessing_of(opened, short_side, slide=size is not None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -14,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from swiftformer.deploy import DeployModel
+from swiftformer.environment import NO_USAGE_DATA, environment
 from swiftformer.export.formats import LEAST_TRACED
 
 if TYPE_CHECKING:
     from swiftformer.export.formats import Options
 
-# Within `silent`. Checks of transformers have no operators in ONNX. OpenVINO and NNCF take this for a CI job and send
-# no usage data: no person was asked, and the process that they fork for it can wait for ever.
-ENVIRONMENT = {"TRANSFORMERS_DISABLE_TORCH_CHECK": "1", "CI": "true", "NNCF_CI": "1"}
+# Of shapes in the graph, which ONNX has no operators for.
+UNCHECKED = {"TRANSFORMERS_DISABLE_TORCH_CHECK": "1"}
 
 
 class DeployGraph(nn.Module):
@@ -68,15 +67,16 @@ def example_for(options: Options) -> Tensor:
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Without what converters print, log and warn of, and without the handlers that some give the root logger; with
-    `ENVIRONMENT`."""
+    """Without what converters print, log, warn of and send, and without the handlers that some give the root logger.
+
+    Nor with transformers' checks.
+    """
     root, disabled = logging.getLogger(), logging.root.manager.disable
     handlers, level = list(root.handlers), root.level
-    before = {name: os.environ.get(name) for name in ENVIRONMENT}
-    os.environ.update(ENVIRONMENT)
     logging.disable(logging.WARNING)
     try:
         with (
+            environment(UNCHECKED | NO_USAGE_DATA),
             warnings.catch_warnings(),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
@@ -87,7 +87,3 @@ def silent() -> Iterator[None]:
         logging.disable(disabled)
         root.handlers[:] = handlers
         root.setLevel(level)
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value

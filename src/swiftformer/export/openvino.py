@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from swiftformer.deploy import DeployAttention
+from swiftformer.environment import import_openvino
 from swiftformer.export.formats import Options
 from swiftformer.export.graph import DeployGraph, silent
 
 
 def write(graph: DeployGraph, options: Options, folder: Path) -> str:
     """See `swiftformer.export.Format`."""
-    import openvino
-
+    openvino = import_openvino()
     model = to_openvino(graph, options)
     if options.precision == "int8":
         from swiftformer.export.quantize_openvino import quantize
@@ -30,8 +30,7 @@ def write(graph: DeployGraph, options: Options, folder: Path) -> str:
 
 def to_openvino(graph: DeployGraph, options: Options) -> Any:
     """The openvino.Model of a graph, in float32."""
-    import openvino
-
+    openvino = import_openvino()
     graph = copy.deepcopy(graph)
     for attention in (module for module in graph.modules() if isinstance(module, DeployAttention)):
         attention.key_query = TwoProducts(attention.key_query)
