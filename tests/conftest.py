@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterator
@@ -21,6 +22,15 @@ from swiftformer import SwiftFormerConfig, SwiftFormerForImageClassification
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TINY = {"depths": [2, 1, 2, 1], "embed_dims": [16, 24, 32, 48]}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_usage_data() -> None:
+    """OpenVINO sends some when a test imports it."""
+    with contextlib.suppress(ImportError):
+        from openvino_telemetry.main import TelemetrySender
+
+        TelemetrySender.send = lambda *arguments: None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

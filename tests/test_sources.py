@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import pickle
 import re
 import shutil
@@ -235,6 +236,13 @@ def test_pictures_without_classes_are_no_split(image_folder):
     shutil.move(image_folder / "val" / "red", image_folder / "test")
     shutil.rmtree(image_folder / "val")
     assert len(open_source(image_folder, "train")) == 44 and len(open_source(image_folder, "val")) == 4
+    (image_folder / "val").mkdir()
+    with pytest.raises(ValueError, match="val: expected one folder of images per class, found none"):
+        open_source(image_folder, "val")
+    (image_folder / "val" / "red").mkdir()
+    (image_folder / "val" / "red" / "1.heic").write_bytes(b"x")
+    with pytest.raises(ValueError, match="found 1 files .heic, which are not read"):
+        open_source(image_folder, "val")
 
 
 def test_pictures_that_phones_and_browsers_save(image_folder, caplog):
@@ -255,7 +263,7 @@ def test_a_user_without_a_home_has_a_cache(monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr("pathlib.Path.expanduser", homeless)
-    assert cache_folder() == Path(tempfile.gettempdir()) / "swiftformer"
+    assert cache_folder() == Path(tempfile.gettempdir()) / f"swiftformer-{os.getuid()}"
 
 
 def test_hidden_files_and_folders_are_left_out(image_folder):

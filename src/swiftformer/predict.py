@@ -185,7 +185,7 @@ def _opened(
         return model
     if isinstance(model, (str, Path)):
         opened = open_engine(model, engine, device=device, precision=precision, threads=threads, form=form)
-        if (task := stored_task(model)) not in ("classification", "backbone"):
+        if (task := opened.task or stored_task(model)) not in ("classification", "backbone"):
             raise ValueError(f"{model}: expected a classifier, found a model for {task}")
         return opened
     from swiftformer.engines.torch import TorchEngine

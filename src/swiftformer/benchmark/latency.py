@@ -9,8 +9,8 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from itertools import chain, product
 from pathlib import Path
@@ -31,7 +31,7 @@ from swiftformer.variants import get_variant
 logger = logging.getLogger(__name__)
 
 # Largest difference of the logits over their largest value, by precision: a peer beyond it computes something else. Of
-# several variants at 32 to 224 pixels, bf16 was found to differ by up to 0.05, int8 by up to 0.43 here and 0.56 in
+# several variants at 32 to 224 pixels, bf16 was found to differ by up to 0.05, int8 by up to 0.43 here and 0.57 in
 # peers; what ignores its pictures differs by 1. On a GPU torch's convolutions of float32 are of TF32: ten bits.
 AGREEMENT = {"fp32": 1e-3, "tf32": 0.02, "bf16": 0.15, "fp16": 0.05, "int8": 0.6}
 AS_FLOAT32 = 1e-4  # what should be bfloat16 and differs by less is not: that differs by a hundred times as much
@@ -108,12 +108,21 @@ def run_benchmark(
     machine = describe_machine(device) | {"threads": threads}
     result: dict[str, Any] = {"machine": machine, "not_installed": missing, "rows": rows, "against_peers": []}
     # Beyond its limit of compilations dynamo would run a function eagerly, and only log that.
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+    with _keeping_threads(), torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for variant, batch, size in product(dict.fromkeys(variants), dict.fromkeys(batches), dict.fromkeys(sizes)):
             rows += _measure(chosen, variant, batch, size, threads, device, rounds, seconds, footprints, progress)
             result["against_peers"] = against_peers(rows)
             save(result)
     return result
+
+
+@contextmanager
+def _keeping_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _asked_for(
@@ -127,7 +136,7 @@ def _asked_for(
             raise ValueError(f"{field}s: expected some of {', '.join(known)}, found {', '.join(unknown)}")
         found = [candidate for candidate in found if not names or getattr(candidate, field) in names]
     if not (found_here := [candidate for candidate in found if device.split(":")[0] in candidate.devices]):
-        asked = ", ".join((*implementations, *engines, *precisions))
+        asked = ", ".join((*implementations, *engines, *precisions)) or "all"
         raise ValueError(f"expected a candidate that runs on {device}, found none of {asked}")
     return found_here
 

@@ -16,7 +16,9 @@ def cache_folder() -> Path:
     if own := os.environ.get("SWIFTFORMER_CACHE"):
         return expanded(own)
     shared = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return (shared if shared.is_absolute() else Path(tempfile.gettempdir())) / "swiftformer"
+    if shared.is_absolute():
+        return shared / "swiftformer"
+    return Path(tempfile.gettempdir()) / f"swiftformer-{os.getuid()}"
 
 
 def cached_path(kind: str, file: Path, suffix: str, *details: object) -> Path:

@@ -74,7 +74,8 @@ class ImageFolderSource(FileSource):
         classes = [name for name in folders if name not in empty]
         files = [str(file.relative_to(root)) for name in classes for file in found[name]]
         if not files:
-            raise ValueError(f"{root}: expected one folder of images per class, found none")
+            found_kinds = f"{len(unread)} files {unread[0].suffix}, which are not read" if unread else "none"
+            raise ValueError(f"{root}: expected one folder of images per class, found {found_kinds}")
         if empty:
             _tell(f"{root}: no classes are made of {len(empty)} folders without pictures ({shortened(empty)})")
         if unread:
@@ -92,8 +93,9 @@ def find(root: Path, names: Iterable[str]) -> Splits:
         called = {usual(name): name for name in inside} | called  # `Train`, but rather `train`
     places = {usual(name): root / called[usual(name)] for name in names if usual(name) in called}
     folders = {name: place for name, place in places.items() if _is_split(place, others)}
-    if any(_has_folders(place) for place in folders.values()):  # pictures without classes may lie beside them
-        folders = {name: place for name, place in folders.items() if _has_folders(place)}
+    for name in ("test", "testing"):  # of contests: pictures without classes, beside others with them
+        if name in folders and len(folders) > 1 and not _has_folders(folders[name]) and any(_pictures(folders[name])):
+            del folders[name]
     if train := next((folders[name] for name in SPLIT_ALIASES["train"] if name in folders), None):
         classes = {entry.name for entry in os.scandir(train) if entry.is_dir() and not _hidden(entry.name)}
         for name in inside:

@@ -25,6 +25,7 @@ NUMBERS = re.compile(r"[-_.]?\d+(?:-of-\d+)?$")
 IMAGE_COLUMNS = ("image", "img", "picture")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
 MOST_UNUSED = 100  # times as many numbers as classes that have pictures
+FEW_ENOUGH = 30_000  # classes, of which the pictures of a split may show few
 IN_MEMORY = 2 * 2**30  # bytes on disk, of all files together
 
 
@@ -175,7 +176,7 @@ def numbered_classes(labels: Sequence[int], name: str) -> list[str]:
         ValueError: most of them have no picture, as where labels are the numbers of products.
     """
     count, used = max(labels) + 1, len({*labels})
-    if count > max(MOST_UNUSED * used, 1000):
+    if count > max(MOST_UNUSED * used, FEW_ENOUGH):
         raise ValueError(f"{name}: expected labels from 0 on, found {used} different ones up to {count - 1}")
     return [str(label) for label in range(count)]
 

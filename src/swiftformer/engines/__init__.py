@@ -146,7 +146,7 @@ def _open_artifact(reference: str | Path, engine: str, options: EngineOptions) -
     for name in _able(artifact) if engine == "auto" else [engine]:
         try:
             opened = _open_in(name, expanded(reference), artifact, options)
-            opened.problem_type = artifact.source.get("problem_type")
+            opened.problem_type, opened.task = artifact.source.get("problem_type"), artifact.task
             return opened
         except EngineError as error:
             refused[name] = error

@@ -109,6 +109,7 @@ class Engine(ABC):
         outputs: names of what a call returns, in order.
         input_shape: batch, channels, height and width of the input; None for what is free.
         problem_type: of a classifier, transformers'; None for one class per picture.
+        task: of an artifact, a `swiftformer.model_kinds.Task`.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Engine(ABC):
     outputs: tuple[str, ...]
     input_shape: tuple[int | None, int | None, int | None, int | None]
     problem_type: str | None = None
+    task: str | None = None
 
     def __call__(self, batch: np.ndarray) -> dict[str, np.ndarray]:
         """`(N, channels, H, W)` to arrays of N rows each, by the names of `outputs`.

@@ -77,7 +77,7 @@ def evaluate_classifier(
         bins[1].index_add_(0, places, (best[:, 0] == labels).float())
         progress(len(labels))
     if processes.max(broken.long()).item():  # asked by all processes, so that none waits for one that has raised
-        raise ValueError("expected finite logits, found others (weights that are not finite?)")
+        raise FloatingPointError("expected finite logits, found others (weights or statistics that are not finite?)")
     entries = int(processes.max(torch.tensor([len(confusion)], device=device)).item())
     if len(confusion) == 0:  # a process whose share is empty adds nothing
         confusion = torch.zeros(entries, device=device, dtype=torch.long)

@@ -84,9 +84,11 @@ class ClassificationObjective:
             with self.autocast:
                 told = self.teacher(pixels)
         else:
-            told = self.teacher_logits[indices].to(logits)
-            # Of a picture that could not be read when the teacher was asked: nothing to learn from it.
-            told = torch.where(told.isfinite().all(dim=1, keepdim=True), told, logits.detach())
+            told = self.teacher_logits[indices]
+            known = told.isfinite().all(dim=1)  # but for pictures that could not be read when the teacher was asked
+            if not known.any():
+                return loss + 0 * logits.sum()  # all weights have gradients in every process
+            told, logits = told[known].to(logits), logits[known.to(logits.device)]
         kind, alpha, tau = self.recipe.distillation, self.recipe.distillation_alpha, self.recipe.distillation_tau
         return distillation_loss(loss, logits, told, kind, alpha, tau)
 

@@ -319,8 +319,8 @@ def get_recipe(name: str, settings: Iterable[str] = ()) -> Any:
 
     Args:
         name: a key of `RECIPES`.
-        settings: `key=value`, each key a field of the recipe; tuples are written `0.5,1`. Fewer epochs than the recipe
-            warms up for are warmed up for half of them, unless `warmup_epochs` says otherwise.
+        settings: `key=value`, each key a field of the recipe; tuples are written `0.5,1`. Epochs that are no more than
+            the recipe warms up for are warmed up for half of them, unless `warmup_epochs` says otherwise.
 
     Returns:
         The recipe of the task that it is for.

@@ -124,9 +124,8 @@ class TrainingStep:
             self.ema.update(self.net, step=number)
 
     def has_finite_weights(self) -> bool:
-        """Whether no weight and no statistic of the network is infinite or NaN."""
-        tensors = [*self.net.parameters(), *(b for b in self.net.buffers() if b.is_floating_point())]
-        norms = torch._foreach_norm([tensor.detach() for tensor in tensors])
+        """Whether no weight of the network is infinite or NaN."""
+        norms = torch._foreach_norm([p.detach() for p in self.net.parameters()])
         return bool(torch.stack(norms).isfinite().all())
 
     def state_dict(self) -> dict[str, Any]:
