@@ -61,7 +61,7 @@ def cached_logits(
         known[0] = processes.main and _is_of(path, key)
     if not processes.sum(known).item():
         logits = torch.zeros(len(source), len(source.classes), dtype=torch.float16)
-        told = torch.zeros(len(source), dtype=torch.uint8)
+        told = torch.zeros(len(source), dtype=torch.int32)  # how many processes know a row
         begun = output / BEGUN
         with suppress(OSError, SafetensorError):
             if processes.main and _is_of(begun, key):
