@@ -363,6 +363,7 @@ def test_large_tables_are_unpacked_and_mapped(tmp_path, monkeypatch, caplog, cac
 
 
 def test_missing_path_and_unreachable_name():
+    pytest.importorskip("datasets")
     with pytest.raises(ValueError, match="/no/such/folder: no such file or folder"):
         open_source("/no/such/folder", "val")
     for address in ("s3://bucket/x.tar", "https://example.org/{000..146}.tar"):
@@ -373,6 +374,8 @@ def test_missing_path_and_unreachable_name():
 
 
 def test_a_name_unknown_to_the_hub_is_told_at_once(monkeypatch, tmp_path):
+    pytest.importorskip("datasets")
+
     def refuse(*_, **__):
         raise ConnectionError("no network")
 
