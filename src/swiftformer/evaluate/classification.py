@@ -49,6 +49,7 @@ def evaluate_classifier(
 
     Raises:
         ValueError: no image could be read.
+        FloatingPointError: logits are infinite or NaN, in any process.
     """
     processes = processes or Processes(0, 1, torch.device(device))
     device = processes.device
@@ -145,6 +146,7 @@ def evaluate_reference(
     Raises:
         ValueError: the data set has classes that the model does not know.
         CheckpointError: the model cannot be loaded.
+        FloatingPointError: its logits are infinite or NaN.
     """
     source = open_source(data, split, level=level)
     net: Any

@@ -83,7 +83,7 @@ def train(
             not set, or other files, or another process trains there, or sees other data or another recipe; there is
             nothing to resume, or its recipe, classes, number of images, variant or model differ.
         OSError: `output` cannot be written, or the disk is full; the last state stays.
-        FloatingPointError: the loss is not finite; the last state stays.
+        FloatingPointError: the loss, or what is evaluated, is not finite; the last state stays.
         TrainingStopped: SIGTERM or Ctrl-C came; the state is saved, in the middle of an epoch too.
         LoaderError: the processes that load images keep dying; a single training process has saved the state.
     """
