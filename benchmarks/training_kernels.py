@@ -1,5 +1,5 @@
-"""What training takes from swiftformer-native, against torch: GELU, BatchNorm, depth-wise convolutions, MLPs and the
-sum with a scaled branch.
+"""What training takes from swiftformer-native, against torch: GELU, BatchNorm, L2 normalisation, depth-wise
+convolutions, MLPs and the sum with a scaled branch.
 
     python benchmarks/training_kernels.py
 
@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from swiftformer import training_operators
+from swiftformer.attention import l2_normalize
 from swiftformer.train.memory import keep_freed_memory
-from swiftformer.training_operators import KERNELS, batch_norm, depth_wise, gelu, mlp, sum_with_scaled
+from swiftformer.training_operators import batch_norm, depth_wise, gelu, mlp, sum_with_scaled
 
 STAGES = (48, 56, 112, 220)  # channels
 
@@ -28,6 +30,7 @@ class Case:
     """What torch does, what the kernels do, what both take, and what they learn."""
 
     def __init__(self, name: str, theirs: Callable, ours: Callable, inputs: list[Tensor], *weights: Tensor) -> None:
+        self.map = "x".join(str(size) for size in inputs[0].shape[1:])
         self.name, self.functions, self.inputs, self.learned = name, (theirs, ours), inputs, [*inputs, *weights]
 
 
@@ -43,6 +46,15 @@ def batch_norm_case(batch: int, channels: int, side: int) -> Case:
         return batch_norm(x, norm.weight, norm.bias, norm.eps)[0]
 
     return Case("BatchNorm", norm, ours, [maps(batch, channels, side)], norm.weight, norm.bias)
+
+
+def l2_normalize_case(batch: int, channels: int, side: int) -> Case:
+    tokens = torch.randn(batch, side * side, channels).bfloat16().requires_grad_()
+
+    def theirs(x: Tensor) -> Tensor:  # as autocast does
+        return F.normalize(x.float(), dim=-1).bfloat16()
+
+    return Case("L2 normalisation", theirs, lambda x: l2_normalize(x, -1), [tokens])
 
 
 def depth_wise_case(batch: int, channels: int, side: int) -> Case:
@@ -83,6 +95,7 @@ def cases(batch: int, channels: int, side: int) -> list[Case]:
         mlp_case(batch, channels, side),
         Case("GELU", F.gelu, gelu, [maps(batch, 4 * channels, side)]),
         batch_norm_case(batch, channels, side),
+        l2_normalize_case(batch, channels, side),
         depth_wise_case(batch, channels, side),
         Case("scaled sum", theirs, sum_with_scaled, summed),
     ]
@@ -108,7 +121,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="pixels of a picture each way")
     parser.add_argument("--rounds", type=int, default=30)
     arguments = parser.parse_args()
-    if KERNELS is None:
+    if training_operators.KERNELS is None:
         parser.error("expected swiftformer-native and a processor with AVX-512 BF16, found none")
     batch, size = arguments.batch, arguments.size
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, batch {batch}, {size} pixels\n")
@@ -117,9 +130,8 @@ def main() -> None:
     found = [batch_norm_case(batch, 24, size // 2)]  # the stem's
     found += [case for stage, channels in enumerate(STAGES) for case in cases(batch, channels, size // (4 << stage))]
     for case in found:
-        _, channels, side, _ = case.inputs[0].shape
         before, after = milliseconds(case.functions, case.inputs, case.learned, arguments.rounds)
-        print(f"| {case.name} | {channels}x{side}x{side} | {before:.2f} | {after:.2f} | {before / after:.1f} |")
+        print(f"| {case.name} | {case.map} | {before:.2f} | {after:.2f} | {before / after:.1f} |")
 
 
 if __name__ == "__main__":

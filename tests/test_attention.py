@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from conftest import relative
+from swiftformer import attention
 from swiftformer.attention import ATTENTION_MODULES, EfficientAdditiveAttention, SelfAttention, l2_normalize
-from swiftformer.convolutions import scaled
+from swiftformer.convolutions import in_autocast, scaled
 
 
 def test_another_weighting_is_refused():
@@ -180,6 +181,28 @@ def test_hooks_of_scaled_layers_are_called(register):
     getattr(layer, register)(lambda *_: calls.append(1))
     scaled(layer, torch.randn(5, 6, requires_grad=True), torch.ones(4)).sum().backward()
     assert calls == [1]
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_tokens_are_rounded_once_for_queries_and_keys(watched, monkeypatch):
+    module, x, seen = EfficientAdditiveAttention(48), torch.randn(2, 9, 48), []
+    if watched:  # by somebody who counts on what the layer was given
+        module.to_key.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = module(x)
+        monkeypatch.setattr(attention, "in_autocast", lambda x: pytest.fail("rounded") if watched else x)
+        wanted = module(x)
+    assert torch.equal(found, wanted)
+    assert seen == [torch.float32, torch.float32] * watched
+
+
+def test_what_autocast_rounds():
+    x = torch.randn(3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert in_autocast(x).dtype == torch.bfloat16
+        for other in (x.double(), x.long(), x.to("meta"), x.half()):
+            assert in_autocast(other) is other
+    assert in_autocast(x) is x
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

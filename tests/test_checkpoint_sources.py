@@ -10,10 +10,11 @@ import pytest
 import timm
 import torch
 import transformers
+from PIL import Image
 from safetensors.torch import save_file
 
 from conftest import TINY, randomize, relative, tiny
-from swiftformer import CheckpointError, Preprocessing, load, save
+from swiftformer import CheckpointError, Preprocessing, classify, load, save
 from swiftformer.image_processing import TIMM
 
 X = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -35,6 +36,8 @@ def hub(tmp_path: Path, repo: str, files: dict[str, bytes]) -> Path:
 @pytest.fixture
 def local_hub(tmp_path, monkeypatch):
     import huggingface_hub.constants
+
+    monkeypatch.setattr("swiftformer.locate._snapshots", {})
 
     def make(repo: str, files: dict[str, bytes]) -> None:
         cache = hub(tmp_path, repo, files)
@@ -71,6 +74,28 @@ def test_transformers_hub_id_with_only_a_bin_file(local_hub, tmp_path):
     with torch.no_grad():
         assert model.config.form == "uniform" and relative(model(X).logits, stock(X).logits) < 1e-5
     assert model.preprocessing == Preprocessing(interpolation="bicubic")
+
+
+def test_the_hub_is_asked_once_by_a_process(local_hub, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    folder = save(tiny(), tmp_path / "model")
+    names = ("config.json", "model.safetensors", "preprocessor_config.json")
+    local_hub("someone/tiny", {name: (folder / name).read_bytes() for name in names})
+    asked, download = [], huggingface_hub.snapshot_download
+
+    def counted(repo, **options):
+        asked.append(repo)
+        return download(repo, **options)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", counted)
+    image = Image.new("RGB", (40, 40))
+    first, second = (list(classify(image, "someone/tiny")) for _ in range(2))
+    assert asked == ["someone/tiny"] and first == second
+    (tmp_path / "hub").rename(tmp_path / "elsewhere")  # as a person does who cleans the cache
+    with pytest.raises(CheckpointError, match="not to be had from the hub"):
+        load("someone/tiny")
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize("name", ["swiftformer_xs", "swiftformer_xs.dist_in1k", "timm/swiftformer_xs.dist_in1k",

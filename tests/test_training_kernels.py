@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from conftest import relative, tiny
 from swiftformer import convolutions, training_kernels, training_operators
 from swiftformer import mlp as mlp_module
+from swiftformer.attention import l2_normalize
 from swiftformer.convolutions import DepthWiseConv2d, PointWiseConv2d
 from swiftformer.mlp import mlp
 from swiftformer.model import DropPath
@@ -170,6 +171,74 @@ def test_batch_norm(channels, offset, monkeypatch):
         assert (one.double() - other).norm() < 3e-3 * other.norm()
     for name, buffer in ours.named_buffers():
         torch.testing.assert_close(buffer.double(), exact.get_buffer(name).double(), rtol=1e-5, atol=1e-6)
+
+
+@needs_kernels
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=1, max_size=3), channels=st.sampled_from([1, 15, 16, 17, 56]),
+    layout=st.sampled_from(["rows", "columns", "one gradient for all"]), scale=st.sampled_from([1.0, 1e-6, 0.0, 1e15]),
+)  # fmt: skip
+def test_l2_normalize(shape, channels, layout, scale):
+    def values(seed):
+        some = torch.randn(*shape, channels, generator=torch.Generator().manual_seed(seed)).bfloat16()
+        return some.transpose(0, -1).contiguous().transpose(0, -1) if layout == "columns" else some
+
+    x, upstream = (scale * values(0)).requires_grad_(), values(1)
+    if layout == "one gradient for all":
+        upstream = torch.ones(1, dtype=torch.bfloat16).expand_as(x)
+    y = l2_normalize(x, -1)
+    (found,) = torch.autograd.grad(y, x, upstream)
+    wide = x.detach().double().requires_grad_()
+    exact = F.normalize(wide, dim=-1)
+    (wanted,) = torch.autograd.grad(exact, wide, upstream.double())
+    torch.testing.assert_close(y.double(), exact, rtol=2**-8, atol=1e-12)
+    assert found.dtype == y.dtype == torch.bfloat16
+    size = upstream.double().norm(dim=-1, keepdim=True) / wide.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    # What is left across y of two values rounded to bfloat16.
+    assert ((found.double() - wanted).abs() <= 0.01 * size).all()
+
+
+@needs_kernels
+@pytest.mark.parametrize("case", ["float32", "another dimension", "nothing", "one number"])
+def test_other_l2_normalisations_are_torchs(case, monkeypatch):
+    called = []
+    monkeypatch.setattr(training_operators, "_call", lambda name, *arguments: called.append(name))
+    shape = {"nothing": (2, 5, 0), "one number": ()}.get(case, (2, 5, 6))
+    x = torch.randn(shape).to(torch.float32 if case == "float32" else torch.bfloat16)
+    dim = 1 if case == "another dimension" else -1
+    y = l2_normalize(x.requires_grad_(), dim)
+    torch.testing.assert_close(y, F.normalize(x.float(), dim=dim).to(x.dtype))
+    assert not called
+
+
+@needs_kernels
+def test_second_derivatives_of_an_l2_normalisation():
+    """Which the kernel has no part in."""
+    x, upstream = torch.randn(4, 48).bfloat16().requires_grad_(), torch.randn(4, 48).bfloat16()
+    wide = x.detach().double().requires_grad_()
+    found = []
+    for one, other, function in ((x, upstream, l2_normalize), (wide, upstream.double(), F.normalize)):
+        (first,) = torch.autograd.grad(function(one, dim=-1), one, other, create_graph=True)
+        found.append(torch.autograd.grad(first.double().square().sum(), one)[0].double())
+    assert (found[0] - found[1]).norm() < 0.03 * found[1].norm()
+
+
+@needs_kernels
+def test_several_gradients_of_an_l2_normalisation_at_once():
+    x = torch.randn(3, 4).bfloat16().requires_grad_()
+    y, upstream = l2_normalize(x, -1), torch.randn(5, 3, 4).bfloat16()
+    (found,) = torch.autograd.grad(y, x, upstream, is_grads_batched=True, retain_graph=True)
+    wanted = [torch.autograd.grad(y, x, each, retain_graph=True)[0] for each in upstream]
+    torch.testing.assert_close(found, torch.stack(wanted), rtol=2e-2, atol=2e-2)
+
+
+@needs_kernels
+def test_l2_normalisations_refuse_what_their_kernels_would_read_beyond():
+    y, inverse = training_operators.l2_normalize(torch.randn(3, 4).bfloat16())
+    for gradient, factors in ((y[:2], inverse), (y, inverse[:2]), (y, inverse.double()), (y.float(), inverse)):
+        with pytest.raises(ValueError, match="expected"):
+            training_operators.l2_normalize_gradient(gradient, y, factors)
 
 
 @pytest.mark.parametrize("case", ["evaluation", "float32", "no momentum", "no weights", "small", "contiguous"])
@@ -453,6 +522,8 @@ def refuse(*arguments):
 @pytest.mark.parametrize("case", ["float32", "no gradient", "evaluation", "scales of bfloat16"])
 def test_nothing_changes_where_nothing_is_learned_in_bfloat16(case, monkeypatch):
     names = ("gelu", "add_scaled", "batch_norm", "depth_wise", "mlp")
+    if case != "evaluation":  # which the normalisation does not know of
+        names += ("l2_normalize",)
     monkeypatch.setattr(training_kernels, "LARGE", 0)
     net, x = tiny().to(memory_format=torch.channels_last).train(case != "evaluation"), maps(2, 3, 64, 64)
     if case == "scales of bfloat16":
@@ -483,8 +554,9 @@ def test_a_network_in_training_uses_every_kernel(monkeypatch):
     monkeypatch.setattr(training_kernels, "MOST_CHANNELS", 16)  # wider ones take GELU alone
     monkeypatch.setattr(training_operators, "KERNELS", Spy())
     gradients(tiny().to(memory_format=torch.channels_last).train(), maps(2, 3, 64, 64, dtype=torch.float32))
-    expected = {"gelu", "add_scaled", "batch_norm", "depth_wise", "mlp"}
+    expected = {"gelu", "add_scaled", "batch_norm", "l2_normalize", "depth_wise", "mlp"}
     expected |= {"gelu_gradient", "scaled_gradient", "batch_norm_gradient", "depth_wise_gradient", "mlp_gradient"}
+    expected |= {"l2_normalize_gradient"}
     assert called == expected
 
 
@@ -562,21 +634,24 @@ def test_a_branch_that_is_dropped(drop):
     [
         None,
         SimpleNamespace(),
-        SimpleNamespace(training=SimpleNamespace(has_openmp=lambda: False, supported=lambda: ["avx512_bf16"])),
+        SimpleNamespace(training=SimpleNamespace(has_openmp=lambda: True, supported=lambda: ["avx512_bf16"])),
+        SimpleNamespace(
+            training=SimpleNamespace(has_openmp=lambda: False, supported=lambda: ["avx512_bf16"], l2_normalize=None)
+        ),
     ],
 )
 def test_broken_and_older_packages_are_told_and_other_processors_have_no_kernels(module, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "swiftformer_native", module)
     assert training_operators.find() is None
-    broken = module is None or not hasattr(module, "training")
-    assert ("swiftformer_native is older or broken" in caplog.text) == broken
+    newest = hasattr(getattr(module, "training", None), "l2_normalize")
+    assert ("swiftformer_native is older" in caplog.text) == (not newest)
 
 
-@pytest.mark.parametrize(("names", "sets"), [(["gelu_float32"], ["plain"]), ([], ["plain", "avx2"])])
-def test_float32_needs_a_newer_package_and_processor(names, sets, monkeypatch):
-    training = SimpleNamespace(has_openmp=lambda: True, **dict.fromkeys(names, print))
+@pytest.mark.parametrize("sets", [["plain"], ["plain", "avx2"]])
+def test_float32_needs_more_than_the_reference(sets, monkeypatch):
+    training = SimpleNamespace(has_openmp=lambda: True, l2_normalize=None)
     monkeypatch.setitem(sys.modules, "swiftformer_native", SimpleNamespace(training=training, supported=lambda: sets))
-    assert training_operators.find() is training and not training_operators.knows_float32(training)
+    assert training_operators.find() is training and training_operators.knows_float32() == (len(sets) > 1)
 
 
 needs_float_kernels = pytest.mark.skipif(

@@ -172,6 +172,23 @@ void add_training(nb::module_ m) {
       "bias_gradient"_a, "threads"_a, "isa"_a, Release(),
       "The gradients of x, weight and bias in batch_norm, from that of its result.");
   m.def(
+      "l2_normalize",
+      [](uintptr_t x, int64_t rows, int channels, uintptr_t y, uintptr_t inverse, int threads, const std::string& isa) {
+        l2_normalize(training_kernels_for(isa), at<const Bf16>(x), rows, channels, at<Bf16>(y), at<float>(inverse),
+                     threads);
+      },
+      "x"_a, "rows"_a, "channels"_a, "y"_a, "inverse"_a, "threads"_a, "isa"_a, Release(),
+      "Rows of bfloat16 divided by their L2 norms; also gives what they were multiplied by, in float32.");
+  m.def(
+      "l2_normalize_gradient",
+      [](uintptr_t gradient, uintptr_t y, uintptr_t inverse, int64_t rows, int channels, uintptr_t to, int threads,
+         const std::string& isa) {
+        l2_normalize_gradient(training_kernels_for(isa), at<const Bf16>(gradient), at<const Bf16>(y),
+                              at<const float>(inverse), rows, channels, at<Bf16>(to), threads);
+      },
+      "gradient"_a, "y"_a, "inverse"_a, "rows"_a, "channels"_a, "to"_a, "threads"_a, "isa"_a, Release(),
+      "The gradient of x in l2_normalize, from that of its result.");
+  m.def(
       "depth_wise",
       [](uintptr_t x, bool x_is_bf16, int64_t pictures, int height, int width, int channels, uintptr_t weight,
          uintptr_t bias, uintptr_t y, int threads, const std::string& isa) {

@@ -164,6 +164,43 @@ inline void batch_norms(const std::string& isa, const TrainingKernels& kernels) 
   report("training " + isa + ", gradient of its weights", weights.found, 1e-4, weights.where);
 }
 
+// With rows of zeros, and rows whose squares are smaller than float32 knows.
+inline void l2_normalizations(const std::string& isa, const TrainingKernels& kernels) {
+  Some some;
+  Worst normals, inverses, gradients;
+  for (int channels : {1, 15, 16, 48, 56, 220}) {
+    for (int64_t rows : {1, 7, 1500}) {
+      const int64_t count = rows * channels;
+      const std::vector<Bf16> gradient = some.halves(count);
+      std::vector<Bf16> x = some.halves(count), y(count), to(count);
+      std::vector<float> inverse(rows);
+      if (rows > 2) std::fill_n(x.begin() + channels, channels, Bf16{0});
+      if (rows > 2) std::fill_n(x.begin() + 2 * channels, channels, Bf16{static_cast<uint16_t>(rounded(1e-30))});
+      swiftformer::l2_normalize(kernels, x.data(), rows, channels, y.data(), inverse.data(), 3);
+      swiftformer::l2_normalize_gradient(kernels, gradient.data(), y.data(), inverse.data(), rows, channels, to.data(),
+                                         3);
+      for (int64_t row = 0; row < rows; ++row) {
+        double squares = 0, along = 0, size = 0;
+        for (int64_t i = row * channels; i < (row + 1) * channels; ++i) {
+          squares += value(x[i]) * value(x[i]);
+          along += value(y[i]) * value(gradient[i]);
+          size += value(gradient[i]) * value(gradient[i]);
+        }
+        const double factor = 1 / std::max(std::sqrt(squares), 1e-12);
+        inverses.see(std::fabs(inverse[row] / factor - 1), std::to_string(channels));
+        for (int64_t i = row * channels; i < (row + 1) * channels; ++i) {
+          normals.see(apart(y[i], value(x[i]) * factor), std::to_string(channels));
+          const double exact = (value(gradient[i]) - along * value(y[i])) * factor;
+          gradients.see(std::fabs(value(to[i]) - exact) / (std::sqrt(size) * factor), std::to_string(channels));
+        }
+      }
+    }
+  }
+  report("training " + isa + ", L2 normalisation", normals.found, 1, normals.where);
+  report("training " + isa + ", its factors", inverses.found, 1e-6, inverses.where);
+  report("training " + isa + ", its gradient", gradients.found, 0.004, gradients.where);
+}
+
 // Of a value that is float32 or bfloat16.
 inline double value(float number) { return number; }
 
@@ -320,6 +357,7 @@ inline void training(const std::string& isa, const std::vector<Mode>& modes) {
   gelu_of_halves(isa, kernels);
   scaled_sums(isa, kernels);
   batch_norms(isa, kernels);
+  l2_normalizations(isa, kernels);
   depth_wise_convolutions(isa, kernels);
 }
 

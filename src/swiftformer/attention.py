@@ -11,23 +11,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from swiftformer.convolutions import scaled
+from swiftformer import training_operators
+from swiftformer.convolutions import in_autocast, is_plain_layer, scaled
 from swiftformer.derivatives import is_transformed
+from swiftformer.training_kernels import serves_l2_normalize
 
 GlobalQueryWeighting = Literal["uniform", "l2"]
 
 
 class _L2Normalization(torch.autograd.Function):
-    """`l2_normalize` for training: the gradient `(g - y (y . g)) / |x|` in four passes over the tokens.
+    """`l2_normalize` for training: the gradient `(g - y (y . g)) / |x|` in four passes over the tokens, or in one by a
+    kernel.
 
     `1 / |x|` is a result as well, so that the gradient can itself be differentiated.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        exact = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else None
-        inverse = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=exact).clamp_min_(1e-12).reciprocal_()
-        normalized = torch.mul(x, inverse, out=torch.empty_like(x))
+        if serves_l2_normalize(x, dim):
+            normalized, inverse = training_operators.l2_normalize(x)
+        else:
+            exact = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else None
+            inverse = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=exact).clamp_min_(1e-12).reciprocal_()
+            normalized = torch.mul(x, inverse, out=torch.empty_like(x))
         ctx.save_for_backward(normalized, inverse)
         ctx.dim = dim
         ctx.set_materialize_grads(False)
@@ -37,7 +43,9 @@ class _L2Normalization(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor | None, of_inverse: Tensor | None) -> tuple[Tensor | None, None]:
         normalized, inverse = ctx.saved_tensors
         of_x = None
-        if gradient is not None:
+        if gradient is not None and not torch.is_grad_enabled() and serves_l2_normalize(gradient, ctx.dim):
+            of_x = training_operators.l2_normalize_gradient(gradient, normalized, inverse)
+        elif gradient is not None:
             along = (gradient * normalized).sum(ctx.dim, keepdim=True)
             of_x = torch.addcmul(gradient, normalized, along, value=-1)
             of_x = of_x * inverse if torch.is_grad_enabled() else of_x.mul_(inverse)
@@ -93,6 +101,8 @@ class EfficientAdditiveAttention(nn.Module):
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """`(B, N, D)` to `(B, N, D)`, times `scale`, of D values."""
+        if is_plain_layer(self.to_query) and is_plain_layer(self.to_key):
+            x = in_autocast(x)  # once for both, which gives the sum of their gradients in half precision too
         query, key = self.to_query(x), self.to_key(x)
         if self.normalize_query_key:
             query, key = l2_normalize(query, dim=-1), l2_normalize(key, dim=-1)

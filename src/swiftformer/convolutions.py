@@ -99,12 +99,20 @@ def scaled(layer: Any, x: Tensor, scale: Tensor | None) -> Tensor:
     """
     if scale is None:
         return layer(x)
-    autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)  # which raises for the meta device
-    if not autocast and is_plain_layer(layer):
+    if not autocasts(x) and is_plain_layer(layer):
         weight = scale.view(-1, *(1,) * (layer.weight.ndim - 1)) * layer.weight
         bias = scale.flatten() * layer.bias
         return point_wise(x, weight, bias, layer.training) if weight.ndim == 4 else F.linear(x, weight, bias)
     return scale * layer(x)
+
+
+def autocasts(x: Tensor) -> bool:
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)  # which raises for the meta device
+
+
+def in_autocast(x: Tensor) -> Tensor:
+    """`x` as autocast gives it to layers with weights, each of which would round it again."""
+    return x.to(torch.get_autocast_dtype(x.device.type)) if autocasts(x) and x.dtype == torch.float32 else x
 
 
 def is_plain_layer(layer: Any) -> bool:

@@ -60,6 +60,8 @@ class Located:
 def locate(reference: str | Path) -> Located:
     """Resolve a reference: bundled name, local file or folder, timm name, or hub id.
 
+    A process asks the hub once for each id, and sees no later revision of it.
+
     Raises:
         CheckpointError: nothing is there.
     """
@@ -154,11 +156,6 @@ def _timm_folder(path: Path, weights: Path, config: dict[str, Any]) -> Located:
 
 
 def _hub(text: str) -> Located:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise CheckpointError(f"{text}: no such file or folder, and huggingface_hub is not installed") from None
-
     repo = re.sub(r"^hf[-_]hub:", "", text)
     repo = next((v.timm_id for v in VARIANTS.values() if repo in (f"swiftformer_{v.name}", v.timm_id[5:])), repo)
     if "/" not in repo:
@@ -166,6 +163,20 @@ def _hub(text: str) -> Located:
             f"{text}: expected a bundled name ({', '.join(BUNDLED)}), a file or folder, a hub id such as "
             f"MBZUAI/swiftformer-xs, or a timm name such as swiftformer_xs.dist_in1k"
         )
+    folder = _snapshots.get(repo)
+    if folder is None or not (folder / "config.json").exists() or not any((folder / f).exists() for f in WEIGHT_FILES):
+        folder = _snapshots[repo] = _downloaded(text, repo)
+    return _folder(folder)
+
+
+_snapshots: dict[str, Path] = {}
+
+
+def _downloaded(text: str, repo: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise CheckpointError(f"{text}: no such file or folder, and huggingface_hub is not installed") from None
     try:
         for weights in WEIGHT_FILES:
             wanted = ["config.json", "preprocessor_config.json", weights]
@@ -176,7 +187,7 @@ def _hub(text: str) -> Located:
         raise CheckpointError(
             f"{text}: no such file or folder, and not to be had from the hub ({one_line(error)})"
         ) from error
-    return _folder(folder)
+    return folder
 
 
 def _json(path: Path) -> dict[str, Any]:

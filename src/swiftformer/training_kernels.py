@@ -1,5 +1,5 @@
-"""GELU, BatchNorm, depth-wise convolutions, MLPs and the sum with a scaled branch, for training on a CPU with autocast
-to bfloat16; GELU in float32 as well.
+"""GELU, BatchNorm, L2 normalisation, depth-wise convolutions, MLPs and the sum with a scaled branch, for training on a
+CPU with autocast to bfloat16; GELU in float32 as well.
 
 Where `swiftformer_native` is installed its kernels are called, in PyTorch's own threads: those of bfloat16 where the
 processor has AVX-512 BF16, that of float32 on every one with AVX2 or NEON. Everywhere else nothing changes. What they
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from swiftformer import training_operators
 from swiftformer.derivatives import is_transformed
-from swiftformer.training_operators import batch_norm, gelu, gelu_float32, is_plain, sum_with_scaled
+from swiftformer.training_operators import batch_norm, gelu, gelu_float32, is_plain, is_run, sum_with_scaled
 
 LARGE = 2**18  # values of a map, from which BatchNorm gains more than another call costs
 # Of an MLP: sums of more weights' gradients do not stay in a core's caches, and where not much lies between the layers
@@ -77,7 +77,7 @@ def add_scaled(
 
 def serves_depth_wise(x: Tensor, conv: nn.Conv2d) -> bool:
     """Whether `training_operators.depth_wise` computes what a 3x3 convolution is to give, in a step that learns."""
-    if not hasattr(training_operators.KERNELS, "depth_wise") or not _autocasts(x) or is_transformed(x):
+    if training_operators.KERNELS is None or not _autocasts(x) or is_transformed(x):
         return False
     places = conv.stride, conv.padding, conv.dilation, conv.padding_mode
     if places != ((1, 1), (1, 1), (1, 1), "zeros") or conv.weight.shape[1:] != (1, 3, 3) or x.numel() == 0:
@@ -91,7 +91,7 @@ def serves_depth_wise(x: Tensor, conv: nn.Conv2d) -> bool:
 
 def serves_mlp(x: Tensor, expand: nn.Conv2d, activation: nn.Module, project: nn.Conv2d) -> bool:
     """Whether `training_operators.mlp` computes what these modules, two convolutions of 1x1, are to give."""
-    if not hasattr(training_operators.KERNELS, "mlp") or not (_autocasts(x) and _is_learned_from(x)):
+    if training_operators.KERNELS is None or not (_autocasts(x) and _is_learned_from(x)):
         return False
     if type(activation) is not GELU or activation.approximate != "none" or is_watched(activation) or x.ndim != 4:
         return False
@@ -109,6 +109,12 @@ def serves_mlp(x: Tensor, expand: nn.Conv2d, activation: nn.Module, project: nn.
 def _autocasts(x: Tensor) -> bool:
     cpu = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     return cpu and torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+
+def serves_l2_normalize(x: Tensor, dim: int) -> bool:
+    """Whether kernels compute the L2 normalisation of this tensor, and its gradient."""
+    rows = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.ndim > 0 and dim in (-1, x.ndim - 1)
+    return training_operators.KERNELS is not None and rows and x.numel() > 0 and is_run(x) and not is_transformed(x)
 
 
 def is_idle(drop: nn.Module) -> bool:

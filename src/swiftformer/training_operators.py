@@ -17,6 +17,7 @@ from swiftformer.derivatives import differentiated_once, is_transformed
 
 logger = logging.getLogger(__name__)
 INSTRUCTIONS = "avx512_bf16"
+NEWEST = "l2_normalize"  # of its kernels, by which an older package is told; to be changed with any argument of one
 
 
 def find() -> Any:
@@ -28,19 +29,22 @@ def find() -> Any:
     except (ImportError, OSError) as error:
         logger.warning("swiftformer_native is older or broken (%s): training goes on without its kernels", error)
         return None
+    if not hasattr(found, NEWEST):
+        logger.warning("swiftformer_native is older, it has no %s: training goes on without its kernels", NEWEST)
+        return None
     return found if found.has_openmp() else None
 
 
-def knows_float32(found: Any) -> bool:
-    """Whether a version of it has GELU in float32, in more than the reference."""
+def knows_float32() -> bool:
+    """Whether it has kernels of float32 for this processor, in more than the reference."""
     from swiftformer_native import supported
 
-    return hasattr(found, "gelu_float32") and len(supported()) > 1
+    return len(supported()) > 1
 
 
 _FOUND = find()
 KERNELS = _FOUND if _FOUND is not None and INSTRUCTIONS in _FOUND.supported() else None
-FLOAT_KERNELS = _FOUND if _FOUND is not None and knows_float32(_FOUND) else None
+FLOAT_KERNELS = _FOUND if _FOUND is not None and knows_float32() else None
 
 
 def _call(kernel: str, *arguments: Any) -> None:
@@ -89,7 +93,7 @@ def _operator(name: str, run: Callable, fake: Callable) -> Callable:
     operator = torch.library.custom_op(f"swiftformer::{name}", run, mutates_args=(), device_types="cpu")
     operator.register_fake(fake)
     # What torch does around an operator takes longer than the kernels of small maps: compiling alone needs it.
-    return lambda *arguments: run(*arguments) if _is_run(arguments[0]) else operator(*arguments)
+    return lambda *arguments: run(*arguments) if is_run(arguments[0]) else operator(*arguments)
 
 
 def _learned(name: str, run: Callable, fake: Callable, keep: Callable, backward: Callable) -> Callable:
@@ -99,10 +103,10 @@ def _learned(name: str, run: Callable, fake: Callable, keep: Callable, backward:
     operator.register_autograd(backward, setup_context=keep)
     parts = {"forward": run, "setup_context": keep, "backward": differentiated_once(backward)}
     function: Any = type(name, (torch.autograd.Function,), {key: staticmethod(part) for key, part in parts.items()})
-    return lambda *arguments: function.apply(*arguments) if _is_run(arguments[0]) else operator(*arguments)
+    return lambda *arguments: function.apply(*arguments) if is_run(arguments[0]) else operator(*arguments)
 
 
-def _is_run(x: Tensor) -> bool:
+def is_run(x: Tensor) -> bool:
     """Whether there are values, and nobody records what is done with them but autograd."""
     return type(x) is Tensor and not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None
 
@@ -165,7 +169,7 @@ class _FloatGELU(torch.autograd.Function):
 
 def is_plain(x: Tensor) -> bool:
     """Whether a tensor of float32 has values of its own, which no transformation of functions looks at."""
-    return x.dtype == torch.float32 and _is_run(x) and not is_transformed(x)
+    return x.dtype == torch.float32 and is_run(x) and not is_transformed(x)
 
 
 def gelu_float32(x: Tensor) -> Tensor:
@@ -272,6 +276,28 @@ batch_norm = _learned(
     _keep_batch_norm,
     _batch_norm_backward,
 )
+
+
+# --- The last dimension divided by its L2 norm, of bfloat16; gives what it is multiplied by in float32 as well. Not
+# known to autograd: `attention.l2_normalize` is, for any type and dimension.
+
+
+def l2_normalize(x: Tensor) -> tuple[Tensor, Tensor]:
+    _check_types(torch.bfloat16, x)
+    x = x.contiguous()
+    y, inverse = torch.empty_like(x), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+    _call("l2_normalize", x, inverse.numel(), x.shape[-1], y, inverse)
+    return y, inverse
+
+
+def l2_normalize_gradient(gradient: Tensor, y: Tensor, inverse: Tensor) -> Tensor:
+    _check_types(torch.bfloat16, gradient, y)
+    if gradient.shape != y.shape or inverse.shape != (*y.shape[:-1], 1) or inverse.dtype != torch.float32:
+        raise ValueError(f"expected a gradient of shape {tuple(y.shape)}, found {tuple(gradient.shape)}")
+    gradient, y = gradient.contiguous(), y.contiguous()
+    to = torch.empty_like(y)
+    _call("l2_normalize_gradient", gradient, y, inverse.contiguous(), inverse.numel(), y.shape[-1], to)
+    return to
 
 
 # --- 3x3 depth-wise convolution with zeros around it: maps of float32 or bfloat16, weights `(C, 1, 3, 3)` and biases of

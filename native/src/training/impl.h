@@ -160,6 +160,35 @@ void normalize_gradient(const Bf16* gradient, const Bf16* x, int64_t rows, int c
   }
 }
 
+void l2_normalize(const Bf16* x, int64_t rows, int channels, Bf16* y, float* inverse) {
+  for (int64_t row = 0; row < rows; ++row, x += channels, y += channels) {
+    Vec squares = all(0.0f);
+    for (int c = 0; c < channels; c += lanes) {
+      const Vec value = channels_of(x, c, channels);
+      squares = multiply_add(value, value, squares);
+    }
+    const float norm = __builtin_sqrtf(sum(squares));    // a function of cmath would be compiled for these instructions
+    inverse[row] = 1 / (norm < 1e-12f ? 1e-12f : norm);  // NaN stays NaN
+    const Vec factor = all(inverse[row]);
+    for (int c = 0; c < channels; c += lanes) store_channels(y, c, channels, channels_of(x, c, channels) * factor);
+  }
+}
+
+void l2_normalize_gradient(const Bf16* gradient, const Bf16* y, const float* inverse, int64_t rows, int channels,
+                           Bf16* to) {
+  for (int64_t row = 0; row < rows; ++row, gradient += channels, y += channels, to += channels) {
+    Vec products = all(0.0f);
+    for (int c = 0; c < channels; c += lanes) {
+      products = multiply_add(channels_of(gradient, c, channels), channels_of(y, c, channels), products);
+    }
+    const Vec along = all(-sum(products)), factor = all(inverse[row]);
+    for (int c = 0; c < channels; c += lanes) {
+      const Vec across = multiply_add(channels_of(y, c, channels), along, channels_of(gradient, c, channels));
+      store_channels(to, c, channels, across * factor);
+    }
+  }
+}
+
 inline void store_channels(float* row, int c, int channels, Vec v) {
   if (c + lanes <= channels) {
     store(row + c, v);
@@ -284,6 +313,8 @@ constexpr TrainingKernels training_table(const char* name) {
           normalize,
           normalize_sums,
           normalize_gradient,
+          l2_normalize,
+          l2_normalize_gradient,
           depth_wise<float>,
           depth_wise<Bf16>,
           depth_wise_gradient<float>,

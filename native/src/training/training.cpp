@@ -176,6 +176,21 @@ void batch_norm_gradient(const TrainingKernels& kernels, const Bf16* gradient, c
   });
 }
 
+void l2_normalize(const TrainingKernels& kernels, const Bf16* x, int64_t rows, int channels, Bf16* y, float* inverse,
+                  int threads) {
+  split(rows, channels, threads, [&](int, int64_t first, int64_t size) {
+    kernels.l2_normalize(x + first * channels, size, channels, y + first * channels, inverse + first);
+  });
+}
+
+void l2_normalize_gradient(const TrainingKernels& kernels, const Bf16* gradient, const Bf16* y, const float* inverse,
+                           int64_t rows, int channels, Bf16* to, int threads) {
+  split(rows, channels, threads, [&](int, int64_t first, int64_t size) {
+    const int64_t at = first * channels;
+    kernels.l2_normalize_gradient(gradient + at, y + at, inverse + first, size, channels, to + at);
+  });
+}
+
 namespace {
 
 constexpr int most_pixels_summed = 512;  // in float32, before the sums go on in double

@@ -48,6 +48,13 @@ struct TrainingKernels {
   void (*normalize_gradient)(const Bf16* gradient, const Bf16* x, int64_t rows, int channels, const float* mean,
                              const float* factor, const float* slope, const float* offset, Bf16* to);
 
+  // Rows divided by their L2 norms, and `inverse`, what they were multiplied by, of each; zeros stay zeros.
+  void (*l2_normalize)(const Bf16* x, int64_t rows, int channels, Bf16* y, float* inverse);
+
+  // (gradient - y * (y . gradient)) * inverse
+  void (*l2_normalize_gradient)(const Bf16* gradient, const Bf16* y, const float* inverse, int64_t rows, int channels,
+                                Bf16* to);
+
   // 3x3 depth-wise convolution of one row of a map of `width` pixels. `lines` are the rows above, at and below; a
   // missing one points to zeros. Weights are `(9, channels)`, then the bias, with `channels` filled up to `lanes`.
   void (*depth_wise)(const float* const lines[3], int width, int channels, const float* weights, Bf16* y);
@@ -110,6 +117,12 @@ void batch_norm(const TrainingKernels& kernels, const Bf16* x, int64_t rows, int
 void batch_norm_gradient(const TrainingKernels& kernels, const Bf16* gradient, const Bf16* x, int64_t rows,
                          int channels, const float* weight, const float* mean, const float* inverse, Bf16* to,
                          float* weight_gradient, float* bias_gradient, int threads);
+
+// Each of the rows divided by its L2 norm; `inverse` is an output of the first and an input of the second.
+void l2_normalize(const TrainingKernels& kernels, const Bf16* x, int64_t rows, int channels, Bf16* y, float* inverse,
+                  int threads);
+void l2_normalize_gradient(const TrainingKernels& kernels, const Bf16* gradient, const Bf16* y, const float* inverse,
+                           int64_t rows, int channels, Bf16* to, int threads);
 
 // 3x3 depth-wise convolution with zeros around it, of maps `(pictures, height, width, channels)`; weights are float32,
 // `(channels, 3, 3)`.
