@@ -23,6 +23,7 @@ from timm.loss import LabelSmoothingCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from swiftformer import SwiftFormerForImageClassificationWithTeacher, training_operators
@@ -94,12 +95,12 @@ def theirs(arguments: argparse.Namespace, pixels: Tensor, targets: Tensor, tuned
     return run
 
 
-def seconds(step: Step, times: int, device: str) -> float:
+def seconds(step: Step, times: int, device: torch.device) -> float:
     start = time.perf_counter()
     for _ in range(times):
         step()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return (time.perf_counter() - start) / times
 
 
@@ -111,7 +112,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=2, help="per round and implementation")
+    parser.add_argument("--steps", type=int, help="per round and implementation; 2, or 20 on a GPU, by default")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--keep-memory", action="store_true", help="as `swiftformer train` does, for all")
     parser.add_argument("--profile", action="store_true", help="say where this package's time goes instead")
@@ -119,13 +120,14 @@ def main() -> None:
     device = torch.device(arguments.device)
     if arguments.keep_memory:
         keep_freed_memory()
+    torch.backends.cudnn.benchmark = True  # as timm's train.py and `swiftformer train` have it
     pixels = torch.randn(arguments.batch, 3, arguments.size, arguments.size, device=device)
     targets = torch.randint(0, 1000, (arguments.batch,), device=device)
-    processor = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    processor = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"{platform.machine()}, {processor}, torch {torch.__version__}, timm {timm.__version__}")
     print(f"{arguments.variant}, {arguments.size} pixels, batch {arguments.batch}, {arguments.precision}\n")
     if arguments.profile:
-        show_profile(ours(arguments, pixels, targets, compiled=False))
+        show_profile(ours(arguments, pixels, targets, compiled=False), device)
         return
     steps = {
         "timm, as it comes": theirs(arguments, pixels, targets, False, False),
@@ -138,10 +140,10 @@ def main() -> None:
     if not arguments.no_compile:
         steps["timm, channels_last, fused AdamW, compile"] = theirs(arguments, pixels, targets, True, True)
         steps["swiftformer, compile"] = ours(arguments, pixels, targets, compiled=True)
+    times = arguments.steps or (20 if device.type == "cuda" else 2)
     for step in steps.values():
-        seconds(step, 3, arguments.device)
-    rounds = [{name: seconds(step, arguments.steps, arguments.device) for name, step in steps.items()}
-              for _ in range(arguments.rounds)]  # fmt: skip
+        seconds(step, max(3, times), device)
+    rounds = [{name: seconds(step, times, device) for name, step in steps.items()} for _ in range(arguments.rounds)]
     bases = [name for name in steps if name.startswith("timm")]
     print(f"| implementation | images/s (median) | quartiles | {' | '.join(f'times {base}' for base in bases)} |")
     print("|---" * (3 + len(bases)) + "|")
@@ -152,19 +154,22 @@ def main() -> None:
         print(f"| {name} | {statistics.median(speeds):.0f} | {low:.0f} to {high:.0f} | {' | '.join(ratios)} |")
 
 
-def show_profile(step: Step) -> None:
-    for _ in range(3):
-        step()
-    with profile(activities=list(ProfilerActivity) if torch.cuda.is_available() else [ProfilerActivity.CPU]) as found:
-        for _ in range(5):
-            step()
-    events = found.key_averages()
-    total = sum(event.self_cpu_time_total for event in events)
+def show_profile(step: Step, device: torch.device) -> None:
+    seconds(step, 3, device)
+    gpu = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu) as found:
+        seconds(step, 5, device)
+    # On a GPU, of kernels: the operators that start them have the same time again.
+    own = {
+        event.key: (event.self_device_time_total if gpu else event.self_cpu_time_total, event.count)
+        for event in found.key_averages()
+        if not gpu or event.device_type != DeviceType.CPU
+    }
+    total = sum(time for time, _ in own.values())
     print("| operator | share | ms per step | calls per step |")
     print("|---|---|---|---|")
-    for event in sorted(events, key=lambda event: -event.self_cpu_time_total)[:18]:
-        own = event.self_cpu_time_total
-        print(f"| {event.key} | {100 * own / total:.1f}% | {own / 5000:.1f} | {event.count / 5:.0f} |")
+    for name, (time_, count) in sorted(own.items(), key=lambda each: -each[1][0])[:18]:
+        print(f"| {name} | {100 * time_ / total:.1f}% | {time_ / 5000:.1f} | {count / 5:.0f} |")
 
 
 if __name__ == "__main__":

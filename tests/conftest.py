@@ -33,6 +33,12 @@ def _no_usage_data() -> None:
         TelemetrySender.send = lambda *arguments: None
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests without the marker are of the CPU, also where there is a GPU: some compare bit for bit."""
+    if "gpu" not in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reason = "needs a CUDA GPU, and this machine has none"
     for item in items:

@@ -60,10 +60,11 @@ def only_cuda(monkeypatch):
     """An onnxruntime for a GPU, which keeps what it was asked for."""
     import onnxruntime
 
-    asked = []
+    asked, loaded = [], []
 
     class Session:
         def __init__(self, file, options, providers):
+            assert bool(loaded) == ("CoreML" not in str(providers[0]))
             asked.extend(providers)
 
         def get_providers(self):
@@ -74,6 +75,7 @@ def only_cuda(monkeypatch):
 
     every = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CoreMLExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: every)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: loaded.append("CUDA's libraries"), raising=False)
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     return asked
 

@@ -400,7 +400,8 @@ def test_gpu_agrees_with_cpu(dtype):
     model, x = tiny(global_query_weighting="l2"), torch.randn(2, 3, 96, 64)
     expected = model(x).logits
     found = model.to("cuda", dtype)(x.to("cuda", dtype)).logits.float().cpu()
-    assert relative(found, expected) < {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}[dtype]
+    # Convolutions of float32 are of TF32 there.
+    assert relative(found, expected) < {torch.float32: 1e-2, torch.float16: 1e-2, torch.bfloat16: 5e-2}[dtype]
 
 
 def test_trainer_reports_the_loss_of_the_batch_whatever_the_accumulation(tmp_path):

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from swiftformer.processors import processors
+from swiftformer.engines.base import may_have_gpu
+from swiftformer.processors import loaders
 
 Form = Annotated[
     Optional[Literal["uniform", "l2", "uniform-unnormalized"]],
@@ -42,7 +43,7 @@ OnError = Annotated[
     Literal["skip", "raise"],
     typer.Option(help="To segment or detect: leave out wrong annotations and pictures, or refuse the data for one."),
 ]
-WORKERS = min(2, processors())
+WORKERS = loaders(beside_gpu=may_have_gpu())
 DEFAULT_MODEL = "swiftformer-xs-cifar10"
 MODEL_HELP = "Bundled name, hub id, timm name, folder or file."
 RUNNABLE_HELP = "Bundled name, hub id, timm name, folder, file, or exported artifact."

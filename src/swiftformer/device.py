@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from swiftformer.messages import one_line
@@ -24,13 +26,18 @@ def on_cpu(name: str | torch.device | None) -> bool:
 def select_device(name: str | torch.device | None) -> torch.device:
     """The device of that name; where None is given, CUDA if there is one, else the CPU.
 
+    Of several processes, as torchrun and Slurm start them, each takes the GPU of its LOCAL_RANK.
+
     Raises:
         ValueError: no such device, or not usable on this machine.
     """
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in os.environ
+        if several and device == torch.device("cuda") and (count := torch.cuda.device_count()):
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % count)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise _missing(name, error) from None

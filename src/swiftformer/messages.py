@@ -20,5 +20,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
+        or any(text in str(error) for text in ("can't allocate memory", "CUDA error: out of memory"))
     )

@@ -69,17 +69,17 @@ def run_attention_benchmark(
 def _run(module: torch.nn.Module, x: torch.Tensor) -> None:
     module(x)
     if x.is_cuda:
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(x.device)
 
 
 def peak(module: torch.nn.Module, x: torch.Tensor) -> int:
     """Most bytes that a call holds at a time, besides what was there before."""
     if x.is_cuda:
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize(x.device)
+        before = torch.cuda.memory_allocated(x.device)
+        torch.cuda.reset_peak_memory_stats(x.device)
         _run(module, x)
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.max_memory_allocated(x.device) - before
     from torch.profiler import ProfilerActivity, profile
 
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # it tells of its beginning and end otherwise

@@ -24,7 +24,7 @@ from swiftformer.export.graph import silent
 from swiftformer.hf import SwiftFormerForImageClassification
 from swiftformer.image_processing import AUTHORS, Preprocessing
 
-Call = Callable[..., np.ndarray]  # of the number of one of `Case.batches`, by default the first
+Call = Callable[..., Any]  # of the number of one of `Case.batches`, by default the first; gives what `to_numpy` takes
 
 
 class Case:
@@ -133,7 +133,7 @@ class Candidate:
     """An implementation in an engine at a precision.
 
     Attributes:
-        build: of those in torch, makes a call that runs one of the batches and returns its logits.
+        build: of those in torch, makes a call that runs one of the batches and returns its logits, where they are.
         file: of the others, writes the model unless it is there, and says where.
         needs: packages.
         devices: where it runs.
@@ -148,7 +148,7 @@ class Candidate:
     devices: tuple[str, ...] = ("cpu", "cuda")
 
     def call(self, case: Case) -> Call:
-        """What runs one of the batches and returns its logits `(batch, 1000)`."""
+        """What runs one of the batches and returns its logits `(batch, 1000)`, for `to_numpy`."""
         if self.file is None:
             assert self.build is not None
             return self.build(case)
@@ -203,7 +203,9 @@ def torch_call(
     def prepared(number: int) -> Tensor:
         return case.batches[number].to(device=case.device, dtype=dtype, memory_format=layout)
 
-    timed = prepared(0)
+    mode_of_grad = torch.no_grad if frozen else torch.inference_mode
+    with mode_of_grad():  # torch.compile tells tensors made elsewhere from those made here
+        timed = prepared(0)
     on_gpu = case.device.startswith("cuda")
     run: Any = net
     if frozen:
@@ -211,16 +213,19 @@ def torch_call(
     elif mode != "eager":
         run = torch.compile(net, mode=mode, dynamic=False)
 
-    def call(number: int = 0) -> np.ndarray:
-        with torch.no_grad() if frozen else torch.inference_mode():
+    def call(number: int = 0) -> Tensor:
+        with mode_of_grad():
             found = run(timed if number == 0 else prepared(number))
-            found = found if isinstance(found, Tensor) else found.logits
-            if on_gpu:
-                torch.cuda.synchronize()
-                return found.float().cpu().numpy()
-            return found.float().numpy()
+        if on_gpu:
+            torch.cuda.synchronize(case.device)
+        return found if isinstance(found, Tensor) else found.logits
 
     return call
+
+
+def to_numpy(found: Tensor | np.ndarray) -> np.ndarray:
+    """A copy in float32 of what a call gives, which may be overwritten by the next one."""
+    return np.array(found.float().cpu().numpy() if isinstance(found, Tensor) else found)
 
 
 def peer_in_onnx(name: str) -> Callable[[Case], Path]:
@@ -304,7 +309,9 @@ CANDIDATES = [
     in_torch("swiftformer", "torch-compile", "bf16", ours_in_torch("default", BF16), "cuda"),
     in_torch("swiftformer", "torch-compile frozen", "fp32", ours_in_torch("default", F32, True), "cpu"),
     in_torch("swiftformer", "torch-compile frozen", "bf16", ours_in_torch("default", BF16, True), "cpu"),
+    in_torch("swiftformer", "torch-cudagraphs", "fp32", ours_in_torch("reduce-overhead", F32), "cuda"),
     in_torch("swiftformer", "torch-cudagraphs", "bf16", ours_in_torch("reduce-overhead", BF16), "cuda"),
+    in_torch("swiftformer", "torch max-autotune", "bf16", ours_in_torch("max-autotune", BF16), "cuda"),
     in_runtime("swiftformer", "native", "fp32", ours_in_file("native", "fp32"), NATIVE),
     in_runtime("swiftformer", "native", "bf16", ours_in_file("native", "fp32"), NATIVE),
     in_runtime("swiftformer", "native", "int8", ours_in_file("native", "fp32"), NATIVE),
@@ -325,6 +332,7 @@ for peer in ("timm", "transformers"):
         in_torch(peer, "torch channels_last", "fp32", peer_in_torch(peer, "eager", F32, True)),
         in_torch(peer, "torch channels_last", "bf16", peer_in_torch(peer, "eager", BF16, True), "cuda"),
         in_torch(peer, "torch-compile", "fp32", peer_in_torch(peer, "default", F32, True), "cuda"),
+        in_torch(peer, "torch-cudagraphs", "fp32", peer_in_torch(peer, "reduce-overhead", F32, True), "cuda"),
         in_torch(peer, "torch-compile frozen", "fp32", peer_in_torch(peer, "default", F32, True, True), "cpu"),
         in_torch(peer, "torch-compile frozen", "bf16", peer_in_torch(peer, "default", BF16, True, True), "cpu"),
         in_torch(peer, "torch max-autotune", "bf16", peer_in_torch(peer, "max-autotune", BF16, True), "cuda"),

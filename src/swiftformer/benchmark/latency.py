@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import metadata
 from itertools import chain, product
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from swiftformer.benchmark.candidates import CANDIDATES, Candidate, Case
+from swiftformer.benchmark.candidates import CANDIDATES, Candidate, Case, to_numpy
 from swiftformer.benchmark.footprint import footprint
 from swiftformer.benchmark.peers import against_peers
 from swiftformer.device import select_device
@@ -105,10 +105,15 @@ def run_benchmark(
         raise ValueError(f"expected one of these packages for what was asked for, found none: {', '.join(packages)}")
     rows: list[dict[str, Any]] = []
     missing = [str(candidate) for candidate in asked if candidate.missing()]
-    machine = describe_machine(device) | {"threads": threads}
+    on_gpu = device.startswith("cuda")
+    machine = describe_machine(device) | {"threads": threads} | ({"float32": "TF32"} if on_gpu else {})
     result: dict[str, Any] = {"machine": machine, "not_installed": missing, "rows": rows, "against_peers": []}
     # Beyond its limit of compilations dynamo would run a function eagerly, and only log that.
-    with _keeping_threads(), torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+    with (
+        _keeping_threads(),
+        _tf32() if on_gpu else nullcontext(),
+        torch._dynamo.config.patch(fail_on_recompile_limit_hit=True),
+    ):
         for variant, batch, size in product(dict.fromkeys(variants), dict.fromkeys(batches), dict.fromkeys(sizes)):
             rows += _measure(chosen, variant, batch, size, threads, device, rounds, seconds, footprints, progress)
             result["against_peers"] = against_peers(rows)
@@ -123,6 +128,18 @@ def _keeping_threads() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    """All float32 products of a GPU are of TF32, as those of convolutions are by default: what is a convolution in one
+    candidate is a linear layer in another."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _asked_for(
@@ -175,9 +192,9 @@ def _measure(
             start = time.perf_counter()
             try:
                 calls.append(candidate.call(case))
-                found = [np.array(calls[-1]())]
+                found = [to_numpy(calls[-1]())]
                 row["prepare_seconds"] = time.perf_counter() - start
-                found += [np.array(calls[-1](number)) for number in range(1, len(case.batches))]
+                found += [to_numpy(calls[-1](number)) for number in range(1, len(case.batches))]
                 kind = "tf32" if device != "cpu" and candidate.precision == "fp32" else candidate.precision
                 row["difference"] = _agreeing(np.concatenate(found), case.expected(candidate), kind)
                 if candidate.precision == "bf16" and row["difference"] < AS_FLOAT32:
@@ -283,7 +300,7 @@ def describe_machine(device: str = "cpu") -> dict[str, Any]:
         wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
         machine["features"] = [name for name in wanted if name in named.get("flags", "").split()]
     if device.startswith("cuda"):
-        machine["gpu"] = torch.cuda.get_device_name()
+        machine["gpu"] = torch.cuda.get_device_name(device)
     for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             machine[package] = metadata.version(package)

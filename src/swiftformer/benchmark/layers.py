@@ -51,7 +51,7 @@ def profile_layers(
 
     def now() -> float:
         if where.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(where)
         return time.perf_counter()
 
     handles = []

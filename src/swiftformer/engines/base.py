@@ -110,6 +110,7 @@ class Engine(ABC):
         input_shape: batch, channels, height and width of the input; None for what is free.
         problem_type: of a classifier, transformers'; None for one class per picture.
         task: of an artifact, a `swiftformer.model_kinds.Task`.
+        reason: of the lines of its runtime's errors, the one that says why.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Engine(ABC):
     input_shape: tuple[int | None, int | None, int | None, int | None]
     problem_type: str | None = None
     task: str | None = None
+    reason: int = -1
 
     def __call__(self, batch: np.ndarray) -> dict[str, np.ndarray]:
         """`(N, channels, H, W)` to arrays of N rows each, by the names of `outputs`.
@@ -157,7 +159,7 @@ class Engine(ABC):
         except Exception as error:  # of many classes, the runtimes' own
             if is_out_of_memory(error):
                 raise
-            reason = one_line(error, -1)
+            reason = one_line(error, self.reason)
             raise EngineError(f"{self.name} fails on an input of shape {batch.shape} ({reason})") from error
 
     @abstractmethod

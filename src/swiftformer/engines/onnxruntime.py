@@ -35,6 +35,8 @@ class OnnxRuntimeEngine(Engine):
         first, *others = PROVIDERS[kind]
         if first not in onnxruntime.get_available_providers():
             raise EngineError(f"device: expected an onnxruntime with {first}, found one without")
+        if kind in ("cuda", "tensorrt") and hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()  # CUDA's libraries where pip installed them, which torch is not there to load
         providers = [(first, {"device_id": index}) if index else first, *others]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3

@@ -39,6 +39,8 @@ class TorchEngine(Engine):
         precision: a key of `DTYPES`; by default that of the weights. Inputs and outputs stay float32.
     """
 
+    reason = 0  # below it torch tells how to find out more
+
     def __init__(
         self,
         net: Any,
@@ -70,7 +72,9 @@ class TorchEngine(Engine):
         names = {dtype: name for name, dtype in DTYPES.items()}
         self.name = f"{mode} {names.get(self.dtype, str(self.dtype).removeprefix('torch.'))} {self.device}"
         if MODES[mode] is not None:
-            self.net = torch.compile(self.net, mode=MODES[mode], dynamic=False)
+            # By default the second size of pictures is compiled for all others too; a CUDA graph has one size.
+            dynamic = False if mode == "torch-cudagraphs" else None
+            self.net = torch.compile(self.net, mode=MODES[mode], dynamic=dynamic)
 
     @classmethod
     def from_reference(cls, reference: str | Path, mode: str, options: EngineOptions) -> TorchEngine:
@@ -138,6 +142,15 @@ def load_fused(reference: str | Path, form: str | None = None) -> DeployModel:
     return fuse(model)
 
 
+def on_device(program: torch.export.ExportedProgram, device: torch.device) -> torch.export.ExportedProgram:
+    """A program that was exported on the CPU, with its weights moved and the devices changed that its operators name."""
+    if device.type == "cpu":
+        return program
+    from torch.export.passes import move_to_device_pass
+
+    return move_to_device_pass(program, str(torch.empty(0, device=device).device))  # with its index
+
+
 def refuse_pickles(file: Path) -> None:
     """Raise EngineError for a program in which torch would unpickle anything but tensors, which can run code."""
     try:
@@ -178,7 +191,7 @@ def open_artifact(folder: Path, artifact: Artifact, options: EngineOptions) -> E
     """See `swiftformer.engines.open_engine`."""
     expect_stored("torch", artifact, options.precision)
     file = folder / artifact.file
-    where = select_device(options.device or artifact.device)
+    where = select_device(options.device or (artifact.device if artifact.format == "aoti" else None))
     _check_versions(folder, artifact)
     if artifact.format == "torch-export":
         refuse_pickles(file)
@@ -186,11 +199,12 @@ def open_artifact(folder: Path, artifact: Artifact, options: EngineOptions) -> E
         raise EngineError(f"device: expected {artifact.device}, for which the package was compiled, found {where}")
     try:
         if artifact.format == "aoti":
-            net: Any = torch._inductor.aoti_load_package(str(file))
+            index = -1 if where.index is None else where.index  # the current device, or this one
+            net: Any = torch._inductor.aoti_load_package(str(file), device_index=index)
         else:
             if artifact.task in ("detection", "instances"):
                 import torchvision  # noqa: F401  whose operators the program calls
-            net = torch.export.load(file).module().to(where)
+            net = on_device(torch.export.load(file), where).module()
     except Exception as error:  # of many classes, by what is broken
         raise EngineError(f"{file}: torch refuses it ({one_line(error)})") from None
     engine = TorchEngine(

@@ -16,8 +16,13 @@ def write(graph: DeployGraph, options: Options, folder: Path) -> str:
     """See `swiftformer.export.Format`.
 
     Raises:
-        ExportError: there is no C++ compiler.
+        ExportError: there is no C++ compiler, or for a GPU no CUDA toolkit.
     """
+    if options.device.startswith("cuda"):
+        from torch.utils.cpp_extension import CUDA_HOME
+
+        if CUDA_HOME is None:
+            raise ExportError("aoti: expected a CUDA toolkit, where CUDA_HOME says or nvcc is, found none")
     program = to_program(graph, options)
     try:
         torch._inductor.aoti_compile_and_package(program, package_path=str(folder / "model.pt2"))

@@ -26,7 +26,7 @@ from swiftformer.train.memory import keep_freed_memory
 from swiftformer.train.pace import Pace
 from swiftformer.train.plots import RunPictures
 from swiftformer.train.progress import TrainingProgress
-from swiftformer.train.recipe import TrainingRecipe
+from swiftformer.train.recipe import Recipe, TrainingRecipe
 from swiftformer.train.run_folder import save_weights, write_card, write_recipe
 from swiftformer.train.run_log import RunLog
 from swiftformer.train.start import batches_at_once, expect_agreement, first_state, told_of_data
@@ -103,6 +103,7 @@ def train(
         net = net.to(processes.device)
         if processes.device.type == "cpu":
             keep_freed_memory()
+        torch.backends.cudnn.benchmark = isinstance(recipe, Recipe)  # pictures of one size, as to detect are not
         run = _Run(
             recipe,
             task,
@@ -198,8 +199,7 @@ class _Run:
 
     def train(self, data_name: str) -> dict[str, float]:
         recipe, output, main = self.recipe, self.output, self.processes.main
-        fields = dataclasses.asdict(recipe)
-        measures = self.task.measures
+        fields, measures = dataclasses.asdict(recipe), self.task.measures
         data = len(self.train_source), len(self.val_source), len(self.train_source.classes)
         progress = TrainingProgress(recipe.epochs, self.batches, data[1], self.epoch, measures[:2], enabled=main)
         with RunLog(output, fields, measures, epochs_done=self.epoch, rank=self.processes.rank) as log, progress:

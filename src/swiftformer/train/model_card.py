@@ -313,7 +313,7 @@ def _hardware(device: str | None, world_size: int) -> str:
 
     kind = (device or ("cuda" if torch.cuda.is_available() else "cpu")).partition(":")[0]
     if kind == "cuda":
-        return f"{world_size} x {torch.cuda.get_device_name()}"
+        return f"{world_size} x {torch.cuda.get_device_name(device)}"
     name = _processor() if kind == "cpu" else f"{kind}, {_processor()}"
     return f"{name}, {os.cpu_count()} cores" + (f", {world_size} processes" if world_size > 1 else "")
 

@@ -88,7 +88,9 @@ class ClassificationObjective:
             known = told.isfinite().all(dim=1)  # but for pictures that could not be read when the teacher was asked
             if not known.any():
                 return loss + 0 * logits.sum()  # all weights have gradients in every process
-            told, logits = told[known].to(logits), logits[known.to(logits.device)]
+            told = told[known].to(logits)
+            if not known.all():  # a mask on a GPU would be waited for
+                logits = logits[known.nonzero()[:, 0].to(logits.device)]
         kind, alpha, tau = self.recipe.distillation, self.recipe.distillation_alpha, self.recipe.distillation_tau
         return distillation_loss(loss, logits, told, kind, alpha, tau)
 
