@@ -143,7 +143,7 @@ def load_fused(reference: str | Path, form: str | None = None) -> DeployModel:
 
 
 def on_device(program: torch.export.ExportedProgram, device: torch.device) -> torch.export.ExportedProgram:
-    """A program that was exported on the CPU, with its weights moved and the devices changed that its operators name."""
+    """A program exported on the CPU, with its weights moved and the devices changed that its operators name."""
     if device.type == "cpu":
         return program
     from torch.export.passes import move_to_device_pass
