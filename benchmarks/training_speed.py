@@ -120,7 +120,10 @@ def main() -> None:
     device = torch.device(arguments.device)
     if arguments.keep_memory:
         keep_freed_memory()
-    torch.backends.cudnn.benchmark = True  # as timm's train.py and `swiftformer train` have it
+    torch.backends.cudnn.benchmark = (
+        True  # as timm's train.py and `swiftformer train` have it, and TF32 as timm's alone
+    )
+    torch.backends.cuda.matmul.allow_tf32 = True
     pixels = torch.randn(arguments.batch, 3, arguments.size, arguments.size, device=device)
     targets = torch.randint(0, 1000, (arguments.batch,), device=device)
     processor = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
@@ -159,17 +162,17 @@ def show_profile(step: Step, device: torch.device) -> None:
     gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu) as found:
         seconds(step, 5, device)
-    # On a GPU, of kernels: the operators that start them have the same time again.
-    own = {
-        event.key: (event.self_device_time_total if gpu else event.self_cpu_time_total, event.count)
+    # On a GPU, of kernels: the operators that start them, and what is around these, have the same time again.
+    own = [
+        (event.self_device_time_total if gpu else event.self_cpu_time_total, event)
         for event in found.key_averages()
-        if not gpu or event.device_type != DeviceType.CPU
-    }
-    total = sum(time for time, _ in own.values())
+        if not gpu or (event.device_type != DeviceType.CPU and not event.is_user_annotation)
+    ]
+    total = sum(taken for taken, _ in own)
     print("| operator | share | ms per step | calls per step |")
     print("|---|---|---|---|")
-    for name, (time_, count) in sorted(own.items(), key=lambda each: -each[1][0])[:18]:
-        print(f"| {name} | {100 * time_ / total:.1f}% | {time_ / 5000:.1f} | {count / 5:.0f} |")
+    for taken, event in sorted(own, key=lambda each: -each[0])[:18]:
+        print(f"| {event.key} | {100 * taken / total:.1f}% | {taken / 5000:.1f} | {event.count / 5:.0f} |")
 
 
 if __name__ == "__main__":

@@ -179,14 +179,16 @@ def test_compiled_candidates_are_compiled_in_every_cell(monkeypatch):
     assert [row["precision"] for row in result["rows"] if "error" in row] == ["bf16"]
 
 
-def test_candidates_of_a_cpu():
-    """Ours and the peers' are compiled in the same ways."""
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_all_are_compiled_in_the_same_ways(device):
     found = {}
     for candidate in CANDIDATES:
-        if candidate.compiled and "cpu" in candidate.devices:
-            found.setdefault(candidate.implementation, []).append((candidate.engine, candidate.precision))
-    frozen = [("torch-compile frozen", "fp32"), ("torch-compile frozen", "bf16")]
-    assert found == {"swiftformer": frozen, "timm": frozen, "transformers": frozen}
+        if candidate.compiled and device in candidate.devices:
+            found.setdefault(candidate.implementation, set()).add((candidate.engine, candidate.precision))
+    engines = ["torch-compile frozen"] if device == "cpu" else ["torch-compile", "torch-cudagraphs"]
+    ways = {(engine, precision) for engine in engines for precision in ("fp32", "bf16")}
+    ways |= {("torch max-autotune", "bf16")} if device == "cuda" else set()
+    assert found == {"swiftformer": ways, "timm": ways, "transformers": ways}
 
 
 def test_every_engine_of_a_cpu_is_there():

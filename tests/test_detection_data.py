@@ -139,6 +139,26 @@ def folder(tmp_path):
 # Layouts
 
 
+@pytest.mark.parametrize("layout", ["coco below", "yolo"])
+def test_lists_that_windows_wrote(layout, tmp_path):
+    root = make(tmp_path / "data", layout)
+    if layout == "yolo":
+        for split in COUNTS:
+            (root / f"{split}.txt").write_text("".join(f"images\\{split}\\p{seed}.png\n" for seed in seeds_of(split)))
+        (root / "data.yaml").write_text("names: [cat, dog, car]\ntrain: .\\train.txt\nval: .\\val.txt\n")
+    else:
+        for split in COUNTS:
+            file = root / "annotations" / f"instances_{split}.json"
+            (root / "images" / "a").mkdir(exist_ok=True)
+            content = json.loads(file.read_text())
+            for image in content["images"]:
+                (root / "images" / image["file_name"]).rename(root / "images" / "a" / image["file_name"])
+                image["file_name"] = f"a\\{image['file_name']}"
+            write_coco(file, content)
+    for split, count in COUNTS.items():
+        assert len(open_detection(root, split)) == count
+
+
 LAYOUTS = ["coco", "coco year", "coco below", "roboflow coco", "voc", "voc beside", "yolo", "yolo below", "yolo year"]
 
 

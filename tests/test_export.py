@@ -459,14 +459,14 @@ class FakeEngine:
 def test_free_heights_and_batches_are_checked(tmp_path, monkeypatch, limits):
     model = small()
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
-    monkeypatch.setattr(comparison, "open_engine", lambda *_: FakeEngine(model, **limits))
+    monkeypatch.setattr(comparison, "open_engine", lambda *_, **__: FakeEngine(model, **limits))
     with pytest.raises(ExportError, match="expected a relative difference from PyTorch"):
         export(model, tmp_path / "a", "openvino", images=[picture])
 
 
 def test_float32_on_a_gpu_may_differ_by_what_tf32_rounds_off(monkeypatch):
     model, images = small(), np.random.default_rng(0).standard_normal((2, 3, 64, 64), np.float32)
-    monkeypatch.setattr(comparison, "open_engine", lambda *_: FakeEngine(model, off=0.003))
+    monkeypatch.setattr(comparison, "open_engine", lambda *_, **__: FakeEngine(model, off=0.003))
     options = Options("aoti", "fp32", 2, (64, 64), False, False, (), images, device="cuda")
     assert comparison.compare(Path(), model, options)["max_relative_difference"] == pytest.approx(0.003, rel=0.01)
     with pytest.raises(ExportError, match=r"at most 0\.0001, found 0\.003"):

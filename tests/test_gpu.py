@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.cpp_extension import CUDA_HOME
 
 from conftest import relative, tiny
 from swiftformer import SwiftFormerConfig, classify, fuse, save
@@ -27,7 +28,7 @@ from swiftformer.train.recipes import get_recipe
 from test_detection_training import SETTINGS, shapes  # noqa: F401
 
 pytestmark = pytest.mark.gpu
-GPU = "cuda"  # these tests run on `cpu` as well, but for those of its graphs and packages
+GPU = "cuda"  # most of these tests run on `cpu` as well
 
 
 @pytest.fixture
@@ -54,6 +55,8 @@ def test_engines(mode, precision):
 
 @pytest.mark.parametrize("format_", ["torch-export", "aoti"])
 def test_programs(format_, tmp_path):
+    if format_ == "aoti" and GPU == "cuda" and CUDA_HOME is None:
+        pytest.skip("needs a CUDA toolkit")
     model, batch = tiny(global_query_weighting="l2"), torch.randn(2, 3, 64, 64)
     options = {"device": GPU} if format_ == "aoti" else {}
     export(model, tmp_path / "program", format_, batch=2, size=(64, 64), **options)
@@ -84,7 +87,7 @@ def test_training_is_resumed_and_evaluated(precision, cached, image_folder, tiny
     metrics = loop.train(recipe, *sources, tmp_path / "run", **options, resume=True)
     assert np.isfinite(metrics["loss"]) and metrics["epoch"] == 4
     found = evaluate_reference(str(tmp_path / "run" / "last"), image_folder, "val", workers=0, device=GPU)
-    assert found["top1"] == metrics["top1"]
+    assert found["top1"] == pytest.approx(metrics["top1"], abs=100 / len(sources[1]))  # cuDNN may choose otherwise
 
 
 def test_segmentation(segmentation_folder, tiny_variant, tmp_path):
@@ -104,7 +107,8 @@ def test_detection(name, shapes, tiny_variant, tmp_path):  # noqa: F811
 
 def test_benchmarks():
     options = {"rounds": 1, "seconds": 0.01, "device": GPU}
-    found = run_benchmark(["xs"], [1], [(64, 64)], engines=["torch", "torch channels_last"], **options)
+    engines = ["torch", "torch channels_last"] + ["torch-cudagraphs"] * (GPU == "cuda")
+    found = run_benchmark(["xs"], [1], [(64, 64)], engines=engines, **options)
     assert found["rows"] and not [row["error"] for row in found["rows"] if "error" in row]
     rows = run_attention_benchmark([64, 1024], 16, **options)["rows"]
     assert all(row["median_ms"] > 0 and row["peak_mb"] > 0 for row in rows)

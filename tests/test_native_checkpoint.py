@@ -13,9 +13,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from conftest import TINY, randomize, tiny
-from swiftformer import SwiftFormerBackbone, SwiftFormerConfig, SwiftFormerForSemanticSegmentation, load, save
+from swiftformer import (
+    SwiftFormerBackbone,
+    SwiftFormerConfig,
+    SwiftFormerForSemanticSegmentation,
+    load,
+    processors,
+    save,
+)
 from swiftformer.deploy import fuse
-from swiftformer.engines import EngineError, base, open_engine
+from swiftformer.engines import EngineError, open_engine
 from swiftformer.engines.checkpoint import read_fused
 from swiftformer.export.native import network_of
 from swiftformer.image_processing import Preprocessing
@@ -238,10 +245,13 @@ def test_where_there_may_be_a_gpu_torch_is_asked(tmp_path, monkeypatch):
     assert open_engine(path).name.startswith("native") and asked
 
 
-@pytest.mark.parametrize(("system", "expected"), [("darwin", False), ("win32", True)])
-def test_other_systems(monkeypatch, system, expected):
-    monkeypatch.setattr(base.sys, "platform", system)
-    assert base.may_have_gpu() is expected
+@pytest.mark.parametrize(
+    ("system", "driver", "expected"), [("darwin", False, False), ("win32", True, True), ("win32", False, False)]
+)
+def test_other_systems(monkeypatch, system, driver, expected):
+    monkeypatch.setattr(processors.sys, "platform", system)
+    monkeypatch.setattr(processors.os.path, "exists", lambda path: driver and path.endswith("nvcuda.dll"))
+    assert processors.may_have_gpu() is expected
 
 
 def test_threads_and_precision_reach_the_engine(tmp_path):

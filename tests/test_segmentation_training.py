@@ -181,9 +181,9 @@ def test_command_line(rectangles, tmp_path, cli):  # noqa: F811
 
 
 def test_results_never_lie_on_pictures_or_each_other(tmp_path):
-    names = ["d1/a.jpg", "d1/a-2.jpg", "d2/a.jpg", "a.mask.jpg", "-"]
+    names = ["d1/a.jpg", "d1/a-2.jpg", "d2/a.jpg", "a.mask.jpg", "d3/A.jpg", "-"]
     found = [target.name for target in free_targets(names, tmp_path)]
-    assert found == ["a", "a-2", "a-3", "a.mask-2", "stdin"]
+    assert found == ["a", "a-2", "a-3", "a.mask-2", "A-4", "stdin"]
     with pytest.raises(ValueError, match=r"expected another folder than that of the pictures, found .*a.png"):
         free_targets([str(tmp_path / "a.png")], tmp_path)
 

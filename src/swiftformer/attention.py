@@ -134,7 +134,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.to_query_key_value(x).chunk(3, dim=-1)
-        heads = (each.unsqueeze(1) for each in (query, key, value))  # without which torch has no fused kernels
+        heads = (each.unsqueeze(1) for each in (query, key, value))  # without which a GPU has no fused kernels
         return self.proj(F.scaled_dot_product_attention(*heads).squeeze(1))
 
 

@@ -13,7 +13,6 @@ from swiftformer.cli_options import (
     MASKS_HELP,
     OBJECTS_HELP,
     RUNNABLE_HELP,
-    WORKERS,
     AsJson,
     Classes,
     Device,
@@ -24,11 +23,13 @@ from swiftformer.cli_options import (
     Precision,
     ReduceZeroLabel,
     Threads,
+    Workers,
     check_window,
     print_json,
     rank,
     refuse_for,
 )
+from swiftformer.processors import loaders
 
 # What only models of some tasks are evaluated with.
 CLASSIFY = ("level", "batch_size")
@@ -52,7 +53,7 @@ def evaluate(
     batch_size: Annotated[
         Optional[int], typer.Option(min=1, help="To classify: pictures per forward pass, 64.", show_default=False)
     ] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = WORKERS,
+    workers: Workers = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="Accuracy, IoU or AP of each class as well.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Of a run folder, the weights that are not averaged.")] = False,
     level: Level = "name",
@@ -111,6 +112,7 @@ def evaluate(
         from swiftformer.evaluate.segmentation import evaluate_reference  # type: ignore[assignment]
     else:
         from swiftformer.evaluate.detection import evaluate_reference  # type: ignore[assignment]
+    workers = loaders(device) if workers is None else workers
     with progress_bar("evaluate", None) as advance:
         metrics = evaluate_reference(
             reference, data, split, workers=workers, per_class=per_class, **options, progress=advance

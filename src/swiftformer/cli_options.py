@@ -8,9 +8,6 @@ from typing import Annotated, Any, Literal, Optional
 
 import typer
 
-from swiftformer.engines.base import may_have_gpu
-from swiftformer.processors import loaders
-
 Form = Annotated[
     Optional[Literal["uniform", "l2", "uniform-unnormalized"]],
     typer.Option(help="Numeric form of the model, where its file cannot tell."),
@@ -43,7 +40,10 @@ OnError = Annotated[
     Literal["skip", "raise"],
     typer.Option(help="To segment or detect: leave out wrong annotations and pictures, or refuse the data for one."),
 ]
-WORKERS = loaders(beside_gpu=may_have_gpu())
+Workers = Annotated[
+    Optional[int],
+    typer.Option(min=0, help="Processes that load images; beside a CPU 2, beside a GPU as many as it has, up to 16."),
+]
 DEFAULT_MODEL = "swiftformer-xs-cifar10"
 MODEL_HELP = "Bundled name, hub id, timm name, folder or file."
 RUNNABLE_HELP = "Bundled name, hub id, timm name, folder, file, or exported artifact."

@@ -194,8 +194,9 @@ def free_targets(pictures: list[str], folder: Path) -> list[Path]:
     for picture in pictures:
         stem = shortened(Path(picture).stem, 200) if picture != "-" else "stdin"
         names = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
-        name = next(n for n in names if not {n, f"{n}.mask"} & taken)
-        taken |= {name, f"{name}.mask"}
+        # Windows and macOS know no difference between large and small letters.
+        name = next(n for n in names if not {n.casefold(), f"{n}.mask".casefold()} & taken)
+        taken |= {name.casefold(), f"{name}.mask".casefold()}
         targets.append(folder / name)
         if clash := {Path(f"{folder / name}{ending}").resolve() for ending in WRITTEN} & sources:
             raise ValueError(f"output: expected another folder than that of the pictures, found {clash.pop()} in it")

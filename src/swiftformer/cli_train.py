@@ -14,7 +14,6 @@ from swiftformer.cli_options import (
     MASKS_HELP,
     MODEL_HELP,
     OBJECTS_HELP,
-    WORKERS,
     AsJson,
     Classes,
     Device,
@@ -22,9 +21,11 @@ from swiftformer.cli_options import (
     Level,
     OnError,
     ReduceZeroLabel,
+    Workers,
     print_json,
     refuse_for,
 )
+from swiftformer.processors import loaders
 from swiftformer.train.slurm import RUN_FOLDER
 
 DEFAULT_RECIPES = {
@@ -59,7 +60,7 @@ def train(
     form: Form = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
     device: Device = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that load images.")] = WORKERS,
+    workers: Workers = None,
     save_minutes: Annotated[float, typer.Option(min=0, help="Save the state this often within an epoch.")] = 30.0,
     keep_states: Annotated[int, typer.Option(min=1, help="Saved states to keep.")] = 2,
     level: Level = "name",
@@ -111,7 +112,7 @@ def train(
         form=form,
         resume=resume,
         device=device,
-        workers=workers,
+        workers=loaders(device) if workers is None else workers,
         save_minutes=save_minutes,
         keep_states=keep_states,
         data_name=data,
@@ -191,5 +192,5 @@ def slurm(
         typer.echo(script, nl=False)
         return
     with atomic_file(write) as file:
-        file.write_text(script)
+        file.write_text(script, encoding="utf-8", newline="\n")
     typer.echo(f"wrote {write}; submit it with: sbatch {shlex.quote(str(write))}", err=True)

@@ -248,6 +248,8 @@ def fuse(model: SwiftFormerForImageClassification | SwiftFormerBackbone, *, raw_
         raise ValueError(
             f"expected a SwiftFormer classifier, segmentation model, detector or backbone, found {type(model).__name__}"
         )
+    if model.device.type == "mps":  # which knows no float64
+        return fuse(copy.deepcopy(model).cpu(), raw_input=raw_input).to(model.device)
     if raw_input:
         preprocessing = getattr(model, "preprocessing", None)
         if preprocessing is None:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from swiftformer.messages import one_line
+
+
+class _Movable(Protocol):
+    def to(self, device: Any, *, non_blocking: bool) -> Any: ...
+
+
+Movable = TypeVar("Movable", bound=_Movable)
 
 
 def on_cpu(name: str | torch.device | None) -> bool:
@@ -42,6 +50,11 @@ def select_device(name: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise _missing(name, error) from None
     return device
+
+
+def moved(x: Movable, device: str | torch.device) -> Movable:
+    """`x.to(device)`, which only CUDA is not waited for: elsewhere memory may be read after it was freed."""
+    return x.to(device, non_blocking=torch.device(device).type == "cuda")
 
 
 def _missing(name: str | torch.device, error: Exception) -> ValueError:

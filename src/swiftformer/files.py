@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+ON_WINDOWS = os.name == "nt"
 LAST = ("config.json", "metadata.json")  # without them a folder is no model, so that an interrupted change is seen
 
 
@@ -18,6 +21,11 @@ def expanded(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
+
+
+def is_path(text: str) -> bool:
+    """Whether a name can only be that of a file or folder, on this system or on Windows, and none on the hub."""
+    return text.startswith((".", "/", "~")) or "\\" in text or re.match("[A-Za-z]:", text) is not None
 
 
 @contextmanager
@@ -36,7 +44,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o644)
         _sync(temporary)
-        temporary.replace(path)
+        _replace(temporary, path)
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -69,13 +77,13 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         if not path.exists():  # nor has another process made it meanwhile
             temporary.chmod(0o755)
             _sync(temporary)
-            temporary.replace(path)
+            _replace(temporary, path)
             _sync(place)
         else:
             for file in files:
                 target = path / file.relative_to(temporary)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                file.replace(target)
+                _replace(file, target)
             _sync(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -87,8 +95,21 @@ def shortened(name: str, size: int) -> str:
     return name if len(encoded) <= size else encoded[:size].decode(errors="ignore")
 
 
+def _replace(source: Path, target: Path) -> None:
+    """Windows refuses while another program, of which many look at new files, has one of them open: wait a moment."""
+    for pause in (0.1, 0.3, 1) if ON_WINDOWS else ():
+        try:
+            source.replace(target)
+            return
+        except PermissionError:
+            time.sleep(pause)
+    source.replace(target)
+
+
 def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    if ON_WINDOWS and path.is_dir():  # which cannot be opened there
+        return
+    handle = os.open(path, os.O_RDWR if ON_WINDOWS else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

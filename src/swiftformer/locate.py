@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from swiftformer.files import expanded
+from swiftformer.files import expanded, is_path
 from swiftformer.image_processing import Preprocessing
 from swiftformer.messages import one_line
 from swiftformer.variants import VARIANTS
@@ -73,7 +73,7 @@ def locate(reference: str | Path) -> Located:
         return _folder(path)
     if path.is_file():
         return _file(path)
-    if text.endswith(SUFFIXES) or text.startswith((".", "/", "~")):
+    if text.endswith(SUFFIXES) or is_path(text):
         raise CheckpointError(f"{text}: no such file or folder")
     return _hub(text)
 

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+NO_MEMORY = (  # of torch on Linux, macOS and Windows
+    "can't allocate memory",
+    "not enough memory: you tried to allocate",
+    "CUDA error: out of memory",
+    "MPS backend out of memory",
+)
+
 
 def one_line(error: BaseException, line: int = 0) -> str:
     """A line of what an error says, or its class where it says nothing."""
@@ -20,5 +27,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or any(text in str(error) for text in ("can't allocate memory", "CUDA error: out of memory"))
+        or any(text in str(error) for text in NO_MEMORY)
     )

@@ -1,17 +1,35 @@
-"""How many processors there are to work with."""
+"""How many processors there are to work with, and whether a GPU."""
 
 from __future__ import annotations
 
 import os
+import sys
 
-
-def loaders(beside_gpu: bool) -> int:
-    """How many processes a training or an evaluation loads pictures with, unless it is told: a GPU waits for all that a
-    machine can do, of which several processes have a part each; a CPU has enough to do itself."""
-    here = processors() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(16, here)) if beside_gpu else min(2, processors())
+# Of NVIDIA (whose devices may appear with the first call), Tegra, AMD, and Windows below WSL.
+GPU_DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
+MOST_LOADERS = 16
 
 
 def processors() -> int:
     """Those that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def may_have_gpu() -> bool:
+    """Whether torch may find a GPU that it calls CUDA, told by the system's drivers: importing torch takes seconds."""
+    if sys.platform == "win32":
+        return os.path.exists(rf"{os.environ.get('SYSTEMROOT', 'C:/Windows')}\System32\nvcuda.dll")  # noqa: PTH110
+    return any(map(os.path.exists, GPU_DRIVERS))
+
+
+def loaders(device: str | None) -> int:
+    """How many processes `swiftformer train` and `evaluate` load pictures with, unless they are told.
+
+    A GPU waits for all that a machine can do, of which several processes have a part each; a CPU is busy itself.
+    """
+    here = processors()
+    if device == "cpu" or (device is None and not may_have_gpu()):
+        return min(2, here)
+    if here == os.cpu_count():  # else this process has its part already, as Slurm gives it
+        here //= int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return max(1, min(MOST_LOADERS, here))

@@ -162,8 +162,8 @@ class Candidate:
 
     @property
     def compiled(self) -> bool:
-        """Whether making the call takes many seconds of compilation on a CPU."""
-        return self.engine.startswith("torch-compile")
+        """Whether making the call takes many seconds of compilation."""
+        return self.engine.startswith("torch") and self.engine not in ("torch", "torch channels_last")
 
     def __str__(self) -> str:
         return f"{self.implementation} in {self.engine}, {self.precision}"
@@ -333,6 +333,8 @@ for peer in ("timm", "transformers"):
         in_torch(peer, "torch channels_last", "bf16", peer_in_torch(peer, "eager", BF16, True), "cuda"),
         in_torch(peer, "torch-compile", "fp32", peer_in_torch(peer, "default", F32, True), "cuda"),
         in_torch(peer, "torch-cudagraphs", "fp32", peer_in_torch(peer, "reduce-overhead", F32, True), "cuda"),
+        in_torch(peer, "torch-compile", "bf16", peer_in_torch(peer, "default", BF16, True), "cuda"),
+        in_torch(peer, "torch-cudagraphs", "bf16", peer_in_torch(peer, "reduce-overhead", BF16, True), "cuda"),
         in_torch(peer, "torch-compile frozen", "fp32", peer_in_torch(peer, "default", F32, True, True), "cpu"),
         in_torch(peer, "torch-compile frozen", "bf16", peer_in_torch(peer, "default", BF16, True, True), "cpu"),
         in_torch(peer, "torch max-autotune", "bf16", peer_in_torch(peer, "max-autotune", BF16, True), "cuda"),

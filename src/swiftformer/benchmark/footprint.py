@@ -106,12 +106,14 @@ def _in_torch(asked: dict[str, Any]) -> None:
 
 
 def peak_memory() -> int:
-    """Bytes that this process had in memory at most."""
+    """Bytes that this process had in memory at most; 0 on Windows, which is not asked."""
     try:
         # Not getrusage: Linux has it begin with what the process that started this one had.
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
     except (OSError, IndexError):
+        if sys.platform == "win32":
+            return 0
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of macOS, in bytes

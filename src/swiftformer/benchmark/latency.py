@@ -106,7 +106,9 @@ def run_benchmark(
     rows: list[dict[str, Any]] = []
     missing = [str(candidate) for candidate in asked if candidate.missing()]
     on_gpu = device.startswith("cuda")
-    machine = describe_machine(device) | {"threads": threads} | ({"float32": "TF32"} if on_gpu else {})
+    machine = (
+        describe_machine(device) | {"threads": threads} | ({"float32": "TF32, where the GPU has it"} if on_gpu else {})
+    )
     result: dict[str, Any] = {"machine": machine, "not_installed": missing, "rows": rows, "against_peers": []}
     # Beyond its limit of compilations dynamo would run a function eagerly, and only log that.
     with (

@@ -173,6 +173,13 @@ def _folders(file: Path, root: Path, split: list[str]) -> list[str]:
     return list(dict.fromkeys(str(folder) for folder in folders if folder.is_dir()))
 
 
+def _with_slashes(name: str, folders: list[str]) -> str:
+    """What Windows wrote as `train\\a.jpg`, unless a file is called so."""
+    if "\\" not in name or any(_is_file(folder, name) for folder in folders):
+        return name
+    return name.replace("\\", "/")
+
+
 def _is_file(folder: str, name: str) -> bool:
     """Also of folders that may not be read, and of names that are too long."""
     return os.path.isfile(os.path.join(folder, name))  # noqa: PTH113, PTH118
@@ -184,9 +191,8 @@ def _holding(folders: list[str], root: Path, entries: list[Any], file: Path) -> 
     Raises:
         ValueError: several of those have pictures of the same name, of which one is meant.
     """
-    names = [
-        name for entry in entries[:20] if isinstance(entry, dict) and isinstance(name := entry.get("file_name"), str)
-    ]
+    named = (entry.get("file_name") for entry in entries[:20] if isinstance(entry, dict))
+    names = [_with_slashes(name, folders) for name in named if isinstance(name, str)]
     if any(_is_file(folder, name) for folder in folders for name in names):
         return folders
     below = [path for base in (root / "images", root) if base.is_dir() for path in sorted(base.iterdir())]
@@ -204,7 +210,7 @@ def _pictures(
     index_of: dict[Any, tuple[int, int, int] | None] = {}
     for number, entry in enumerate(entries):
         try:
-            image, name = entry["id"], entry["file_name"]
+            image, name = entry["id"], _with_slashes(entry["file_name"], folders)
             if image in index_of:
                 raise ValueError(f"expected an id of its own, found {image} again")
             index_of[image] = None

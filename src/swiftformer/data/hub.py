@@ -10,6 +10,7 @@ from PIL import Image
 
 from swiftformer.data.parquet import LABEL_COLUMNS, check_labels, numbered_classes, open_entry
 from swiftformer.data.splits import Splits, usual
+from swiftformer.files import is_path
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def find(name: str) -> Splits:
     Raises:
         ValueError: there is none of that name, or the library is missing.
     """
-    if name.startswith((".", "/", "~")):
+    if is_path(name):
         raise ValueError(f"{name}: no such file or folder")
     try:
         import datasets

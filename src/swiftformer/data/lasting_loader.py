@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -83,8 +84,7 @@ class LastingLoader(Generic[Batch]):
                 if deaths == RESTARTS:
                     raise LoaderError(
                         f"the processes that load images died {deaths} times at batch {place} of {where}: "
-                        f"expected enough memory (/dev/shm as well) for {self.workers} of them, "
-                        f"try fewer workers ({error})"
+                        f"{_expected()} for {self.workers} of them, try fewer workers ({error})"
                     ) from error
                 logger.warning("a process that loads images died (%s); starting new ones at batch %d", error, place)
 
@@ -134,3 +134,10 @@ class ShareLoader(Generic[Batch]):
 
     def _seek(self, place: int) -> None:
         self.share.start = place * (self.batch_size or 1)
+
+
+def _expected() -> str:
+    if multiprocessing.get_start_method() == "fork":
+        return "expected enough memory (/dev/shm as well)"
+    # Each of the processes begins with the script that asked for it.
+    return "expected a script that does its work below `if __name__ == '__main__':`, and enough memory"

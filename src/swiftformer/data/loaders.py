@@ -17,6 +17,7 @@ from swiftformer.data.epoch_loader import DrawnDataset, EpochLoader, expect_imag
 from swiftformer.data.lasting_loader import ShareLoader
 from swiftformer.data.samplers import Draws, Share, training_order
 from swiftformer.data.sources import Source
+from swiftformer.device import moved
 from swiftformer.image_processing import Preprocessing
 from swiftformer.images import ImageError
 
@@ -115,7 +116,7 @@ class Normalization(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """`(B, 3, H, W)` to the same shape."""
-        pixels = pixels.to(self.mean.device, non_blocking=True)
+        pixels = moved(pixels, self.mean.device)
         if self.channels_last:
             # As rows of W * 3 values: arithmetic over an innermost dimension of three is seven times slower.
             batch, _, height, width = pixels.shape

@@ -143,7 +143,7 @@ def _pairs(root: Path, images: Path, masks: Path) -> list[Pair]:
     pairs, used = [], set()
     for image in _files(images, is_image):
         path = image.relative_to(images)
-        called = [f"{name}{ending}" for name in (path.with_suffix(""), path) for ending in MASK_ENDINGS]
+        called = [f"{name.as_posix()}{ending}" for name in (path.with_suffix(""), path) for ending in MASK_ENDINGS]
         stem = next((name for name in called if name in mask_of), None)
         used.add(stem)
         pairs.append(Pair(str(image.relative_to(root)), str(image), None if stem is None else str(mask_of[stem])))
@@ -161,7 +161,7 @@ def _walk(folder: Path, wanted: Callable[[Path], bool]) -> Iterator[Path]:
 
 
 def _by_stem(folder: Path, wanted: Callable[[Path], bool]) -> dict[str, Path]:
-    return {str(file.relative_to(folder).with_suffix("")): file for file in _files(folder, wanted)}
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in _files(folder, wanted)}
 
 
 def _is_mask(file: Path) -> bool:

@@ -55,11 +55,11 @@ def quietly_started(loader: DataLoader[Any]) -> Iterator[Any]:
 
     torch raises from a signal handler, wherever the program happens to be: within an update of the weights, say.
     """
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    handler, before = signal.getsignal(signal.SIGCHLD), set(active_children())
+    number = getattr(signal, "SIGCHLD", None)  # which Windows does not have
+    handler, before = number and signal.getsignal(number), set(active_children())
     iterator = iter(loader)
-    if in_main_thread:
-        signal.signal(signal.SIGCHLD, handler)
+    if number and threading.current_thread() is threading.main_thread():
+        signal.signal(number, handler)
     _processes.difference_update([process for process in _processes if not process.is_alive()])
     _processes.update(set(active_children()) - before)
     return iterator

@@ -134,7 +134,8 @@ def _listed_pictures(file: Path) -> Iterator[tuple[Path, Path | None]]:
     names = (line.strip() for line in _text(file).splitlines())
     for name in dict.fromkeys(names):
         if name:
-            paths = [file.parent / name, file.parent.parent / name]
+            names_here = dict.fromkeys((name, name.replace("\\", "/")))  # which Windows writes otherwise
+            paths = [folder / each for each in names_here for folder in (file.parent, file.parent.parent)]
             image = next((path for path in paths if path.is_file()), paths[0])
             labels = _beside(image.parent) / f"{image.stem}.txt"
             yield image, labels if labels.is_file() else None
@@ -161,7 +162,8 @@ def _listed(root: Path, content: dict[str, Any], file: Path) -> dict[str, list[P
         entries = content.get(split)
         of_split: list[Place] = []
         for entry in entries if isinstance(entries, list) else [entries] if entries else []:
-            paths = [base / str(entry), root / str(entry), root / str(entry).removeprefix("../")]
+            entry = str(entry).replace("\\", "/")
+            paths = [base / entry, root / entry, root / entry.removeprefix("../")]
             if (place := _place(paths)) is not None:
                 of_split.append(place)
             else:

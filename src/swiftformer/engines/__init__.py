@@ -14,10 +14,10 @@ from swiftformer.engines.base import (
     EngineOptions,
     checked_threads,
     expect_torch,
-    may_have_gpu,
 )
 from swiftformer.files import expanded
 from swiftformer.messages import one_line
+from swiftformer.processors import may_have_gpu
 
 __all__ = ["ENGINES", "Engine", "EngineError", "open_engine"]
 

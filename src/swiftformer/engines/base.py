@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from importlib import util
@@ -18,8 +16,6 @@ from swiftformer.image_processing import Preprocessing
 from swiftformer.messages import is_out_of_memory, one_line
 
 ROUNDING = 0.05  # of probabilities in low precision
-# Of NVIDIA (whose devices may appear with the first call), Tegra, AMD, and Windows below WSL.
-GPU_DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
 NATIVE = "./native, in a clone of swiftformer"  # what pip installs: no package index has it
 ONE_CLASS = (None, "single_label_classification")  # problem types of transformers
 MOST_THREADS = 1024  # more crash some runtimes
@@ -84,13 +80,6 @@ def expect_torch(reference: str | Path) -> None:
             f"{reference}: expected an exported artifact where torch is not installed, found none there; this "
             "checkpoint needs torch: pip install swiftformer"
         )
-
-
-def may_have_gpu() -> bool:
-    """Whether torch may find a GPU that it calls CUDA, told by the system's drivers: importing torch takes seconds."""
-    if sys.platform == "linux":
-        return any(map(os.path.exists, GPU_DRIVERS))
-    return sys.platform != "darwin"
 
 
 def expect_cpu(engine: str, device: str | None) -> None:

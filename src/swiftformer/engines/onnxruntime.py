@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +38,8 @@ class OnnxRuntimeEngine(Engine):
         if first not in onnxruntime.get_available_providers():
             raise EngineError(f"device: expected an onnxruntime with {first}, found one without")
         if kind in ("cuda", "tensorrt") and hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()  # CUDA's libraries where pip installed them, which torch is not there to load
+            with contextlib.redirect_stdout(sys.stderr):
+                onnxruntime.preload_dlls()  # CUDA's libraries where pip installed them: torch is not there to load them
         providers = [(first, {"device_id": index}) if index else first, *others]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3

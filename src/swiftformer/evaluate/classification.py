@@ -19,6 +19,7 @@ from swiftformer.checkpoints import load
 from swiftformer.data.class_names import shortened
 from swiftformer.data.loaders import evaluation_loader
 from swiftformer.data.sources import open_source
+from swiftformer.device import moved
 from swiftformer.engines import Engine, open_engine
 from swiftformer.labels import labels_of
 from swiftformer.train.distributed import Processes, join_processes
@@ -62,8 +63,8 @@ def evaluate_classifier(
     for pixels, labels, _ in batches:
         if len(labels) == 0:
             continue
-        labels = labels.to(device, non_blocking=True)
-        logits = model(pixels.to(device, non_blocking=True)).logits.float()
+        labels = moved(labels, device)
+        logits = model(moved(pixels, device)).logits.float()
         classes = logits.shape[1]
         best = logits.topk(min(5, classes), dim=1).indices  # (B, 5)
         counts[0] += len(labels)

@@ -23,6 +23,7 @@ from swiftformer.data.detection_files import DetectionFiles
 from swiftformer.data.detection_loaders import DetectionEvaluationLoader
 from swiftformer.data.objects import Objects
 from swiftformer.detections import post_process
+from swiftformer.device import moved
 from swiftformer.engines import Engine
 from swiftformer.evaluate.classification import match_classes, runs_as_it_is, tell_of_positions
 from swiftformer.evaluate.coco_metrics import CocoMetrics
@@ -99,7 +100,7 @@ def measure(
     names = ("scores", "labels", "boxes", "masks") if metrics.with_masks else ("scores", "labels", "boxes")
     start = time.perf_counter()
     for pixels, size, index in batches:
-        output = model(pixels.to(processes.device, non_blocking=True))
+        output = model(moved(pixels, processes.device))
         arrays = {name: torch.as_tensor(output[name])[0].float().cpu().numpy() for name in names if name in output}
         height, width = (int(side) for side in size)
         detections = post_process(arrays, (height, width), extent=extent((height, width)))

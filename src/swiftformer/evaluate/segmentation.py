@@ -18,6 +18,7 @@ from swiftformer.data.class_names import shortened
 from swiftformer.data.dense_loaders import SegmentationEvaluationLoader
 from swiftformer.data.masks import VOID
 from swiftformer.data.segmentation import Relabelled, SegmentationSource, open_segmentation
+from swiftformer.device import moved
 from swiftformer.engines import Engine
 from swiftformer.evaluate.classification import match_classes, runs_as_it_is
 from swiftformer.heads.semantic_fpn import upsampled
@@ -141,10 +142,10 @@ def evaluate_segmenter(
     metrics: SegmentationMetrics | None = None
     counts = torch.zeros(2, device=device, dtype=torch.long)  # images, classes
     for pixels, mask, _ in batches:
-        output = model(pixels.to(device, non_blocking=True))
+        output = model(moved(pixels, device))
         logits = getattr(output, "logits", output)
         metrics = metrics or SegmentationMetrics(logits.shape[1], device)
-        mask = mask.to(device, non_blocking=True)
+        mask = moved(mask, device)
         metrics.update(best_classes(logits, (mask.shape[0], mask.shape[1]))[0], mask)
         counts[0] += 1
         counts[1] = logits.shape[1]

@@ -21,7 +21,7 @@ def write(graph: DeployGraph, options: Options, folder: Path) -> str:
     if options.device.startswith("cuda"):
         from torch.utils.cpp_extension import CUDA_HOME
 
-        if CUDA_HOME is None:
+        if CUDA_HOME is None and torch.version.hip is None:
             raise ExportError("aoti: expected a CUDA toolkit, where CUDA_HOME says or nvcc is, found none")
     program = to_program(graph, options)
     try:

@@ -51,7 +51,8 @@ def compare(folder: Path, model: Any, options: Options) -> dict[str, float]:
             number.
         EngineError: the runtime refuses the artifact; BackendMissingError where it cannot run any of the format.
     """
-    engine = open_engine(folder, FORMATS[options.format].compared_in)
+    runtime = FORMATS[options.format].compared_in
+    engine = open_engine(folder, runtime, device=options.device if runtime == "torch" else None)
     images = options.example
     if "boxes" in engine.outputs:
         agreement = _compare_objects(engine, model, images, options)

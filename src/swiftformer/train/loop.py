@@ -19,6 +19,7 @@ import torch
 from swiftformer.data.epoch_loader import EpochLoader, seed_generators
 from swiftformer.data.lasting_loader import LoaderError
 from swiftformer.data.loaders import Normalization
+from swiftformer.device import moved
 from swiftformer.files import check_writable
 from swiftformer.train.distributed import Processes, join_processes
 from swiftformer.train.interruption import StopRequest, TrainingStopped
@@ -103,7 +104,7 @@ def train(
         net = net.to(processes.device)
         if processes.device.type == "cpu":
             keep_freed_memory()
-        torch.backends.cudnn.benchmark = isinstance(recipe, Recipe)  # pictures of one size, as to detect are not
+        torch.backends.cudnn.benchmark = isinstance(recipe, Recipe)  # pictures of one size, as dense tasks' are not
         run = _Run(
             recipe,
             task,
@@ -279,9 +280,9 @@ class _Run:
             seed_batch(recipe.seed, epoch, self.batch, processes.rank, processes.device)
             self.batch += 1
             pixels = self.normalize(batch.pixels)
-            targets = batch.targets.to(pixels.device, non_blocking=True)
+            targets = moved(batch.targets, pixels.device)
             loss, hits = step(pixels, targets, batch.indices, epoch * self.batches + self.batch)
-            unreadable = batch.unreadable.to(pixels.device, non_blocking=True)
+            unreadable = moved(batch.unreadable, pixels.device)
             self.totals += torch.stack([len(pixels) * loss.float(), hits.float(), unreadable.float()])
 
     def interrupted(self) -> bool:
@@ -297,8 +298,7 @@ class _Run:
         """Look at the epoch's sums so far: metrics, progress, whether the loss is finite."""
         if self.batch == 0:
             return
-        images = self.batch * self.images_per_batch
-        mean_loss = self.summed[0] / images
+        mean_loss = self.summed[0] / (images := self.batch * self.images_per_batch)
         if not np.isfinite(mean_loss):
             raise FloatingPointError(
                 f"the loss is {mean_loss} in epoch {self.epoch + 1}, step {self.batch}: expected a finite number; "
@@ -328,8 +328,7 @@ class _Run:
             save_weights(evaluated, fields, output / "last")
             if evaluated is not self.step.net:
                 save_weights(self.step.net, fields, output / "raw")
-        epochs = self.epoch + 1
-        if epochs % self.recipe.evaluate_every and epochs != self.recipe.epochs:
+        if (self.epoch + 1) % self.recipe.evaluate_every and self.epoch + 1 != self.recipe.epochs:
             return None
 
         def batches() -> Iterator[Any]:

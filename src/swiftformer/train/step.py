@@ -153,3 +153,5 @@ def seed_batch(seed: int, epoch: int, batch: int, rank: int, device: torch.devic
     seed_generators(number)
     if device.type == "cuda":
         torch.cuda.manual_seed_all(number)
+    elif device.type == "mps":
+        torch.mps.manual_seed(number)
