@@ -164,5 +164,6 @@ def test_loaders_start_where_there_is_no_signal_of_dead_processes(monkeypatch):
 
 @pytest.mark.parametrize(("method", "expected"), [("fork", "/dev/shm"), ("spawn", "__main__")])
 def test_what_loaders_that_die_need(method, expected, monkeypatch):
-    monkeypatch.setattr(lasting_loader.multiprocessing, "get_start_method", lambda: method)
+    monkeypatch.setattr(processors.multiprocessing, "get_start_method", lambda allow_none: None)
+    monkeypatch.setattr(processors.multiprocessing, "get_all_start_methods", lambda: [method, "forkserver"])
     assert expected in lasting_loader._expected()

@@ -1,7 +1,8 @@
-"""How many processors there are to work with, and whether a GPU."""
+"""What there is to work with: processors, a GPU, and processes that load pictures."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 
@@ -33,3 +34,9 @@ def loaders(device: str | None) -> int:
     if here == os.cpu_count():  # else this process has its part already, as Slurm gives it
         here //= int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
     return max(1, min(MOST_LOADERS, here))
+
+
+def are_forked() -> bool:
+    """Whether processes that load pictures share what is in memory; elsewhere than on Linux each has a copy of its own."""
+    methods = multiprocessing.get_all_start_methods()  # the system's own first
+    return (multiprocessing.get_start_method(allow_none=True) or methods[0]) == "fork"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from swiftformer.data.processes import begin, log_files, quietly_started
 from swiftformer.data.samplers import Share
+from swiftformer.processors import are_forked
 
 logger = logging.getLogger(__name__)
 RESTARTS = 3  # of the loader processes, at one and the same batch
@@ -137,7 +137,7 @@ class ShareLoader(Generic[Batch]):
 
 
 def _expected() -> str:
-    if multiprocessing.get_start_method() == "fork":
+    if are_forked():
         return "expected enough memory (/dev/shm as well)"
     # Each of the processes begins with the script that asked for it.
     return "expected a script that does its work below `if __name__ == '__main__':`, and enough memory"

@@ -18,6 +18,7 @@ from swiftformer.data.cache import cache_folder, cached_path
 from swiftformer.data.splits import ALL, USUAL, Splits, usual
 from swiftformer.files import atomic_file
 from swiftformer.images import ImageError, open_image
+from swiftformer.processors import are_forked
 
 logger = logging.getLogger(__name__)
 
@@ -26,14 +27,14 @@ IMAGE_COLUMNS = ("image", "img", "picture")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
 MOST_UNUSED = 100  # times as many numbers as classes that have pictures
 FEW_ENOUGH = 30_000  # classes, of which the pictures of a split may show few
-IN_MEMORY = 2 * 2**30  # bytes on disk, of all files together
+IN_MEMORY, COPIED = 2 * 2**30, 64 * 2**20  # bytes on disk, of all files; where each loader process has a copy
 
 
 class ParquetSource:
     """Parquet shards in the layout of the hub: an image column `{bytes, path}` and a label column.
 
     The encoded pictures of up to 2 GiB of files are held in memory, in Arrow's buffers, which forked loader processes
-    share. Those of larger ones are unpacked once, to Arrow files in the cache folder, and mapped from there: Parquet
+    share; where they are not forked, of up to 64 MiB. Those of larger ones are unpacked once, to Arrow files in the cache folder, and mapped from there: Parquet
     itself can only be read in groups of many rows, so that a shuffled epoch would read everything many times.
 
     Raises:
@@ -53,7 +54,7 @@ class ParquetSource:
                     f"{files[0]}: expected an image column (image, img) and a label column (label), "
                     f"found {', '.join(schema.names)}"
                 )
-            mapped = sum(file.stat().st_size for file in files) > IN_MEMORY
+            mapped = sum(file.stat().st_size for file in files) > (IN_MEMORY if are_forked() else COPIED)
             columns = [label] if mapped else [image, label]
             tables = [pyarrow.parquet.read_table(file, columns=columns) for file in files]
             table = pyarrow.concat_tables(tables)
