@@ -37,6 +37,6 @@ def loaders(device: str | None) -> int:
 
 
 def are_forked() -> bool:
-    """Whether processes that load pictures share what is in memory; elsewhere than on Linux each has a copy of its own."""
+    """Whether processes that load pictures share what is in memory; elsewhere than on Linux each has its own copy."""
     methods = multiprocessing.get_all_start_methods()  # the system's own first
     return (multiprocessing.get_start_method(allow_none=True) or methods[0]) == "fork"

@@ -34,8 +34,9 @@ class ParquetSource:
     """Parquet shards in the layout of the hub: an image column `{bytes, path}` and a label column.
 
     The encoded pictures of up to 2 GiB of files are held in memory, in Arrow's buffers, which forked loader processes
-    share; where they are not forked, of up to 64 MiB. Those of larger ones are unpacked once, to Arrow files in the cache folder, and mapped from there: Parquet
-    itself can only be read in groups of many rows, so that a shuffled epoch would read everything many times.
+    share; where they are not forked, of up to 64 MiB. Those of larger ones are unpacked once, to Arrow files in the
+    cache folder, and mapped from there: Parquet itself can only be read in groups of many rows, so that a shuffled
+    epoch would read everything many times.
 
     Raises:
         ValueError: no Parquet files, no such columns, rows without a label, or too little space to unpack.
