@@ -120,10 +120,8 @@ def main() -> None:
     device = torch.device(arguments.device)
     if arguments.keep_memory:
         keep_freed_memory()
-    torch.backends.cudnn.benchmark = (
-        True  # as timm's train.py and `swiftformer train` have it, and TF32 as timm's alone
-    )
-    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True  # as timm's train.py and `swiftformer train` have it
+    torch.backends.cuda.matmul.allow_tf32 = True  # as timm's train.py alone, here for all
     pixels = torch.randn(arguments.batch, 3, arguments.size, arguments.size, device=device)
     targets = torch.randint(0, 1000, (arguments.batch,), device=device)
     processor = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"

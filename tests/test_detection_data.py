@@ -139,6 +139,16 @@ def folder(tmp_path):
 # Layouts
 
 
+def test_a_picture_without_a_name_is_told_once(folder, caplog):
+    file = folder / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    content["images"][0]["file_name"] = None
+    write_coco(file, content)
+    with caplog.at_level(logging.WARNING, "swiftformer"):
+        assert len(open_detection(folder, "train")) == COUNTS["train"] - 1
+    assert "expected the id of an image" not in caplog.text
+
+
 @pytest.mark.parametrize("layout", ["coco below", "yolo"])
 def test_lists_that_windows_wrote(layout, tmp_path):
     root = make(tmp_path / "data", layout)

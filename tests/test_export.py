@@ -466,11 +466,20 @@ def test_free_heights_and_batches_are_checked(tmp_path, monkeypatch, limits):
 
 def test_float32_on_a_gpu_may_differ_by_what_tf32_rounds_off(monkeypatch):
     model, images = small(), np.random.default_rng(0).standard_normal((2, 3, 64, 64), np.float32)
-    monkeypatch.setattr(comparison, "open_engine", lambda *_, **__: FakeEngine(model, off=0.003))
+    opened = []
+
+    def open_fake(folder, engine, device):
+        opened.append((engine, device))
+        return FakeEngine(model, off=0.003)
+
+    monkeypatch.setattr(comparison, "open_engine", open_fake)
     options = Options("aoti", "fp32", 2, (64, 64), False, False, (), images, device="cuda")
     assert comparison.compare(Path(), model, options)["max_relative_difference"] == pytest.approx(0.003, rel=0.01)
     with pytest.raises(ExportError, match=r"at most 0\.0001, found 0\.003"):
         comparison.compare(Path(), model, dataclasses.replace(options, device="cpu"))
+    with pytest.raises(ExportError, match=r"at most 0\.0001, found 0\.003"):
+        comparison.compare(Path(), model, dataclasses.replace(options, format="onnx", device="cpu"))
+    assert opened == [("torch", "cuda"), ("torch", "cpu"), ("onnxruntime", None)]
 
 
 def test_an_artifact_that_exists_survives_a_failure(artifacts, tmp_path, monkeypatch):

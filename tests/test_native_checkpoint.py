@@ -246,7 +246,7 @@ def test_where_there_may_be_a_gpu_torch_is_asked(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("system", "driver", "expected"), [("darwin", False, False), ("win32", True, True), ("win32", False, False)]
+    ("system", "driver", "expected"), [("darwin", True, False), ("win32", True, True), ("win32", False, False)]
 )
 def test_other_systems(monkeypatch, system, driver, expected):
     monkeypatch.setattr(processors.sys, "platform", system)

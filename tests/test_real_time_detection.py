@@ -215,7 +215,8 @@ def test_checkpoints(tmp_path):
     theirs.save_pretrained(tmp_path / "theirs")
     with torch.inference_mode():
         for other in (again, theirs, load(tmp_path / "theirs")):
-            assert torch.equal(other(pixels).boxes, model(pixels).boxes)
+            # Where weights lie in memory decides which of torch's kernels is taken.
+            torch.testing.assert_close(other(pixels).boxes, model(pixels).boxes, rtol=1e-5, atol=1e-6)
     others = load(tmp_path / "quick", labels=["cat", "dog"])
     assert others.num_labels == 2 and others.load_report.head_replaced
     assert all(

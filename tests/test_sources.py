@@ -332,12 +332,13 @@ def test_a_named_data_set_without_validation_split_is_cut(tmp_path, monkeypatch,
     }
 
 
-def test_large_tables_are_unpacked_and_mapped(tmp_path, monkeypatch, caplog, cache):
+@pytest.mark.parametrize("forked", [True, False])
+def test_large_tables_are_unpacked_and_mapped(forked, tmp_path, monkeypatch, caplog, cache):
     for shard in range(2):
         write_parquet(tmp_path / f"val-{shard}.parquet", count=5 + shard)
     small = open_source(tmp_path, "val")
-    monkeypatch.setattr(parquet, "COPIED", 0)
-    monkeypatch.setattr(parquet, "are_forked", lambda: False)
+    monkeypatch.setattr(parquet, "IN_MEMORY" if forked else "COPIED", 0)
+    monkeypatch.setattr(parquet, "are_forked", lambda: forked)
 
     def check(source):
         assert source.classes == small.classes and source.labels == small.labels and len(source) == 11

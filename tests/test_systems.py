@@ -1,6 +1,7 @@
 """Where to compute, with how many processes to load pictures, and what other systems need."""
 
 import contextlib
+import multiprocessing
 import signal
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,8 @@ def test_processes_that_load_pictures(there, on_cpu, beside_gpu, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     monkeypatch.setattr(processors.os, "cpu_count", lambda: 96)  # of which Slurm gives a process its part
     assert loaders(None) == (12 if there == 96 else beside_gpu)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")  # torchrun's processes share theirs
+    assert loaders(None) == max(1, there // 8)
 
 
 def test_a_program_names_no_other_device_than_it_is_moved_to():
@@ -112,6 +115,11 @@ def test_the_line_of_an_error_that_says_why(monkeypatch):
 
 
 def test_no_memory_is_told_by_its_text():
+    for text in (
+        "DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes",
+        "MPS backend out of memory (8)",
+    ):
+        assert is_out_of_memory(RuntimeError(text))
     assert is_out_of_memory(RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"))
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access"))
 
@@ -164,6 +172,6 @@ def test_loaders_start_where_there_is_no_signal_of_dead_processes(monkeypatch):
 
 @pytest.mark.parametrize(("method", "expected"), [("fork", "/dev/shm"), ("spawn", "__main__")])
 def test_what_loaders_that_die_need(method, expected, monkeypatch):
-    monkeypatch.setattr(processors.multiprocessing, "get_start_method", lambda allow_none: None)
-    monkeypatch.setattr(processors.multiprocessing, "get_all_start_methods", lambda: [method, "forkserver"])
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: None)
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: [method, "forkserver"])
     assert expected in lasting_loader._expected()

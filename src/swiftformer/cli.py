@@ -272,9 +272,9 @@ def main() -> None:
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files may be any bytes
-            if os.name == "nt" and not stream.isatty():  # a file or a pipe, in a code page that lacks most letters
-                stream.reconfigure(encoding="utf-8")
+            # On Windows files and pipes are of a code page that lacks most letters; names of files may be any bytes.
+            encoding = "utf-8" if os.name == "nt" and not stream.isatty() else None
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
     in_main = threading.current_thread() is threading.main_thread()
     if in_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what is half written goes

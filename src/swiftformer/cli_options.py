@@ -42,7 +42,9 @@ OnError = Annotated[
 ]
 Workers = Annotated[
     Optional[int],
-    typer.Option(min=0, help="Processes that load images; beside a CPU 2, beside a GPU as many as it has, up to 16."),
+    typer.Option(
+        min=0, help="Processes that load images: beside a CPU 2, beside a GPU one for each processor, up to 16."
+    ),
 ]
 DEFAULT_MODEL = "swiftformer-xs-cifar10"
 MODEL_HELP = "Bundled name, hub id, timm name, folder or file."

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 
 from swiftformer.messages import one_line
-
-
-class _Movable(Protocol):
-    def to(self, device: Any, *, non_blocking: bool) -> Any: ...
-
-
-Movable = TypeVar("Movable", bound=_Movable)
 
 
 def on_cpu(name: str | torch.device | None) -> bool:
@@ -52,7 +45,7 @@ def select_device(name: str | torch.device | None) -> torch.device:
     return device
 
 
-def moved(x: Movable, device: str | torch.device) -> Movable:
+def moved(x: Any, device: str | torch.device) -> Any:
     """`x.to(device)`, which only CUDA is not waited for: elsewhere memory may be read after it was freed."""
     return x.to(device, non_blocking=torch.device(device).type == "cuda")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 
@@ -31,12 +30,18 @@ def loaders(device: str | None) -> int:
     here = processors()
     if device == "cpu" or (device is None and not may_have_gpu()):
         return min(2, here)
-    if here == os.cpu_count():  # else this process has its part already, as Slurm gives it
+    # Slurm gives each process its own part; torchrun's share one, which may be less than the machine too.
+    if here == os.cpu_count() or "TORCHELASTIC_RUN_ID" in os.environ:
         here //= int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
     return max(1, min(MOST_LOADERS, here))
 
 
 def are_forked() -> bool:
-    """Whether processes that load pictures share what is in memory; elsewhere than on Linux each has its own copy."""
+    """Whether processes that load pictures share what is in memory.
+
+    On Windows, macOS, and with Python 3.14 on Linux each has its own, and begins with the script that asked for it.
+    """
+    import multiprocessing
+
     methods = multiprocessing.get_all_start_methods()  # the system's own first
     return (multiprocessing.get_start_method(allow_none=True) or methods[0]) == "fork"

@@ -74,7 +74,9 @@ def main() -> None:
         run = open_file(Path(asked["file"]), asked["engine"], asked["precision"], asked["threads"])
         run(np.zeros((asked["batch"], 3, *asked["size"]), np.float32))
     found = {"answered": time.time(), "load_seconds": time.perf_counter() - begin}
-    print(ANSWER + json.dumps(found | {"memory_mb": peak_memory() / 2**20}))
+    if (memory := peak_memory()) is not None:
+        found["memory_mb"] = memory / 2**20
+    print(ANSWER + json.dumps(found))
 
 
 def _in_torch(asked: dict[str, Any]) -> None:
@@ -105,15 +107,15 @@ def _in_torch(asked: dict[str, Any]) -> None:
         net.eval().to(memory_format=layout)(pixels)
 
 
-def peak_memory() -> int:
-    """Bytes that this process had in memory at most; 0 on Windows, which is not asked."""
+def peak_memory() -> int | None:
+    """Bytes that this process had in memory at most; None on Windows, which is not asked."""
     try:
         # Not getrusage: Linux has it begin with what the process that started this one had.
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
     except (OSError, IndexError):
         if sys.platform == "win32":
-            return 0
+            return None
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of macOS, in bytes

@@ -29,9 +29,8 @@ def benchmark_table(result: dict[str, Any]) -> None:
                 *(f"{row[name]:.2f}" if row["calls"] >= calls else "" for name, calls in CALLS.items()),
                 f"{row['images_per_second']:.0f}",
                 *(
-                    (f"{row['load_seconds']:.1f}", f"{row['start_seconds']:.1f}", f"{row['memory_mb']:.0f}")
-                    if "memory_mb" in row
-                    else ("", "", "")
+                    f"{row[name]:.{digits}f}" if name in row else ""
+                    for name, digits in (("load_seconds", 1), ("start_seconds", 1), ("memory_mb", 0))
                 ),
                 f"{row['difference']:.0e}",
             )

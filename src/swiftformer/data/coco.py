@@ -210,10 +210,11 @@ def _pictures(
     index_of: dict[Any, tuple[int, int, int] | None] = {}
     for number, entry in enumerate(entries):
         try:
-            image, name = entry["id"], _with_slashes(entry["file_name"], folders)
+            image, name = entry["id"], entry["file_name"]
             if image in index_of:
                 raise ValueError(f"expected an id of its own, found {image} again")
             index_of[image] = None
+            name = _with_slashes(name, folders)
             path = next((os.path.join(folder, name) for folder in folders if _is_file(folder, name)), None)  # noqa: PTH118
             if path is None:
                 looked = dict.fromkeys(map(os.path.normpath, folders[:4]))

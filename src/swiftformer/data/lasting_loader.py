@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -137,7 +138,5 @@ class ShareLoader(Generic[Batch]):
 
 
 def _expected() -> str:
-    if are_forked():
-        return "expected enough memory (/dev/shm as well)"
-    # Each of the processes begins with the script that asked for it.
-    return "expected a script that does its work below `if __name__ == '__main__':`, and enough memory"
+    memory = "expected enough memory (/dev/shm as well)" if sys.platform == "linux" else "expected enough memory"
+    return memory if are_forked() else f"{memory}, and a script that does its work below `if __name__ == '__main__':`,"

@@ -162,8 +162,8 @@ def _listed(root: Path, content: dict[str, Any], file: Path) -> dict[str, list[P
         entries = content.get(split)
         of_split: list[Place] = []
         for entry in entries if isinstance(entries, list) else [entries] if entries else []:
-            entry = str(entry).replace("\\", "/")
-            paths = [base / entry, root / entry, root / entry.removeprefix("../")]
+            names = dict.fromkeys((str(entry), str(entry).replace("\\", "/")))  # which Windows writes otherwise
+            paths = [path for n in names for path in (base / n, root / n, root / n.removeprefix("../"))]
             if (place := _place(paths)) is not None:
                 of_split.append(place)
             else:

@@ -328,7 +328,8 @@ class _Run:
             save_weights(evaluated, fields, output / "last")
             if evaluated is not self.step.net:
                 save_weights(self.step.net, fields, output / "raw")
-        if (self.epoch + 1) % self.recipe.evaluate_every and self.epoch + 1 != self.recipe.epochs:
+        epochs = self.epoch + 1
+        if epochs % self.recipe.evaluate_every and epochs != self.recipe.epochs:
             return None
 
         def batches() -> Iterator[Any]:
