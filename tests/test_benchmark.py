@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+import subprocess
+import sys
 from functools import partial
 from types import SimpleNamespace
 
@@ -426,6 +428,17 @@ def test_command_line(cli, tmp_path):  # noqa: F811
     threads = torch.get_num_threads()
     code, _, err = cli("benchmark", "attention", "--tokens", "64", "--rounds", 1, "--threads", threads)
     assert code == 0, err
+
+
+def test_what_transformers_says_of_itself_is_no_result():
+    """Where its classes are registered anew, it prints that a docstring lacks something as it is imported."""
+    code = (
+        "from pathlib import Path; import swiftformer; swiftformer.register()\n"
+        "from swiftformer.benchmark.candidates import Case\n"
+        "Case('xs', 1, (32, 32), 1, 'cpu', Path()).peer('transformers')"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == ""
 
 
 def test_candidates_that_all_fail(cli, tmp_path, monkeypatch):  # noqa: F811
