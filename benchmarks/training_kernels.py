@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swiftformer import training_operators
-from swiftformer.attention import l2_normalize
+from swiftformer.l2_normalization import l2_normalize
 from swiftformer.train.memory import keep_freed_memory
 from swiftformer.training_operators import batch_norm, depth_wise, gelu, mlp, sum_with_scaled
 

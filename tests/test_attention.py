@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from conftest import relative
 from swiftformer import attention
-from swiftformer.attention import ATTENTION_MODULES, EfficientAdditiveAttention, SelfAttention, l2_normalize
+from swiftformer.attention import ATTENTION_MODULES, EfficientAdditiveAttention, SelfAttention
 from swiftformer.convolutions import in_autocast, scaled
+from swiftformer.l2_normalization import l2_normalize
 
 
 def test_another_weighting_is_refused():

@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import relative, tiny
-from swiftformer import convolutions, training_kernels, training_operators
+from swiftformer import convolutions, l2_normalization, training_kernels, training_operators
 from swiftformer import mlp as mlp_module
-from swiftformer.attention import l2_normalize
 from swiftformer.convolutions import DepthWiseConv2d, PointWiseConv2d
+from swiftformer.l2_normalization import l2_normalize
 from swiftformer.mlp import mlp
 from swiftformer.model import DropPath
 from swiftformer.training_kernels import GELU, BatchNorm2d, add_scaled
@@ -203,7 +203,7 @@ def test_l2_normalize(shape, channels, layout, scale):
 @pytest.mark.parametrize("case", ["float32", "another dimension", "nothing", "one number"])
 def test_other_l2_normalisations_are_torchs(case, monkeypatch):
     called = []
-    monkeypatch.setattr(training_operators, "_call", lambda name, *arguments: called.append(name))
+    monkeypatch.setattr(l2_normalization, "call_kernel", lambda name, *arguments: called.append(name))
     shape = {"nothing": (2, 5, 0), "one number": ()}.get(case, (2, 5, 6))
     x = torch.randn(shape).to(torch.float32 if case == "float32" else torch.bfloat16)
     dim = 1 if case == "another dimension" else -1
@@ -235,10 +235,10 @@ def test_several_gradients_of_an_l2_normalisation_at_once():
 
 @needs_kernels
 def test_l2_normalisations_refuse_what_their_kernels_would_read_beyond():
-    y, inverse = training_operators.l2_normalize(torch.randn(3, 4).bfloat16())
+    y, inverse = l2_normalization._by_kernel(torch.randn(3, 4).bfloat16())
     for gradient, factors in ((y[:2], inverse), (y, inverse[:2]), (y, inverse.double()), (y.float(), inverse)):
         with pytest.raises(ValueError, match="expected"):
-            training_operators.l2_normalize_gradient(gradient, y, factors)
+            l2_normalization._gradient_by_kernel(gradient, y, factors)
 
 
 @pytest.mark.parametrize("case", ["evaluation", "float32", "no momentum", "no weights", "small", "contiguous"])

@@ -5,69 +5,16 @@ All four take tokens `(B, N, D)` and return tokens `(B, N, D)`.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from swiftformer import training_operators
 from swiftformer.convolutions import in_autocast, is_plain_layer, scaled
-from swiftformer.derivatives import is_transformed
-from swiftformer.training_kernels import serves_l2_normalize
+from swiftformer.l2_normalization import l2_normalize
 
 GlobalQueryWeighting = Literal["uniform", "l2"]
-
-
-class _L2Normalization(torch.autograd.Function):
-    """`l2_normalize` for training: the gradient `(g - y (y . g)) / |x|` in four passes over the tokens, or in one by a
-    kernel.
-
-    `1 / |x|` is a result as well, so that the gradient can itself be differentiated.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        if serves_l2_normalize(x, dim):
-            normalized, inverse = training_operators.l2_normalize(x)
-        else:
-            exact = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else None
-            inverse = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=exact).clamp_min_(1e-12).reciprocal_()
-            normalized = torch.mul(x, inverse, out=torch.empty_like(x))
-        ctx.save_for_backward(normalized, inverse)
-        ctx.dim = dim
-        ctx.set_materialize_grads(False)
-        return normalized, inverse
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None, of_inverse: Tensor | None) -> tuple[Tensor | None, None]:
-        normalized, inverse = ctx.saved_tensors
-        of_x = None
-        if gradient is not None and not torch.is_grad_enabled() and serves_l2_normalize(gradient, ctx.dim):
-            of_x = training_operators.l2_normalize_gradient(gradient, normalized, inverse)
-        elif gradient is not None:
-            along = (gradient * normalized).sum(ctx.dim, keepdim=True)
-            of_x = torch.addcmul(gradient, normalized, along, value=-1)
-            of_x = of_x * inverse if torch.is_grad_enabled() else of_x.mul_(inverse)
-        if of_inverse is not None:
-            besides = -normalized * (of_inverse * inverse.square())
-            of_x = besides if of_x is None else of_x + besides
-        return of_x, None
-
-
-def l2_normalize(x: Tensor, dim: int) -> Tensor:
-    """Divide `x` by its L2 norm along `dim`; a zero vector stays zero.
-
-    Half precision is computed in float32, because the epsilon of 1e-12 that keeps a zero vector finite is itself
-    zero in float16.
-    """
-    # None of which takes autograd functions of our own.
-    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed(x)
-    if x.requires_grad and torch.is_grad_enabled() and not recorded:
-        return _L2Normalization.apply(x, dim)[0]
-    if x.dtype in (torch.float16, torch.bfloat16):
-        return F.normalize(x.float(), dim=dim).to(x.dtype)
-    return F.normalize(x, dim=dim)
 
 
 class EfficientAdditiveAttention(nn.Module):

@@ -47,8 +47,8 @@ KERNELS = _FOUND if _FOUND is not None and INSTRUCTIONS in _FOUND.supported() el
 FLOAT_KERNELS = _FOUND if _FOUND is not None and knows_float32() else None
 
 
-def _call(kernel: str, *arguments: Any) -> None:
-    """Tensors are given by their addresses."""
+def call_kernel(kernel: str, *arguments: Any) -> None:
+    """Call one of `KERNELS`, with tensors given by their addresses; nothing is checked."""
     values = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
     getattr(KERNELS, kernel)(*values, torch.get_num_threads(), INSTRUCTIONS)
 
@@ -75,7 +75,8 @@ def _check(*maps: Tensor, channels: tuple[Tensor, ...]) -> None:
         raise ValueError(f"expected maps (B, C, H, W) of one shape and C values, found {shapes} and {counts} values")
 
 
-def _check_types(dtype: torch.dtype, *tensors: Tensor) -> None:
+def check_types(dtype: torch.dtype, *tensors: Tensor) -> None:
+    """Raise ValueError for a tensor of another type."""
     if found := {each.dtype for each in tensors} - {dtype}:
         raise ValueError(f"expected {dtype}, found {', '.join(map(str, found))}")
 
@@ -85,7 +86,7 @@ def _check_depth_wise(x: Tensor, weight: Tensor) -> None:
         raise ValueError(f"expected weights of a 3x3 depth-wise convolution of {tuple(x.shape)}, found {weight.shape}")
     if x.dtype not in (torch.float32, torch.bfloat16) or x.numel() == 0:
         raise ValueError(f"expected values of float32 or bfloat16, found {x.numel()} of {x.dtype}")
-    _check_types(torch.float32, weight)
+    check_types(torch.float32, weight)
 
 
 def _operator(name: str, run: Callable, fake: Callable) -> Callable:
@@ -115,18 +116,18 @@ def is_run(x: Tensor) -> bool:
 
 
 def _gelu(x: Tensor) -> Tensor:
-    _check_types(torch.bfloat16, x)
+    check_types(torch.bfloat16, x)
     y = torch.empty_like(x)
-    _call("gelu", _in_layout_of(y, x), x.numel(), y)
+    call_kernel("gelu", _in_layout_of(y, x), x.numel(), y)
     return y
 
 
 def _gelu_gradient(gradient: Tensor, x: Tensor) -> Tensor:
     if gradient.shape != x.shape:
         raise ValueError(f"expected a gradient of shape {tuple(x.shape)}, found {tuple(gradient.shape)}")
-    _check_types(torch.bfloat16, gradient, x)
+    check_types(torch.bfloat16, gradient, x)
     to = torch.empty_like(x)
-    _call("gelu_gradient", _in_layout_of(to, gradient), _in_layout_of(to, x), x.numel(), to)
+    call_kernel("gelu_gradient", _in_layout_of(to, gradient), _in_layout_of(to, x), x.numel(), to)
     return to
 
 
@@ -182,20 +183,20 @@ def gelu_float32(x: Tensor) -> Tensor:
 
 def _sum_with_scaled(x: Tensor, scale: Tensor, branch: Tensor) -> Tensor:
     _check(x, branch, channels=(scale,))
-    _check_types(torch.float32, scale, *(() if x.dtype == torch.bfloat16 else (x,)))
-    _check_types(torch.bfloat16, branch)
+    check_types(torch.float32, scale, *(() if x.dtype == torch.bfloat16 else (x,)))
+    check_types(torch.bfloat16, branch)
     x, to = _rows(x), torch.empty_like(x, dtype=torch.float32, memory_format=torch.channels_last)
-    _call("add_scaled", x, x.dtype == torch.bfloat16, scale.contiguous(), _rows(branch), *_size(x), to)
+    call_kernel("add_scaled", x, x.dtype == torch.bfloat16, scale.contiguous(), _rows(branch), *_size(x), to)
     return to
 
 
 def _scaled_gradient(gradient: Tensor, scale: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
     _check(gradient, branch, channels=(scale,))
-    _check_types(torch.float32, gradient, scale)
-    _check_types(torch.bfloat16, branch)
+    check_types(torch.float32, gradient, scale)
+    check_types(torch.bfloat16, branch)
     gradient, branch, scale = _rows(gradient), _rows(branch), scale.contiguous()
     of_branch, of_scale = torch.empty_like(branch), torch.empty_like(scale)
-    _call("scaled_gradient", gradient, scale, branch, *_size(branch), of_branch, of_scale)
+    call_kernel("scaled_gradient", gradient, scale, branch, *_size(branch), of_branch, of_scale)
     return of_branch, of_scale
 
 
@@ -231,11 +232,11 @@ sum_with_scaled = _learned(
 
 def _batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     _check(x, channels=(weight, bias))
-    _check_types(torch.bfloat16, x)
-    _check_types(torch.float32, weight, bias)
+    check_types(torch.bfloat16, x)
+    check_types(torch.float32, weight, bias)
     x, weight, bias = _rows(x), weight.contiguous(), bias.contiguous()
     y, mean, inverse = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
-    _call("batch_norm", x, *_size(x), weight, bias, eps, y, mean, inverse)
+    call_kernel("batch_norm", x, *_size(x), weight, bias, eps, y, mean, inverse)
     return y, mean, inverse
 
 
@@ -243,11 +244,11 @@ def _batch_norm_gradient(
     gradient: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(gradient, x, channels=(weight, mean, inverse))
-    _check_types(torch.bfloat16, gradient, x)
-    _check_types(torch.float32, weight, mean, inverse)
+    check_types(torch.bfloat16, gradient, x)
+    check_types(torch.float32, weight, mean, inverse)
     gradient, x, weight = _rows(gradient), _rows(x), weight.contiguous()
     to, of_weight, of_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
-    _call("batch_norm_gradient", gradient, x, *_size(x), weight, mean, inverse, to, of_weight, of_bias)
+    call_kernel("batch_norm_gradient", gradient, x, *_size(x), weight, mean, inverse, to, of_weight, of_bias)
     return to, of_weight, of_bias
 
 
@@ -278,28 +279,6 @@ batch_norm = _learned(
 )
 
 
-# --- The last dimension divided by its L2 norm, of bfloat16; gives what it is multiplied by in float32 as well. Not
-# known to autograd: `attention.l2_normalize` is, for any type and dimension.
-
-
-def l2_normalize(x: Tensor) -> tuple[Tensor, Tensor]:
-    _check_types(torch.bfloat16, x)
-    x = x.contiguous()
-    y, inverse = torch.empty_like(x), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
-    _call("l2_normalize", x, inverse.numel(), x.shape[-1], y, inverse)
-    return y, inverse
-
-
-def l2_normalize_gradient(gradient: Tensor, y: Tensor, inverse: Tensor) -> Tensor:
-    _check_types(torch.bfloat16, gradient, y)
-    if gradient.shape != y.shape or inverse.shape != (*y.shape[:-1], 1) or inverse.dtype != torch.float32:
-        raise ValueError(f"expected a gradient of shape {tuple(y.shape)}, found {tuple(gradient.shape)}")
-    gradient, y = gradient.contiguous(), y.contiguous()
-    to = torch.empty_like(y)
-    _call("l2_normalize_gradient", gradient, y, inverse.contiguous(), inverse.numel(), y.shape[-1], to)
-    return to
-
-
 # --- 3x3 depth-wise convolution with zeros around it: maps of float32 or bfloat16, weights `(C, 1, 3, 3)` and biases of
 # float32; gives bfloat16
 
@@ -313,20 +292,20 @@ def _sizes(x: Tensor) -> tuple[int, int, int, int]:
 def _depth_wise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     _check(x, channels=(bias,))
     _check_depth_wise(x, weight)
-    _check_types(torch.float32, bias)
+    check_types(torch.float32, bias)
     x, y = _rows(x), torch.empty_like(x, dtype=torch.bfloat16, memory_format=torch.channels_last)
-    _call("depth_wise", x, x.dtype == torch.bfloat16, *_sizes(x), weight.contiguous(), bias.contiguous(), y)
+    call_kernel("depth_wise", x, x.dtype == torch.bfloat16, *_sizes(x), weight.contiguous(), bias.contiguous(), y)
     return y
 
 
 def _depth_wise_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     _check(gradient, x, channels=())
     _check_depth_wise(x, weight)
-    _check_types(torch.bfloat16, gradient)
+    check_types(torch.bfloat16, gradient)
     gradient, x, taps = _rows(gradient), _rows(x), weight.contiguous()
     to, of_weight, of_bias = torch.empty_like(x), torch.empty_like(taps), taps.new_empty(len(taps))
     half = x.dtype == torch.bfloat16
-    _call("depth_wise_gradient", gradient, x, half, *_sizes(x), taps, to, of_weight, of_bias)
+    call_kernel("depth_wise_gradient", gradient, x, half, *_sizes(x), taps, to, of_weight, of_bias)
     return to, _in_layout_of(weight, of_weight), of_bias
 
 
@@ -360,18 +339,18 @@ def _check_mlp(x: Tensor, expand: Tensor, expand_bias: Tensor, project: Tensor) 
     wanted = [(hidden, channels, 1, 1), (hidden,), (channels, hidden, 1, 1)]
     if shapes != wanted or hidden % 2 or channels % 2:
         raise ValueError(f"expected weights of two 1x1 convolutions with even numbers of channels, found {shapes}")
-    _check_types(torch.bfloat16, x)
-    _check_types(torch.float32, expand, expand_bias, project)
+    check_types(torch.bfloat16, x)
+    check_types(torch.float32, expand, expand_bias, project)
     _check(x, channels=(project[:, 0, 0, 0],))
 
 
 def _mlp(x: Tensor, expand: Tensor, expand_bias: Tensor, project: Tensor, project_bias: Tensor) -> Tensor:
     _check_mlp(x, expand, expand_bias, project)
-    _check_types(torch.float32, project_bias)
+    check_types(torch.float32, project_bias)
     _check(x, channels=(project_bias,))
     x, y = _rows(x), _like_rows(x)
     weights = (each.contiguous() for each in (expand, expand_bias, project, project_bias))
-    _call("mlp", x, *_size(x), len(expand), *weights, y)
+    call_kernel("mlp", x, *_size(x), len(expand), *weights, y)
     return y
 
 
@@ -380,12 +359,12 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 def _mlp_gradient(gradient: Tensor, x: Tensor, expand: Tensor, expand_bias: Tensor, project: Tensor) -> Gradients:
     _check(gradient, x, channels=())
-    _check_types(torch.bfloat16, gradient)
+    check_types(torch.bfloat16, gradient)
     _check_mlp(x, expand, expand_bias, project)
     gradient, x = _rows(gradient), _rows(x)
     weights = [each.contiguous() for each in (expand, expand_bias, project)]
     to, *of_weights, of_project_bias = _empty_gradients(gradient, x, *weights)
-    _call("mlp_gradient", gradient, x, *_size(x), len(expand), *weights, to, *of_weights, of_project_bias)
+    call_kernel("mlp_gradient", gradient, x, *_size(x), len(expand), *weights, to, *of_weights, of_project_bias)
     of_expand, of_expand_bias, of_project = map(_in_layout_of, (expand, expand_bias, project), of_weights)
     return to, of_expand, of_expand_bias, of_project, of_project_bias
 

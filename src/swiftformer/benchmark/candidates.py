@@ -206,8 +206,8 @@ def torch_call(
     def prepared(number: int) -> Tensor:
         return case.batches[number].to(device=case.device, dtype=dtype, memory_format=layout)
 
-    mode_of_grad = torch.no_grad if frozen else torch.inference_mode
-    with mode_of_grad():  # torch.compile tells tensors made elsewhere from those made here
+    without_gradients = torch.no_grad if frozen else torch.inference_mode
+    with without_gradients():  # torch.compile tells tensors made elsewhere from those made here
         timed = prepared(0)
     on_gpu = case.device.startswith("cuda")
     run: Any = net
@@ -217,7 +217,7 @@ def torch_call(
         run = torch.compile(net, mode=mode, dynamic=False)
 
     def call(number: int = 0) -> Tensor:
-        with mode_of_grad():
+        with without_gradients():
             found = run(timed if number == 0 else prepared(number))
         if on_gpu:
             torch.cuda.synchronize(case.device)
