@@ -497,7 +497,7 @@ def test_second_derivatives_and_transformations(form):
         twin = copy.deepcopy(model)
         found = penalty(model)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("swiftformer.attention.is_transformed", lambda _: True)
+            patch.setattr("swiftformer.l2_normalization.is_transformed", lambda _: True)
             patch.setattr("swiftformer.convolutions.is_transformed", lambda _: True)
             torch.testing.assert_close(found, penalty(twin), rtol=1e-6, atol=1e-9)
     model.eval()
